@@ -1,0 +1,38 @@
+"""What a run may be told, and how it is read from YAML."""
+
+from .load import load, save
+from .schema import (
+    BatchConfig,
+    Columns,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    FalseNegatives,
+    LossConfig,
+    Matryoshka,
+    MiningConfig,
+    ModelConfig,
+    Prompts,
+    Source,
+    TrackingConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "BatchConfig",
+    "Columns",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "FalseNegatives",
+    "LossConfig",
+    "Matryoshka",
+    "MiningConfig",
+    "ModelConfig",
+    "Prompts",
+    "Source",
+    "TrackingConfig",
+    "TrainConfig",
+    "load",
+    "save",
+]

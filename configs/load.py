@@ -1,0 +1,112 @@
+"""YAML plus dotted overrides -> Config, with complaints a person can act on."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import omegaconf
+import yaml
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ValidationError
+
+from tercet.errors import UserError
+from tercet.files import write_text
+
+from .schema import Config
+
+
+def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe and apply `key.sub=value` overrides (values are YAML).
+
+    `recipe` is a path, or the name of a recipe that ships with Tercet (`finetune`).
+    Raises UserError naming the file, the key, and for a misspelt key the nearest valid one.
+    """
+    path = _find(recipe)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error})") from None
+    return parse(text, str(path), overrides)
+
+
+def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
+    """The same from YAML text; `where` names it in complaints."""
+    try:
+        base = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+        raise UserError(f"{where}: not valid YAML: {_one_line(error)}") from None
+    if not OmegaConf.is_dict(base):
+        raise UserError(f"{where}: the top level must be `key: value` lines")
+    for item in overrides:
+        if "=" not in item:
+            raise UserError(f"override {item!r}: write key=value, for example train.epochs=2")
+    try:
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+        raise UserError(f"{where}: {_one_line(error)}") from None
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {'; '.join(_complaints(error))}") from None
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the resolved config: every key with the value the run used."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that ship with Tercet."""
+    folder = resources.files("tercet.configs")
+    return sorted(f.name[: -len(".yaml")] for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def _find(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    if str(recipe) in recipes():
+        return Path(str(resources.files("tercet.configs") / f"{recipe}.yaml"))
+    near = difflib.get_close_matches(str(recipe), recipes(), n=1)
+    hint = f"did you mean the recipe {near[0]!r}?" if near else f"recipes: {', '.join(recipes())}"
+    raise UserError(f"{recipe}: no such file; {hint}")
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        location = [part for part in problem["loc"] if isinstance(part, str | int)]
+        key = ".".join(str(part) for part in location)
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            names = _names(location[:-1])
+            near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(names)}"
+            yield f"unknown key {key}; {hint}"
+        elif problem["type"] == "missing":
+            yield f"{key} is missing"
+        else:
+            yield f"{key}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"[:300]
+
+
+def _names(location: Sequence[str | int]) -> list[str]:
+    """Valid keys of the section at `location`."""
+    section: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = _section_in(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_in(annotation: Any) -> Any:
+    """The section class inside `X`, `X | None` or `tuple[X, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(found for part in get_args(annotation) if (found := _section_in(part)))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

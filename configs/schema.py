@@ -1,0 +1,208 @@
+"""Every setting of a run: frozen, typed, and refused where it is made if it cannot be right.
+
+A section belongs to the stage that reads it. The YAML files beside this module show each key with
+its meaning; defaults live here and nowhere else.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Format = Literal["auto", "jsonl", "csv", "parquet", "dataset", "beir"]
+Direction = Literal[
+    "query_to_document", "document_to_query", "query_to_query", "document_to_document"
+]
+
+
+class Section(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Prompts(Section):
+    """Text put before every query and every document; null keeps what the checkpoint says."""
+
+    query: str | None = None
+    document: str | None = None
+
+
+class ModelConfig(Section):
+    """The encoder to start from."""
+
+    path: str = "embedded"  # "embedded", a folder, or a hub name
+    pooling: Literal["auto", "mean", "cls", "lasttoken", "max"] = "auto"
+    normalize: bool = True
+    max_length: Count | None = None  # tokens, special ones included; null: the checkpoint's own
+    prompts: Prompts = Prompts()
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained weights
+    trust_remote_code: bool = False
+
+
+class Columns(Section):
+    """Which column of a file plays which role; null means the file has no such column."""
+
+    query: str = "query"
+    positive: str = "positive"  # a text, or a list of texts
+    negative: str | None = None  # a text, or a list of texts
+    query_id: str | None = None
+    positive_id: str | None = None  # an id, or a list as long as the positives
+    negative_id: str | None = None
+
+
+class Source(Section):
+    """One file or folder of training pairs. Each batch is drawn from a single source."""
+
+    path: str
+    format: Format = "auto"  # auto: by the name's ending, or by what the folder holds
+    split: str = "train"  # which qrels/<split>.tsv of a BEIR folder
+    columns: Columns = Columns()
+    ignore: tuple[str, ...] = ()  # columns that may be there and are not read
+
+
+class DataConfig(Section):
+    """What to train on, and what must stay unseen."""
+
+    train: tuple[Source, ...] = ()
+    mined: str | None = None  # a mined set (Parquet) whose negatives join the rows by query id
+    positives_per_row: Count | None = None  # drawn anew each epoch; null: all of them
+    negatives_per_row: Annotated[int, Field(ge=0)] = 1  # drawn anew each epoch
+    source_alpha: Share = 0.5  # sources are drawn with probability proportional to rows ** alpha
+    held_out: tuple[str, ...] = ()  # BEIR folders whose test texts are looked for in training
+    max_overlap: Share = 0.01  # warn when more of the held-out texts than this are in training
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_source_needs_no_list(cls, value: Any) -> Any:
+        values = [value] if isinstance(value, str | Mapping) else value
+        if not isinstance(values, list | tuple):
+            return values
+        return [{"path": item} if isinstance(item, str) else item for item in values]
+
+
+class BatchConfig(Section):
+    """The global batch defines the run; how it is cut up changes only speed and memory."""
+
+    size: Count = 128  # rows over all processes
+    micro_tokens: Count | Literal["auto"] = "auto"  # padded tokens in one forward pass
+    keep_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # graphs kept, per process
+
+
+class FalseNegatives(Section):
+    """Which in-batch negatives are left out because they may well be positives."""
+
+    known: bool = True  # every positive of the query anywhere in the training data
+    margin: float | None = None  # drop scores above the positive's score plus this
+    guide: str | None = None  # a model whose opinion decides (GISTEmbed, arXiv:2402.16829)
+    guide_margin: float = 0.0  # drop if guide score > guide score of the positive minus this
+    guide_relative: bool = False  # the margin is a share of the positive's guide score
+
+
+class Matryoshka(Section):
+    """Also train the first d dimensions (arXiv:2205.13147)."""
+
+    dims: tuple[Count, ...]
+    weights: tuple[Positive, ...] | None = None  # null: 1 for each
+
+    @model_validator(mode="after")
+    def _a_weight_for_each(self) -> "Matryoshka":
+        if self.weights is not None and len(self.weights) != len(self.dims):
+            raise ValueError(f"has {len(self.weights)} weights for {len(self.dims)} dims")
+        return self
+
+
+class LossConfig(Section):
+    """InfoNCE and its options."""
+
+    temperature: Positive = 0.05  # cosine scores span 2.0, so logits span 2 / temperature
+    learn_temperature: bool = False
+    directions: tuple[Direction, ...] = ("query_to_document",)
+    partition: Literal["mean", "joint"] = "mean"  # a softmax per direction, or one over all
+    in_batch_negatives: bool = True  # false: only the row's own negatives
+    hardness: NotNegative = 0.0  # alpha of arXiv:2503.04812: adds alpha * cos to negative logits
+    false_negatives: FalseNegatives = FalseNegatives()
+    matryoshka: Matryoshka | None = None
+
+    @model_validator(mode="after")
+    def _directions_make_sense(self) -> "LossConfig":
+        if "query_to_document" not in self.directions:
+            raise ValueError("directions must include query_to_document")
+        if len(set(self.directions)) != len(self.directions):
+            raise ValueError("directions names one twice")
+        within = {"query_to_query", "document_to_document"} & set(self.directions)
+        if within and self.partition != "joint":
+            raise ValueError(f"directions {sorted(within)} hold no positive: set partition: joint")
+        if not self.in_batch_negatives and len(self.directions) > 1:
+            raise ValueError("in_batch_negatives: false allows query_to_document only")
+        return self
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    epochs: Positive = 1.0
+    steps: Count | None = None  # overrides epochs
+    learning_rate: Positive = 2e-5
+    schedule: Literal["linear", "wsd", "constant"] = "linear"
+    warmup: Share = 0.1  # share of all steps
+    decay: Share = 0.2  # wsd only: share of all steps spent coming down
+    weight_decay: NotNegative = 0.01  # biases and normalisation weights are exempt
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    max_grad_norm: Positive | None = 1.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    compile: bool = False  # torch.compile with dynamic shapes
+    dropout: Share | None = None  # null: the checkpoint's own
+    seed: int = 12
+    log_every: Count = 10
+    eval_every: Count | None = None  # null: only at the end
+    save_every: Count | None = None  # null: only at the end
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+
+
+class MiningConfig(Section):
+    """Hard negatives: how many, from which ranks, and what rules one out."""
+
+    negatives: Count = 4  # kept per query
+    depth: Count = 100  # candidates looked at per query
+    skip: Annotated[int, Field(ge=0)] = 0  # the first ranks left out
+    relative_margin: Share | None = 0.95  # keep scores below this share of the lowest positive's
+    sampling: Literal["top", "random"] = "top"
+    seed: int = 12
+
+
+class EvaluationConfig(Section):
+    """What is measured during the run and after it."""
+
+    dev: str | None = None  # a BEIR folder
+    dev_split: str = "dev"
+    metric: str = "ndcg@10"  # decides which checkpoint is best
+    batch_tokens: Count = 16_384  # padded tokens in one forward pass
+
+
+class TrackingConfig(Section):
+    """run.jsonl is always written; Weights & Biases as well if asked."""
+
+    wandb: bool = False  # offline when nobody is logged in
+    project: str = "tercet"
+    name: str | None = None
+
+
+class Config(Section):
+    """One run, whole."""
+
+    output: str
+    overwrite: bool = False
+    licence: str | None = None  # of the trained model, for its card
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    batch: BatchConfig = BatchConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    mining: MiningConfig = MiningConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,126 @@
+"""What the readers return and every later stage takes: texts with ids, and rows that point at them."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+def normalise(text: str) -> str:
+    """NFKC, case folded, white space collapsed: texts equal after this are the same document.
+
+    >>> normalise("  The  ﬁrst\\nLINE ")
+    'the first line'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def text_hash(text: str) -> str:
+    """Id of a text that was given none: 64-bit hex hash of its normalised form."""
+    return xxhash.xxh3_64_hexdigest(normalise(text))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts with stable ids; a position in these lists is the index used everywhere else."""
+
+    ids: list[str]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Position of each id."""
+        return {id_: i for i, id_ in enumerate(self.ids)}
+
+    @cached_property
+    def same(self) -> Indices:
+        """(N,) position of the first text that is equal to each one after `normalise`."""
+        first: dict[str, int] = {}
+        return np.array(
+            [first.setdefault(text_hash(text), i) for i, text in enumerate(self.texts)],
+            dtype=np.int64,
+        )
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A list of integer lists: list i is values[offsets[i]:offsets[i + 1]]."""
+
+    offsets: Indices  # (R + 1,)
+    values: Indices  # (offsets[-1],)
+
+    @classmethod
+    def of(cls, lists: Iterable[Sequence[int]]) -> "Ragged":
+        """
+        >>> Ragged.of([[3, 1], [], [2]])[0].tolist()
+        [3, 1]
+        """
+        rows = [np.asarray(row, dtype=np.int64) for row in lists]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        return cls(offsets, np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> Indices:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Rows to train on. Row r asks queries[row_query[r]].
+
+    Its positives and its own negatives are positions in `documents`. Rows of one source are
+    neighbours: source s holds rows source_offsets[s] to source_offsets[s + 1].
+    """
+
+    queries: Texts
+    documents: Texts
+    row_query: Indices  # (R,)
+    positives: Ragged  # R lists, none empty
+    negatives: Ragged  # R lists, possibly empty
+    source_offsets: Indices  # (S + 1,)
+
+    def __len__(self) -> int:
+        return len(self.row_query)
+
+    @cached_property
+    def known_positives(self) -> Ragged:
+        """For each query, every document known to answer it, in any row and under any id.
+
+        Two ids whose texts are equal after `normalise` count as one text, on both sides.
+        """
+        same_query, same_document = self.queries.same, self.documents.same
+        row_of_value = np.repeat(np.arange(len(self)), np.diff(self.positives.offsets))
+        owner = same_query[self.row_query[row_of_value]]
+        answers: dict[int, set[int]] = {}
+        for query, document in zip(owner, same_document[self.positives.values], strict=True):
+            answers.setdefault(int(query), set()).add(int(document))
+        members: dict[int, list[int]] = {}
+        for document, first in enumerate(same_document):
+            members.setdefault(int(first), []).append(document)
+        return Ragged.of(
+            sorted(d for first in answers.get(int(query), ()) for d in members[first])
+            for query in same_query
+        )
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """A BEIR folder in memory. Documents read `title + " " + text`, as BEIR encodes them."""
+
+    name: str  # folder name
+    split: str
+    documents: Texts
+    queries: Texts  # those with at least one judgement in this split
+    qrels: dict[str, dict[str, int]]  # query id -> document id -> grade (0: judged, not relevant)
