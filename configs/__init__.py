@@ -1,7 +1,7 @@
 """What a run may be told, and how it is read from YAML."""
 
-from .load import load, save
-from .schema import (
+from tercet.configs.load import load, save
+from tercet.configs.schema import (
     BatchConfig,
     Columns,
     Config,

@@ -11,10 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
+from tercet.configs.schema import Config
 from tercet.errors import UserError
 from tercet.files import write_text
-
-from .schema import Config
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -1,5 +1,5 @@
 """Rows in, batches out."""
 
-from .rows import Ragged, RetrievalTask, Texts, TrainingSet, normalise, text_hash
+from tercet.data.rows import Ragged, RetrievalTask, Texts, TrainingSet, normalise, text_hash
 
 __all__ = ["Ragged", "RetrievalTask", "Texts", "TrainingSet", "normalise", "text_hash"]

@@ -1,4 +1,4 @@
-"""What the readers return and every later stage takes: texts with ids, and rows that point at them."""
+"""What readers return and later stages take: texts with ids, and rows pointing at them."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
