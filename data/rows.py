@@ -23,7 +23,7 @@ def normalise(text: str) -> str:
 
 def text_hash(text: str) -> str:
     """Id of a text that was given none: 64-bit hex hash of its normalised form."""
-    return xxhash.xxh3_64_hexdigest(normalise(text))
+    return xxhash.xxh3_64_hexdigest(normalise(text).encode())
 
 
 @dataclass(frozen=True)
