@@ -1,0 +1,29 @@
+"""Text -> vectors."""
+
+from tercet.models.encode import encode, pad, token_batches, tokenise
+from tercet.models.load import (
+    EMBEDDED,
+    Role,
+    freeze_unused,
+    load_encoder,
+    max_length,
+    prompt_of,
+    set_dropout,
+)
+from tercet.models.store import model_fingerprint, vectors
+
+__all__ = [
+    "EMBEDDED",
+    "Role",
+    "encode",
+    "freeze_unused",
+    "load_encoder",
+    "max_length",
+    "model_fingerprint",
+    "pad",
+    "prompt_of",
+    "set_dropout",
+    "token_batches",
+    "tokenise",
+    "vectors",
+]

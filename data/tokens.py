@@ -1,0 +1,61 @@
+"""Texts tokenised once: memory-mapped ids under a fingerprint of texts, tokenizer and length."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tercet.files import cache_folder, fingerprint, whole_folder
+from tercet.progress import progress
+
+CHUNK = 8_192  # texts handed to the tokenizer at once
+Tokenise = Callable[[Sequence[str]], list[NDArray[np.int32]]]
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Token ids of a list of texts: text i is ids[offsets[i]:offsets[i + 1]]."""
+
+    ids: NDArray[np.int32]  # (sum of lengths,) memory-mapped
+    offsets: NDArray[np.int64]  # (N + 1,) memory-mapped
+
+    def __getitem__(self, text: int) -> NDArray[np.int32]:
+        return self.ids[self.offsets[text] : self.offsets[text + 1]]
+
+    def lengths(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of each text, special ones included."""
+        return self.offsets[texts + 1] - self.offsets[texts]
+
+
+def token_cache(
+    texts: Sequence[str], tokenise: Tokenise, key: str, folder: Path | None = None
+) -> TokenCache:
+    """Read the ids of `texts`, tokenising them first if no run has yet.
+
+    `tokenise` gives the final ids (prompt, special tokens, cut to length) and `key` names all
+    that shapes them besides the texts. Two processes that build the same cache at once both
+    write it whole; the last rename wins and the bytes are equal.
+    """
+    place = (folder or cache_folder() / "tokens") / fingerprint([key, *texts])
+    if not place.exists():
+        with whole_folder(place) as partial:
+            _write(partial, texts, tokenise)
+    ids = np.load(place / "ids.npy", mmap_mode="r")
+    return TokenCache(ids, np.load(place / "offsets.npy", mmap_mode="r"))
+
+
+def _write(folder: Path, texts: Sequence[str], tokenise: Tokenise) -> None:
+    parts: list[NDArray[np.int32]] = []
+    lengths = np.zeros(len(texts), dtype=np.int64)
+    with progress("tokenise", len(texts)) as advance:
+        for start in range(0, len(texts), CHUNK):
+            ids = tokenise(texts[start : start + CHUNK])
+            lengths[start : start + len(ids)] = [len(i) for i in ids]
+            parts.append(np.concatenate(ids))
+            advance(len(ids))
+    offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    np.save(folder / "ids.npy", np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32))
+    np.save(folder / "offsets.npy", offsets)

