@@ -1,0 +1,33 @@
+"""Any loss at several widths (Kusupati et al. 2022, arXiv:2205.13147)."""
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tercet.losses.infonce import InfoNCE
+
+Loss = Callable[[Tensor, Tensor], InfoNCE]
+
+
+def matryoshka(loss: Loss, dims: Sequence[int], weights: Sequence[float] | None = None) -> Loss:
+    """The weighted sum of `loss` over the first d dimensions for each d, renormalised.
+
+    What it reports beside the loss (scores, dropped pairs) is that of the widest.
+    Raises ValueError when called with vectors narrower than the largest of `dims`.
+    """
+    weight = dict(zip(dims, weights or [1.0] * len(dims), strict=True))
+
+    def nested(queries: Tensor, documents: Tensor) -> InfoNCE:
+        if max(dims) > queries.shape[1]:
+            raise ValueError(f"matryoshka dims {list(dims)} exceed the width {queries.shape[1]}")
+        parts = {d: loss(_narrow(queries, d), _narrow(documents, d)) for d in dims}
+        total = sum((weight[d] * parts[d].loss for d in parts), start=queries.new_zeros(()))
+        return parts[max(dims)]._replace(loss=total)
+
+    return nested
+
+
+def _narrow(vectors: Tensor, width: int) -> Tensor:
+    """The first `width` dimensions as unit vectors; the full width is taken as it is."""
+    return vectors if width == vectors.shape[1] else F.normalize(vectors[:, :width], dim=1)
