@@ -42,6 +42,12 @@ class Texts:
         return {id_: i for i, id_ in enumerate(self.ids)}
 
     @cached_property
+    def identical(self) -> Indices:
+        """(N,) position of the first text that is exactly equal to each one."""
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(t, i) for i, t in enumerate(self.texts)], dtype=np.int64)
+
+    @cached_property
     def same(self) -> Indices:
         """(N,) position of the first text that is equal to each one after `normalise`."""
         first: dict[str, int] = {}
@@ -74,6 +80,17 @@ class Ragged:
 
     def __getitem__(self, row: int) -> Indices:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def take(self, rows: Indices) -> tuple[Indices, Indices]:
+        """The lists of `rows` end to end: for each value its place in `rows`, and the value.
+
+        >>> [part.tolist() for part in Ragged.of([[3, 1], [], [2]]).take(np.array([2, 0]))]
+        [[0, 1, 1], [2, 3, 1]]
+        """
+        start, count = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        owner = np.repeat(np.arange(len(rows)), count)
+        within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+        return owner, self.values[start[owner] + within]
 
 
 @dataclass(frozen=True)

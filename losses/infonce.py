@@ -46,7 +46,7 @@ class InfoNCE(NamedTuple):
 
     loss: Tensor  # (): sum over this share, divided by all positives of the batch
     positive: Tensor  # (p,) cosine of each positive pair
-    hardest: Tensor  # (p,) logit of the hardest negative document, -inf if there is none
+    hardest: Tensor  # (p,) logit of the hardest negative x temperature, -inf if there is none
     dropped: Tensor  # () int64, pairs left out by score (margin or guide)
 
 
@@ -117,8 +117,9 @@ def info_nce(
         stacked = torch.stack(terms)
         log_z = stacked.logsumexp(dim=0) if joint else stacked.mean(dim=0)
         loss = (log_z - x).sum() / len(relations.positives)
-    dropped = torch.stack([s.dropped for s in sums.values()]).sum()
-    return InfoNCE(loss, cosine.detach(), sums["query_to_document"].highest.detach(), dropped)
+        hardest = (sums["query_to_document"].highest * temperature).detach()
+        dropped = torch.stack([s.dropped for s in sums.values()]).sum()
+    return InfoNCE(loss, cosine.detach(), hardest, dropped)
 
 
 def _at_least_float32(vectors: Tensor) -> Tensor:

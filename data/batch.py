@@ -1,0 +1,89 @@
+"""Batch t of a run, whole: its distinct texts and what is known of every pair among them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tercet.data.order import Order, draw
+from tercet.data.rows import Indices, Ragged, TrainingSet
+
+_POSITIVES, _NEGATIVES = 1, 2  # keys that keep the two draws of a row apart
+
+
+class Batch(NamedTuple):
+    """One global batch. Pairs are positions in `queries` and `documents`, not in the data."""
+
+    rows: Indices  # (B,) rows of the training set
+    queries: Indices  # (Q,) distinct, ascending
+    documents: Indices  # (D,) distinct, ascending
+    positives: Indices  # (P, 2)
+    negatives: Indices  # (N, 2) the rows' own negatives
+    ignored: Indices  # (I, 2) other known positives of a query among the documents
+
+
+class Batches:
+    """Batch t as a pure function of (data, order, t), the same on every process.
+
+    A text that occurs several times in a batch, under one id or many, is one entry. With
+    `known`, documents that answer a query anywhere in the data are no negatives of it.
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        order: Order,
+        *,
+        positives_per_row: int | None = None,
+        negatives_per_row: int = 1,
+        known: bool = True,
+    ) -> None:
+        self.data, self.order = data, order
+        self.positives_per_row, self.negatives_per_row = positives_per_row, negatives_per_row
+        self.known = data.known_positives if known else Ragged.of([[]] * len(data.queries))
+
+    def __call__(self, step: int) -> Batch:
+        rows, epoch = self.order.batch(step)
+        data = self.data
+        asked = data.queries.identical[data.row_query[rows]]
+        owner, positive = self._draw(
+            data.positives, rows, self.positives_per_row, _POSITIVES, epoch
+        )
+        rival, negative = self._draw(
+            data.negatives, rows, self.negatives_per_row, _NEGATIVES, epoch
+        )
+        queries, query_of_row = np.unique(asked, return_inverse=True)
+        documents, place = np.unique(np.concatenate([positive, negative]), return_inverse=True)
+        positives = np.stack([query_of_row[owner], place[: len(positive)]], axis=1)
+        negatives = np.stack([query_of_row[rival], place[len(positive) :]], axis=1)
+        return Batch(
+            rows,
+            queries,
+            documents,
+            np.unique(positives, axis=0),
+            np.unique(negatives, axis=0),
+            self._ignored(queries, documents),
+        )
+
+    def _draw(
+        self, lists: Ragged, rows: Indices, count: int | None, what: int, epoch: int
+    ) -> tuple[Indices, Indices]:
+        """At most `count` documents of each row (all if None), drawn anew each epoch."""
+        identical, seed = self.data.documents.identical, self.order.seed
+        owner, values = lists.take(rows)
+        if count is not None and len(values):
+            sizes = np.bincount(owner, minlength=len(rows))
+            starts = np.cumsum(sizes) - sizes
+            chosen = [
+                starts[i] + np.sort(draw(count, int(sizes[i]), seed, what, int(rows[i]), epoch))
+                for i in np.flatnonzero(sizes)
+            ]
+            keep = np.concatenate(chosen)
+            owner, values = owner[keep], values[keep]
+        return owner, identical[values]
+
+    def _ignored(self, queries: Indices, documents: Indices) -> Indices:
+        owner, answer = self.known.take(queries)
+        place = np.searchsorted(documents, answer)
+        place[place == len(documents)] = 0
+        there = documents[place] == answer
+        return np.stack([owner[there], place[there]], axis=1)

@@ -1,0 +1,44 @@
+"""AdamW groups, and the learning rate as a pure function of the step."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from tercet.configs import TrainConfig
+
+
+def adamw(
+    model: nn.Module, extra: Iterable[nn.Parameter], config: TrainConfig
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with weight decay on matrices only.
+
+    Biases, normalisation weights and the loss's own parameters (`extra`) are not decayed.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2] + list(extra), "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas
+    )
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """The rate of step 0, 1, ... of `steps`: warm-up from 0, then the schedule.
+
+    linear: down to 0 at the end. wsd (warm-up, stable, decay; arXiv:2404.06395): constant, then
+    linearly down to 0 over the last `decay` share. constant: constant.
+
+    >>> config = TrainConfig(learning_rate=1.0, warmup=0.2, schedule="linear")
+    >>> [round(learning_rate(step, 10, config), 3) for step in (0, 1, 2, 6, 9)]
+    [0.5, 1.0, 1.0, 0.5, 0.125]
+    """
+    warm = round(config.warmup * steps)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    down = {"linear": steps - warm, "wsd": round(config.decay * steps), "constant": 0}
+    falling = down[config.schedule]
+    left = 1.0 if falling == 0 else min(1.0, (steps - step) / falling)
+    return config.learning_rate * left

@@ -1,0 +1,112 @@
+"""What the machine can take, measured: tokens per micro-batch and tokens of kept graphs."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tercet.data.rows import Indices
+from tercet.train.plan import plan
+
+SMALLEST = {"cpu": 1_024}  # padded tokens to start from; other devices start larger
+SMALLEST_ELSEWHERE = 8_192
+LARGEST = 262_144
+PAYS = 1.03  # go on doubling while throughput grows by this factor
+
+
+def choose_micro_tokens(
+    accelerator: Accelerator,
+    model: nn.Module,
+    forward: Callable[[Indices], Tensor],
+    lengths: Indices,
+) -> int:
+    """Double the micro-batch until it stops paying; every process makes the same choice.
+
+    lengths (N,): tokens of the texts of a real batch. Gradients are left as they were: none.
+    """
+    best, best_speed = 0, 0.0
+    size = SMALLEST.get(accelerator.device.type, SMALLEST_ELSEWHERE)
+    while size <= LARGEST:
+        try:
+            speed = _speed(accelerator, model, forward, lengths, size)
+        except torch.OutOfMemoryError:
+            speed = 0.0
+        total = accelerator.reduce(torch.tensor(speed, device=accelerator.device), "sum")
+        speed = float(total)  # type: ignore[arg-type]
+        if speed < best_speed * PAYS:
+            break
+        best, best_speed = size, speed
+        size *= 2
+    model.zero_grad(set_to_none=True)
+    return best
+
+
+def _speed(
+    accelerator: Accelerator,
+    model: nn.Module,
+    forward: Callable[[Indices], Tensor],
+    lengths: Indices,
+    size: int,
+) -> float:
+    """Real tokens per second, forward and backward, of a middling micro-batch of this size."""
+    micros = plan(lengths, 1, size).ranks[0]
+    micro = micros[len(micros) // 2]
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        with accelerator.no_sync(model):
+            vectors = forward(micro)
+            vectors.sum().backward()
+        float(vectors.detach().sum())  # waits for the device
+        times.append(time.perf_counter() - start)
+    return int(lengths[micro].sum()) / min(times)
+
+
+def bytes_per_token(
+    accelerator: Accelerator,
+    model: nn.Module,
+    forward: Callable[[Indices], Tensor],
+    lengths: Indices,
+    size: int,
+) -> float:
+    """Bytes that a kept graph holds for each padded token, counted on the longest texts."""
+    micro = plan(lengths, 1, size).ranks[0][-1]
+    held: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        accelerator.no_sync(model),
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+    ):
+        vectors = forward(micro)  # holds the graph, so that no counted storage is reused
+    tokens = len(micro) * int(lengths[micro].max())
+    del vectors
+    return sum(held.values()) / tokens
+
+
+def free_bytes(accelerator: Accelerator) -> int:
+    """Memory this process may still take: of its device, or its share of the machine's."""
+    if accelerator.device.type == "cpu":
+        local = int(np.clip(accelerator.num_processes, 1, None))
+        return psutil.virtual_memory().available // local
+    return torch.accelerator.get_memory_info()[0]
+
+
+def peak_megabytes(accelerator: Accelerator) -> float:
+    """The most memory used so far: of the device, or of the process."""
+    if accelerator.device.type != "cpu":
+        return torch.accelerator.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,135 @@
+"""One training step on a global batch: plan, embed, gather, loss, backward.
+
+The gradient is that of the plain loss on the whole batch in one process, whatever the number of
+processes, the micro-batches, and how many of their graphs are kept (tests/test_step.py).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from tercet.data.rows import Indices
+from tercet.losses import InfoNCE
+from tercet.train.plan import Plan
+
+Loss = Callable[[Tensor, Tensor, slice], InfoNCE]  # queries, documents, share of the positives
+Forward = Callable[[Indices], Tensor]  # texts of a micro-batch -> vectors with gradient
+
+
+class Outcome(NamedTuple):
+    """What a step saw, equal on every process. The gradients are in the parameters."""
+
+    loss: float
+    accuracy: float  # share of positives that score above every negative document of the batch
+    positive: float  # mean cosine of the positive pairs
+    hardest: float  # mean score of the hardest negatives; NaN if there was none
+    dropped: int  # pairs left out by score
+    recomputed: float  # share of padded tokens that went through the encoder twice
+    vectors: Tensor  # (Q + D, H) embeddings of the batch, no gradient
+
+
+def batch_gradient(
+    accelerator: Accelerator,
+    model: nn.Module,
+    forward: Forward,
+    plan: Plan,
+    queries: int,
+    positives: int,
+    loss: Loss,
+    *,
+    keep_tokens: int,
+    seed: tuple[int, ...],
+    extra: tuple[nn.Parameter, ...] = (),
+) -> Outcome:
+    """Leave the gradient of `loss` over the whole batch in the parameters of `model`.
+
+    `forward` runs micro-batches of `plan` through `model` (as prepared by `accelerator`);
+    the first `queries` texts of the plan are queries. Graphs are kept for the first micro-batches
+    up to `keep_tokens` padded tokens, the others are run again in the backward pass (GradCache,
+    Gao et al. 2021, arXiv:2101.06983) under the same random numbers, which depend on `seed`, the
+    rank and the place in the plan alone. `extra` are parameters of the loss itself.
+    """
+    rank, world = accelerator.process_index, accelerator.num_processes
+    mine = plan.ranks[rank]
+    kept = int((np.cumsum([plan.cost(m) for m in mine]) <= keep_tokens).sum())
+
+    def embed(index: int) -> Tensor:
+        state = np.random.SeedSequence([*seed, rank, index]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
+        vectors = forward(mine[index])
+        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+
+    graphs: list[Tensor] = []
+    with accelerator.no_sync(model):
+        for index in range(len(mine)):
+            with torch.set_grad_enabled(index < kept):
+                graphs.append(embed(index))
+    everything = _gather(accelerator, torch.cat([g.detach() for g in graphs]), plan)
+    everything.requires_grad_()
+
+    share = slice(positives * rank // world, positives * (rank + 1) // world)
+    seen = loss(everything[:queries], everything[queries:], share)
+    seen.loss.backward()
+    gradient, sums = _sum_over_ranks(accelerator, everything, seen, extra)
+
+    # DDP and FSDP average the ranks' gradients, but ours are parts of one sum: the only place
+    # where the world size enters.
+    owned = torch.from_numpy(np.concatenate(mine)).to(gradient.device)
+    pieces = (gradient * world)[owned].split([len(m) for m in mine])
+    for index, piece in enumerate(pieces):
+        with accelerator.no_sync(model):
+            vectors = graphs[index] if index < kept else embed(index)
+        graphs[index] = piece  # frees the graph once it has been used
+        last = index == len(mine) - 1
+        with accelerator.trigger_sync_in_backward(model) if last else accelerator.no_sync(model):
+            accelerator.backward(vectors, gradient=piece.to(vectors.dtype))
+    tokens = [plan.cost(m) for m in mine]
+    return Outcome(
+        loss=float(sums[0]),
+        accuracy=float(sums[1] / positives),
+        positive=float(sums[2] / positives),
+        hardest=float(sums[3] / sums[4]) if sums[4] else float("nan"),
+        dropped=int(sums[5]),
+        recomputed=sum(tokens[kept:]) / max(1, sum(tokens)),
+        vectors=everything.detach(),
+    )
+
+
+def _gather(accelerator: Accelerator, local: Tensor, plan: Plan) -> Tensor:
+    """(texts, H) vectors of the whole batch in the plan's numbering, from each rank's own."""
+    owned = [np.concatenate(rank) for rank in plan.ranks]
+    most = max(len(texts) for texts in owned)
+    padded = local.new_zeros(most, local.shape[1])
+    padded[: len(local)] = local
+    gathered = accelerator.gather(padded).view(len(owned), most, -1)  # type: ignore[union-attr]
+    everything = local.new_empty(len(plan.lengths), local.shape[1])
+    for rank, texts in enumerate(owned):
+        everything[torch.from_numpy(texts).to(local.device)] = gathered[rank, : len(texts)]
+    return everything
+
+
+def _sum_over_ranks(
+    accelerator: Accelerator, vectors: Tensor, seen: InfoNCE, extra: tuple[nn.Parameter, ...]
+) -> tuple[Tensor, Tensor]:
+    """One collective: the gradient of all vectors, the loss's own gradients, and the report."""
+    found = seen.hardest > -torch.inf
+    report = [
+        seen.loss.detach(),
+        (seen.positive > seen.hardest).sum(),
+        seen.positive.sum(),
+        seen.hardest[found].sum(),
+        found.sum(),
+        seen.dropped,
+    ]
+    assert vectors.grad is not None  # the loss indexes them all
+    own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in extra]
+    parts = [vectors.grad, *own, torch.stack([r.to(vectors) for r in report])]
+    flat = accelerator.reduce(torch.cat([p.reshape(-1).to(vectors) for p in parts]), "sum")
+    gradient, *own, sums = flat.split([p.numel() for p in parts])  # type: ignore[union-attr]
+    for parameter, value in zip(extra, own, strict=True):
+        parameter.grad = value.view_as(parameter).to(parameter)
+    return gradient.view_as(vectors), sums
