@@ -138,7 +138,7 @@ def check_folder(
     if folder and not splits(folder.path):
         problems("missing file", f"{path}: no qrels/<split>.tsv; a BEIR folder needs one")
     for split in splits(folder.path) if folder else ():
-        qrels = read_qrels(folder, split, problems) or {}
+        qrels = (read_qrels(folder, split, problems) if folder else None) or {}
         unanswered = sum(max(grades.values()) <= 0 for grades in qrels.values())
         judged[split] = Split(sum(map(len, qrels.values())), len(qrels), unanswered)
     return FolderReport(
