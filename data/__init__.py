@@ -1,5 +1,19 @@
 """Rows in, batches out."""
 
+from tercet.data.beir import read_task, write_task
+from tercet.data.mined import with_mined
+from tercet.data.read import read_training
 from tercet.data.rows import Ragged, RetrievalTask, Texts, TrainingSet, normalise, text_hash
 
-__all__ = ["Ragged", "RetrievalTask", "Texts", "TrainingSet", "normalise", "text_hash"]
+__all__ = [
+    "Ragged",
+    "RetrievalTask",
+    "Texts",
+    "TrainingSet",
+    "normalise",
+    "read_task",
+    "read_training",
+    "text_hash",
+    "with_mined",
+    "write_task",
+]
