@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from tercet.data.rows import RetrievalTask
 from tercet.errors import UserError
@@ -19,6 +20,7 @@ from tercet.files import fingerprint, whole_file, write_json
 from tercet.mining.search import top_k
 
 MAIN_METRIC = "ndcg@10"
+UNKNOWN_LANGUAGE = ("und-Zyyy",)  # ISO's codes for it; MTEB averages a list of none to NaN
 _PACKAGES = (
     "tercet",
     "torch",
@@ -52,7 +54,7 @@ class Result:
     prompts: dict[str, str | None] = field(default_factory=dict)  # role -> text put before
     versions: dict[str, str] = field(default_factory=dict)  # package -> version
     seconds: float | None = None  # encoding and search
-    languages: tuple[str, ...] = ()  # as MTEB writes them: eng-Latn
+    languages: tuple[str, ...] = UNKNOWN_LANGUAGE  # as MTEB writes them: eng-Latn
 
 
 def evaluate_vectors(
@@ -84,7 +86,7 @@ def score_task(
     fingerprints: Mapping[str, str] | None = None,
     prompts: Mapping[str, str | None] | None = None,
     seconds: float | None = None,
-    languages: Sequence[str] = (),
+    languages: Sequence[str] = UNKNOWN_LANGUAGE,
 ) -> Result:
     """Score a run of `task` and put an interval round every mean."""
     scores = score_runs(task.qrels, run)
@@ -138,17 +140,19 @@ def read_result(path: Path) -> Result:
     """Read what `write_result` wrote. Raises UserError if the file is anything else."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-        ours = whole["tercet"]
-        means = {metric: Mean(**values) for metric, values in ours.pop("means").items()}
-        languages = tuple(ours.pop("languages"))
-        return Result(task=whole["task_name"], means=means, languages=languages, **ours)
+        return TypeAdapter(Result).validate_python({"task": whole["task_name"], **whole["tercet"]})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: not a result of `tercet evaluate` ({type(error).__name__}: {error}); "
-            "evaluate the model again"
-        ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"tercet.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+    except KeyError as error:
+        reason = f"no key {error}"
+    raise UserError(
+        f"{path}: not a result of `tercet evaluate` ({reason}); evaluate the model again"
+    )
 
 
 def comparison(a: Result, b: Result, metric: str = MAIN_METRIC) -> Delta:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tercet.configs.schema import MiningConfig
-from tercet.data.rows import Ragged, TrainingSet
+from tercet.data.rows import TrainingSet
 from tercet.errors import UserError
 from tercet.files import sha256, whole_file, write_json
 from tercet.mining.search import top_k
@@ -86,39 +86,6 @@ def mine(
         },
     )
     return counts
-
-
-def with_negatives(rows: TrainingSet, path: Path) -> TrainingSet:
-    """`rows` with the mined negatives of `path` after each row's own, none of them twice.
-
-    Raises UserError if the file is not a mined set or was mined from other documents.
-    """
-    try:
-        table = pq.read_table(path, columns=["query_id", "negative_ids"])
-    except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise UserError(f"{path}: not a mined set ({error}); run `tercet mine` again") from None
-    mined = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    index = rows.documents.index
-    lists: list[list[int]] = []
-    for row, query in enumerate(rows.row_query):
-        query_id = rows.queries.ids[query]
-        own = rows.negatives[row].tolist()
-        try:
-            found = [index[document] for document in mined.get(query_id) or ()]
-        except KeyError as error:
-            raise UserError(
-                f"{path}: query {query_id!r}: negative {error} is not among the documents; "
-                "mine again from this data"
-            ) from None
-        lists.append(list(dict.fromkeys(own + found)))
-    return TrainingSet(
-        rows.queries,
-        rows.documents,
-        rows.row_query,
-        rows.positives,
-        Ragged.of(lists),
-        rows.source_offsets,
-    )
 
 
 def _check(

@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 from tercet.configs.schema import MiningConfig
 from tercet.files import fingerprint
 
-RULES = ("known", "repeat", "window", "margin", "surplus")  # in the order they are applied
+RULES: tuple[str, ...] = (
+    "known",
+    "repeat",
+    "window",
+    "margin",
+    "surplus",
+)  # in the order they are applied
 
 
 @dataclass(frozen=True)

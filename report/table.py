@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from tercet.errors import UserError
@@ -71,13 +72,19 @@ def markdown_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str] | N
 def console_table(
     rows: Sequence[Mapping[str, str]], columns: Sequence[str] | None = None, title: str = ""
 ) -> Table:
-    """The same rows for `rich.print`."""
+    """The same rows for `rich.print`; names and headings may be folded, numbers are not."""
     columns = list(columns or _columns(rows))
     table = Table(title=title or None)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        widest = max((len(row.get(column, "")) for row in rows), default=0)
+        table.add_column(
+            escape(column),
+            justify="right" if number else "left",
+            overflow="fold",
+            min_width=widest if number else None,
+        )
     for row in rows:
-        table.add_row(*(row.get(column, "").replace("[", "\\[") for column in columns))
+        table.add_row(*(escape(row.get(column, "")) for column in columns))
     return table
 
 

@@ -9,10 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from tercet.configs.schema import MiningConfig
+from tercet.data.mined import with_mined
 from tercet.data.rows import Ragged, Texts, TrainingSet
 from tercet.errors import UserError
 from tercet.files import sha256
-from tercet.mining.mine import SCHEMA, mine, with_negatives
+from tercet.mining.mine import SCHEMA, mine
 
 DOCUMENTS = [
     "Fix a flat tyre",
@@ -62,14 +63,15 @@ def test_the_mined_set_says_what_was_kept_and_why(tmp_path: Path) -> None:
 
 def test_the_summary_beside_it_agrees(tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
-    config = MiningConfig(negatives=2, relative_margin=0.2)  # nothing of q0 but d3 is that low
+    config = MiningConfig(negatives=2, relative_margin=0.2)
+    # 0.2 * 0.8 = 0.16 leaves d3 to q0 (d2 has 0.6), 0.2 * 0.9 = 0.18 leaves d0 to q1 (d2 has 0.2)
     counts = mine(rows(), *vectors(), config, out, miner="abc", round_number=3)
     summary = json.loads((tmp_path / "mining.json").read_text())
     assert summary["counts"] == vars(counts)
     assert summary["sha256"] == sha256(out) and summary["file"] == out.name
     assert (summary["miner"], summary["round"]) == ("abc", 3)
     assert MiningConfig(**summary["settings"]) == config
-    assert counts.short == 2 and counts.without == 0 and counts.dropped["margin"] == 2 - 1 + 1 - 1
+    assert (counts.short, counts.without, counts.dropped["margin"]) == (2, 0, 2)
     assert summary["score_percentiles"]["lowest_positive"]["0"] == pytest.approx(0.8)
     assert summary["score_percentiles"]["negatives"]["100"] == pytest.approx(0.1)
 
@@ -104,27 +106,11 @@ def test_only_queries_that_a_row_asks_are_mined(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "m.parquet")["query_id"].to_pylist() == ["q1"]
 
 
-def test_rows_take_mined_negatives_after_their_own(tmp_path: Path) -> None:
+def test_rows_take_the_mined_negatives_after_their_own(tmp_path: Path) -> None:
     out = tmp_path / "m.parquet"
     mine(rows(), *vectors(), MiningConfig(negatives=2, relative_margin=0.9), out, miner="m")
-    more = with_negatives(rows(), out)
+    more = with_mined(rows(), out)
     assert [more.negatives[r].tolist() for r in range(3)] == [[2, 3], [2, 0], [2, 3]]
-    assert more.positives is not None and len(more) == 3
-
-
-def test_a_mined_set_of_other_documents_is_refused(tmp_path: Path) -> None:
-    out = tmp_path / "m.parquet"
-    mine(rows(), *vectors(), MiningConfig(relative_margin=0.9), out, miner="m")
-    other = rows()
-    renamed = Texts([f"x{i}" for i in range(len(DOCUMENTS))], DOCUMENTS)
-    other = TrainingSet(
-        other.queries, renamed, other.row_query, other.positives, other.negatives, np.array([0, 3])
-    )
-    with pytest.raises(UserError, match="query 'q0': negative 'd2' is not among the documents"):
-        with_negatives(other, out)
-    (tmp_path / "text").write_text("no parquet")
-    with pytest.raises(UserError, match="not a mined set"):
-        with_negatives(other, tmp_path / "text")
 
 
 def test_settings_that_leave_nothing_are_refused(tmp_path: Path) -> None:
