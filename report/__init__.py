@@ -1,0 +1,11 @@
+"""What a person reads: tables made from results, never typed."""
+
+from tercet.report.table import (
+    console_table,
+    delta_line,
+    fill_marked,
+    markdown_table,
+    model_table,
+)
+
+__all__ = ["console_table", "delta_line", "fill_marked", "markdown_table", "model_table"]

@@ -1,0 +1,92 @@
+"""Is the difference real? Bootstrap intervals and a paired randomisation test, over queries.
+
+Both treat the queries of a task as a sample. The test is the sign-flip one (Fisher's randomisation
+test; Smucker, Allan and Carterette 2007), which keeps its level without assuming a distribution.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tercet.errors import UserError
+
+PerQuery = Mapping[str, float]  # query id -> score of one metric
+Floats = NDArray[np.float64]
+
+DRAWS = 10_000
+SEED = 12
+_CELLS = 4_000_000  # random numbers held at once: 32 MB
+
+
+@dataclass(frozen=True)
+class Delta:
+    """How much better b is than a: the mean of b - a over the queries both were scored on."""
+
+    mean: float
+    low: float  # 95 % bootstrap interval
+    high: float
+    p: float  # two-sided paired randomisation test
+    queries: int
+
+
+def bootstrap_interval(
+    differences: Floats, *, level: float = 0.95, draws: int = DRAWS, seed: int = SEED
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `differences` (Q,), or of any scores."""
+    if len(differences) == 0:
+        raise UserError("no queries to take an interval over")
+    generator = np.random.default_rng(seed)
+    size = len(differences)
+
+    def resampled(count: int) -> Floats:
+        return differences[generator.integers(0, size, (count, size))].mean(axis=1)
+
+    tail = (1 - level) / 2
+    low, high = np.quantile(_in_chunks(resampled, draws, size), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def randomisation_test(a: Floats, b: Floats, *, draws: int = DRAWS, seed: int = SEED) -> float:
+    """Two-sided p value that a and b (Q,) of the same queries differ in mean by chance.
+
+    If the systems were alike, each query's difference could as well have the other sign. p is the
+    share of random sign patterns whose mean is as far from 0 as the one observed, the observed
+    pattern counted with them (add one), so p is never 0 and the level is kept exactly.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a {a.shape} and b {b.shape} must hold the same queries")
+    differences = (b - a)[b != a]  # a query without a difference has no sign to turn
+    observed = abs(differences.sum())
+    generator = np.random.default_rng(seed)
+
+    def flipped(count: int) -> Floats:
+        signs = generator.integers(0, 2, (count, len(differences)), dtype=np.int8)
+        return (2.0 * signs - 1.0) @ differences
+
+    totals = _in_chunks(flipped, draws, max(1, len(differences)))
+    rounding = 1e-12 * np.abs(differences).sum()  # an equal sum in another order is still equal
+    return float((1 + np.sum(np.abs(totals) >= observed - rounding)) / (draws + 1))
+
+
+def compare(a: PerQuery, b: PerQuery, *, draws: int = DRAWS, seed: int = SEED) -> Delta:
+    """b against the baseline a. Raises UserError unless both scored the same queries."""
+    different = sorted(a.keys() ^ b.keys())
+    if different:
+        raise UserError(
+            f"{len(different)} queries are scored on one side only, {different[0]!r} among them; "
+            "compare results of the same task and split"
+        )
+    left = np.array(list(a.values()), dtype=np.float64)
+    right = np.array([b[query] for query in a], dtype=np.float64)
+    low, high = bootstrap_interval(right - left, draws=draws, seed=seed)
+    p = randomisation_test(left, right, draws=draws, seed=seed)
+    return Delta(float((right - left).mean()), low, high, p, len(left))
+
+
+def _in_chunks(draw: Callable[[int], Floats], draws: int, width: int) -> Floats:
+    """`draws` numbers, made so many at a time that count x width stays within `_CELLS`."""
+    step = max(1, _CELLS // width)
+    counts = [min(step, draws - start) for start in range(0, draws, step)]
+    return np.concatenate([draw(count) for count in counts])

@@ -1,0 +1,116 @@
+"""Tables of results: one set of rows, shown as Markdown or on the console."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from tercet.errors import UserError
+from tercet.evaluation.retrieval import MAIN_METRIC, Result
+from tercet.evaluation.significance import Delta
+
+Row = dict[str, str]  # column -> what stands in it
+
+HEADINGS = {
+    "ndcg@10": "nDCG@10",
+    "mrr@10": "MRR@10",
+    "map": "MAP",
+    "recall@100": "Recall@100",
+    "precision@10": "P@10",
+}
+
+
+def model_table(results: Sequence[Result]) -> list[Row]:
+    """A row per result, in the order given; the main metric with its 95 % interval.
+
+    A task column is added when the results are of more than one task or split.
+    """
+    several = len({(result.task, result.split) for result in results}) > 1
+    return [_row(result, several) for result in results]
+
+
+def _row(result: Result, with_task: bool) -> Row:
+    row = {"Model": result.model}
+    if with_task:
+        row["Task"] = f"{result.task} ({result.split})"
+    for metric, heading in HEADINGS.items():
+        mean = result.means[metric]
+        if metric == MAIN_METRIC:
+            row[f"{heading} [95 % interval]"] = f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
+        else:
+            row[heading] = f"{mean.mean:.3f}"
+    return row
+
+
+def delta_line(base: str, new: str, delta: Delta, metric: str = MAIN_METRIC) -> str:
+    """One sentence about a difference, with all that is needed to believe it.
+
+    >>> delta_line("base", "tuned", Delta(0.0123, -0.001, 0.0256, 0.0712, 300))
+    'tuned - base: nDCG@10 +0.012 [-0.001, +0.026], p = 0.071, 300 queries'
+    """
+    p = "p < 0.001" if delta.p < 0.001 else f"p = {delta.p:.3f}"
+    return (
+        f"{new} - {base}: {HEADINGS.get(metric, metric)} {delta.mean:+.3f} "
+        f"[{delta.low:+.3f}, {delta.high:+.3f}], {p}, {delta.queries} queries"
+    )
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str] | None = None) -> str:
+    """A Markdown table; the first column stands left, the others right. A missing cell is empty.
+
+    >>> print(markdown_table([{"Model": "a|b", "MAP": "0.5"}]))
+    | Model | MAP |
+    | :-- | --: |
+    | a\\|b | 0.5 |
+    """
+    columns = list(columns or _columns(rows))
+    lines = [columns, [":--", *["--:"] * (len(columns) - 1)]]
+    lines += [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def console_table(
+    rows: Sequence[Mapping[str, str]], columns: Sequence[str] | None = None, title: str = ""
+) -> Table:
+    """The same rows for `rich.print`; names and headings may be folded, numbers are not."""
+    columns = list(columns or _columns(rows))
+    table = Table(title=title or None)
+    for number, column in enumerate(columns):
+        widest = max((len(row.get(column, "")) for row in rows), default=0)
+        table.add_column(
+            escape(column),
+            justify="right" if number else "left",
+            overflow="fold",
+            min_width=widest if number else None,
+        )
+    for row in rows:
+        table.add_row(*(escape(row.get(column, "")) for column in columns))
+    return table
+
+
+def fill_marked(text: str, name: str, table: str) -> str:
+    """`text` with what stands between `<!-- name:begin -->` and `<!-- name:end -->` replaced.
+
+    Raises UserError unless each mark is there exactly once, in this order.
+
+    >>> fill_marked("a\\n<!-- t:begin -->\\nold\\n<!-- t:end -->\\nb", "t", "new").splitlines()
+    ['a', '<!-- t:begin -->', 'new', '<!-- t:end -->', 'b']
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    for mark in (begin, end):
+        if text.count(mark) != 1:
+            raise UserError(f"mark {mark} stands {text.count(mark)} times in the text; once needed")
+    before, rest = text.split(begin)
+    if end not in rest:
+        raise UserError(f"mark {end} stands before {begin}; put it after")
+    after = rest.split(end)[1]
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Every column of any row, in the order first met."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,133 @@
+"""Results: what is written is what was measured, and reads back the same."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tercet.data.rows import RetrievalTask, Texts
+from tercet.errors import UserError
+from tercet.evaluation.retrieval import (
+    Result,
+    comparison,
+    evaluate_vectors,
+    read_result,
+    score_task,
+    task_fingerprint,
+    write_result,
+    write_run,
+)
+
+TASK = RetrievalTask(
+    "toy",
+    "test",
+    Texts(["d0", "d1", "d2"], ["zero", "one", "two"]),
+    Texts(["q0", "q1"], ["ask zero", "ask one"]),
+    {"q1": {"d1": 2, "d0": 1}, "q0": {"d0": 1}},  # not in the order of the queries
+)
+DOCUMENTS = np.eye(3, dtype=np.float32)
+# nDCG of q1, which finds grade 1 first and grade 2 second
+SECOND = (1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3))
+QUERIES = np.array([[1.0, 0.5, 0.0], [0.9, 0.5, 0.1]], dtype=np.float32)
+
+
+def result(model: str = "org/model") -> Result:
+    run = evaluate_vectors(TASK, QUERIES, DOCUMENTS)
+    return score_task(
+        TASK,
+        run,
+        model=model,
+        fingerprints={"model": "abc"},
+        prompts={"query": "query: ", "document": None},
+        seconds=1.5,
+    )
+
+
+def test_each_query_gets_its_nearest_documents() -> None:
+    run = evaluate_vectors(TASK, QUERIES, DOCUMENTS, k=2)
+    assert [list(run[q]) for q in ("q0", "q1")] == [["d0", "d1"], ["d0", "d1"]]
+    assert run["q1"] == pytest.approx({"d0": 0.9, "d1": 0.5})
+    with pytest.raises(ValueError, match="2 document vectors for 3 texts"):
+        evaluate_vectors(TASK, QUERIES, DOCUMENTS[:2])
+
+
+def test_scores_stand_under_their_own_query() -> None:
+    got = result()
+    assert got.scores["ndcg@10"]["q0"] == 1.0
+    assert got.scores["ndcg@10"]["q1"] == pytest.approx(SECOND)
+    mean = got.means["ndcg@10"]
+    assert mean.mean == pytest.approx((1 + SECOND) / 2)
+    assert mean.low <= mean.mean <= mean.high
+    assert got.counts == {
+        "queries": 2,
+        "documents": 3,
+        "judgements": 3,
+        "unanswered": 0,
+        "depth": 3,
+    }
+
+
+def test_the_file_has_the_shape_of_mteb_and_reads_back_equal(tmp_path: Path) -> None:
+    path = write_result(result(), tmp_path)
+    assert path == tmp_path / "org__model" / "toy.test.json"
+    written = json.loads(path.read_text())
+    (row,) = written["scores"]["test"]
+    assert written["task_name"] == "toy" and written["evaluation_time"] == 1.5
+    assert written["dataset_revision"] == task_fingerprint(TASK)
+    assert row["main_score"] == row["ndcg_at_10"] == result().means["ndcg@10"].mean
+    assert row["hf_subset"] == "default" and row["languages"] == ["und-Zyyy"]
+    assert {"mrr_at_10", "map", "recall_at_100", "precision_at_10"} < row.keys()
+    assert read_result(path) == result()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"task_name": "toy"}', '{"tercet": {"means": 3}}'])
+def test_another_file_is_not_a_result(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"other\.json: not a result"):
+        read_result(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_result(tmp_path / "nothing.json")
+
+
+def test_the_task_fingerprint_changes_with_any_of_its_parts() -> None:
+    parts = [
+        TASK,
+        replace(TASK, documents=Texts(["d0", "d1", "d2"], ["zero", "one", "TWO"])),
+        replace(TASK, queries=Texts(["q0", "x1"], ["ask zero", "ask one"])),
+        replace(TASK, qrels={"q1": {"d1": 1, "d0": 1}, "q0": {"d0": 1}}),
+    ]
+    assert len({task_fingerprint(part) for part in parts}) == len(parts)
+
+
+def test_comparison_is_the_second_against_the_first() -> None:
+    worse = score_task(TASK, {"q0": {"d0": 1.0}, "q1": {}}, model="worse")
+    delta = comparison(worse, result())
+    assert delta.mean == pytest.approx(SECOND / 2) and delta.queries == 2
+
+
+def test_results_of_other_tasks_splits_data_or_metrics_are_refused() -> None:
+    one = result()
+    with pytest.raises(UserError, match="task 'toy' against 'other'"):
+        comparison(one, replace(one, task="other"))
+    with pytest.raises(UserError, match="split 'test' against 'dev'"):
+        comparison(one, replace(one, split="dev"))
+    with pytest.raises(UserError, match="task contents"):
+        comparison(one, replace(one, fingerprints={"task": "x"}))
+    with pytest.raises(UserError, match="unknown metric 'bleu'; these results hold ndcg@10"):
+        comparison(one, one, "bleu")
+
+
+def test_a_trec_run_ranks_by_score_then_id_descending(tmp_path: Path) -> None:
+    write_run({"q": {"a": 0.5, "c": 0.25, "b": 0.5}}, tmp_path / "run.txt", "my model")
+    assert (tmp_path / "run.txt").read_text().splitlines() == [
+        "q Q0 b 1 0.5 my_model",
+        "q Q0 a 2 0.5 my_model",
+        "q Q0 c 3 0.25 my_model",
+    ]
+    with pytest.raises(UserError, match="id 'a b' is empty or has white space"):
+        write_run({"q": {"a b": 1.0}}, tmp_path / "bad.txt")
+    assert not (tmp_path / "bad.txt").exists()

@@ -1,0 +1,84 @@
+"""The error bars are honest: checked by simulation, with seeds."""
+
+import numpy as np
+import pytest
+
+from tercet.errors import UserError
+from tercet.evaluation.significance import Delta, bootstrap_interval, compare, randomisation_test
+
+
+def test_p_is_uniform_when_nothing_differs() -> None:
+    generator = np.random.default_rng(1)
+    simulations = 400
+    p = np.sort(
+        [
+            randomisation_test(*generator.beta(0.5, 0.5, (2, 40)), draws=400, seed=s)
+            for s in range(simulations)
+        ]
+    )
+    distance = np.abs(p - np.arange(1, simulations + 1) / simulations).max()
+    assert distance < 1.63 / np.sqrt(simulations)  # Kolmogorov-Smirnov, 1 % level
+
+
+def test_a_planted_difference_is_found() -> None:
+    generator = np.random.default_rng(2)
+    found = 0
+    for seed in range(50):
+        a = generator.uniform(size=100)
+        b = a + generator.normal(0.05, 0.1, 100)  # five standard errors
+        found += randomisation_test(a, b, draws=1000, seed=seed) < 0.05
+    assert found >= 48
+
+
+def test_the_interval_holds_the_truth_about_95_times_in_100() -> None:
+    generator = np.random.default_rng(3)
+    held = 0
+    for seed in range(400):
+        low, high = bootstrap_interval(generator.beta(2, 1, 100), draws=1000, seed=seed)
+        held += low <= 2 / 3 <= high
+    assert 0.91 <= held / 400 <= 0.98
+
+
+def test_p_of_all_sign_patterns_by_hand() -> None:
+    # 8 patterns of three equal differences; two of them are as far out as the one observed
+    p = randomisation_test(np.zeros(3), np.ones(3), draws=20_000, seed=4)
+    assert p == pytest.approx(2 / 8, abs=0.015)
+
+
+def test_equal_scores_give_p_one_and_p_is_never_zero() -> None:
+    same = np.array([0.1, 0.2])
+    assert randomisation_test(same, same) == 1.0
+    far = randomisation_test(np.zeros(200), np.ones(200), draws=999, seed=5)
+    assert far == pytest.approx(1 / 1000)
+
+
+def test_the_two_sides_and_the_same_seed_give_the_same_p() -> None:
+    a, b = np.random.default_rng(6).uniform(size=(2, 30))
+    assert randomisation_test(a, b, seed=1) == randomisation_test(b, a, seed=1)
+    assert bootstrap_interval(b - a, seed=1) == bootstrap_interval(b - a, seed=1)
+    assert bootstrap_interval(b - a, seed=1) != bootstrap_interval(b - a, seed=2)
+
+
+def test_many_queries_are_drawn_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(7).normal(size=50)
+    monkeypatch.setattr("tercet.evaluation.significance._CELLS", 120)  # two draws at a time
+    low, high = bootstrap_interval(values, draws=2001)
+    half = 1.96 * values.std() / np.sqrt(50)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.04)
+
+
+def test_compare_says_how_much_better_the_second_is_and_pairs_by_query() -> None:
+    a = {"q1": 0.0, "q2": 0.5, "q3": 0.2}
+    b = {"q3": 0.3, "q2": 0.6, "q1": 0.1}
+    delta = compare(a, b)
+    assert isinstance(delta, Delta) and delta.queries == 3
+    assert (delta.mean, delta.low, delta.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_results_over_other_queries_are_refused() -> None:
+    with pytest.raises(UserError, match="2 queries are scored on one side only, 'x'"):
+        compare({"x": 1.0}, {"y": 1.0})
+    with pytest.raises(UserError, match="no queries"):
+        compare({}, {})
+    with pytest.raises(ValueError, match="same queries"):
+        randomisation_test(np.zeros(2), np.zeros(3))
