@@ -19,6 +19,8 @@ class Batch(NamedTuple):
     positives: Indices  # (P, 2)
     negatives: Indices  # (N, 2) the rows' own negatives
     ignored: Indices  # (I, 2) other known positives of a query among the documents
+    asked: Indices  # (B,) the query of each row, repeats and all
+    shown: Indices  # the documents drawn for the rows, repeats and all
 
 
 class Batches:
@@ -39,6 +41,7 @@ class Batches:
     ) -> None:
         self.data, self.order = data, order
         self.positives_per_row, self.negatives_per_row = positives_per_row, negatives_per_row
+        self.masks = known
         self.known = data.known_positives if known else Ragged.of([[]] * len(data.queries))
 
     def __call__(self, step: int) -> Batch:
@@ -62,6 +65,8 @@ class Batches:
             np.unique(positives, axis=0),
             np.unique(negatives, axis=0),
             self._ignored(queries, documents),
+            asked,
+            np.concatenate([positive, negative]),
         )
 
     def _draw(

@@ -95,9 +95,14 @@ def pad(model: SentenceTransformer, tokens: Sequence[TokenIds], role: Role) -> F
     features: Features = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = torch.zeros_like(input_ids)
-    if any(isinstance(m, Pooling) and not m.include_prompt for m in model):
+    if pools_without_prompt(model):
         features["prompt_length"] = _prompt_tokens(model, role)
     return features
+
+
+def pools_without_prompt(model: SentenceTransformer) -> bool:
+    """Whether the prompt's tokens are left out of the pooling."""
+    return any(isinstance(m, Pooling) and not m.include_prompt for m in model)
 
 
 def refuse_nonfinite(vectors: NDArray[np.floating], name: Callable[[int], str]) -> None:

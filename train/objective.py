@@ -42,7 +42,9 @@ def objective(
     )
     one_width = partial(
         info_nce,
-        relations=Relations(*(tensor(p) for p in batch[3:])),
+        relations=Relations(
+            tensor(batch.positives), tensor(batch.negatives), tensor(batch.ignored)
+        ),
         temperature=temperature,
         directions=config.directions,
         joint=config.partition == "joint",

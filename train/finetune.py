@@ -1,0 +1,219 @@
+"""From a config to a trained checkpoint: check, load, resume, run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from tercet.configs import Config, DataConfig, ModelConfig, load, save
+from tercet.data import TrainingSet, overlap, read_task, read_training, with_mined
+from tercet.data.batch import Batches
+from tercet.data.order import Order
+from tercet.data.tokens import TokenCache, token_cache
+from tercet.errors import UserError
+from tercet.files import fingerprint, writable_folder
+from tercet.models import (
+    Role,
+    freeze_unused,
+    load_encoder,
+    max_length,
+    prompt_of,
+    set_dropout,
+    tokenise,
+    vectors,
+)
+from tercet.models.store import tokenizer_fingerprint
+from tercet.progress import say
+from tercet.train.checkpoint import load_checkpoint, newest, restore_optimizer
+from tercet.train.loop import Evaluate, Run, forward, parameter_names, plan_of, train
+from tercet.train.objective import GuideVectors
+from tercet.train.optim import adamw
+from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes
+from tercet.train.tracking import Tracker
+
+KEEP_SHARE = 0.5  # of the free memory, for kept graphs; the rest is for everything else
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves: its last checkpoint, and the best one if a dev set was watched."""
+
+    last: Path
+    best: Path
+    steps: int
+    rows: int
+
+
+def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
+    """Fine-tune `config.model` on `config.data` with InfoNCE.
+
+    Runs in one process or under `accelerate launch` or torchrun; a run that was interrupted goes
+    on from its newest sound checkpoint when called again with the same config. `evaluate` gets
+    the model and gives dev metrics; it is called on the main process only.
+    Raises UserError for anything the user can mend, before the model is loaded where possible.
+    """
+    accelerator = _accelerator(config)
+    say(
+        f"{accelerator.num_processes} process(es), {accelerator.distributed_type.value}, "
+        f"device {accelerator.device}, mixed precision {accelerator.mixed_precision}"
+    )
+    with accelerator.main_process_first():
+        _claim_output(config, accelerator.is_main_process)
+    data = read_data(config.data)
+    _warn_of_overlap(config.data, data)
+    run = _set_up(config, accelerator, data, evaluate)
+    train(run)
+    run.tracker.finish()
+    name = f"step-{run.best.get('step', run.step):08d}"
+    last = run.checkpoints / f"step-{run.step:08d}"
+    return Trained(last, run.checkpoints / name, run.step, len(data))
+
+
+def read_data(config: DataConfig) -> TrainingSet:
+    """The training rows, with the mined negatives if there are any."""
+    if not config.train:
+        raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
+    rows = read_training(config.train)
+    return rows if config.mined is None else with_mined(rows, config.mined)
+
+
+def batches_of(config: Config, data: TrainingSet) -> Batches:
+    """Every batch of the run, as a function of the step."""
+    sizes = tuple(int(n) for n in data.source_offsets[1:] - data.source_offsets[:-1])
+    order = Order(sizes, config.batch.size, config.train.seed, config.data.source_alpha)
+    return Batches(
+        data,
+        order,
+        positives_per_row=config.data.positives_per_row,
+        negatives_per_row=config.data.negatives_per_row,
+        known=config.loss.false_negatives.known,
+    )
+
+
+def tokens_of(encoder: SentenceTransformer, texts: Sequence[str], role: Role) -> TokenCache:
+    """The token cache of `texts` as this model reads them in this role."""
+    key = [tokenizer_fingerprint(encoder.tokenizer), prompt_of(encoder, role)]
+    return token_cache(
+        texts,
+        lambda chunk: tokenise(encoder, chunk, role),
+        fingerprint([*key, str(max_length(encoder))]),
+    )
+
+
+def _set_up(
+    config: Config, accelerator: Accelerator, data: TrainingSet, evaluate: Evaluate | None
+) -> Run:
+    batches = batches_of(config, data)
+    encoder = load_encoder(config.model)
+    freeze_unused(encoder)
+    if config.train.dropout is not None:
+        set_dropout(encoder, config.train.dropout)
+    resumed = newest(Path(config.output) / "checkpoints")
+    tensors, state = load_checkpoint(resumed, encoder) if resumed else ({}, {})
+    with accelerator.main_process_first():
+        tokens = (
+            tokens_of(encoder, data.queries.texts, "query"),
+            tokens_of(encoder, data.documents.texts, "document"),
+        )
+        guide = _guide(config, data)
+    learned = _log_temperature(config, accelerator)
+    if config.train.compile:
+        encoder.compile(dynamic=True)
+    optimizer = adamw(encoder, [learned] if learned is not None else [], config.train)
+    model, optimizer = accelerator.prepare(encoder, optimizer)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        encoder=encoder,
+        model=model,
+        optimizer=optimizer,
+        log_temperature=learned,
+        batches=batches,
+        tokens=tokens,
+        guide=guide,
+        tracker=Tracker(accelerator, config, state.get("step", 0)),
+        evaluate=evaluate,
+        steps=config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1,
+        micro_tokens=0,
+        keep_tokens=0,
+    )
+    if resumed is not None:
+        run.step, run.best, run.skipped = state["step"], state["best"], state["skipped"]
+        if learned is not None:
+            learned.data.copy_(tensors["log_temperature"])
+        restore_optimizer(optimizer, parameter_names(run), tensors)
+        say(f"resuming after step {run.step} of {run.steps} from {resumed}")
+    _set_sizes(run, state.get("micro_tokens"))
+    return run
+
+
+def _set_sizes(run: Run, known: int | None) -> None:
+    """Settle what is `auto`; a resumed run keeps the micro-batches it began with."""
+    asked = run.config.batch
+    batch = run.batches(run.step)
+    run.micro_tokens = asked.micro_tokens if asked.micro_tokens != "auto" else known or 1
+    run.keep_tokens = asked.keep_tokens if asked.keep_tokens != "auto" else 0
+    lengths = plan_of(run, batch).lengths
+    run.model.train()
+
+    def probe(micro):  # noqa: ANN001, ANN202
+        return forward(run, batch, micro)
+
+    if run.micro_tokens == 1:
+        run.micro_tokens = choose_micro_tokens(run.accelerator, run.model, probe, lengths)
+    if asked.keep_tokens == "auto":
+        each = bytes_per_token(run.accelerator, run.model, probe, lengths, run.micro_tokens)
+        run.keep_tokens = int(KEEP_SHARE * free_bytes(run.accelerator) / each)
+    say(f"micro-batches of {run.micro_tokens} tokens, graphs of {run.keep_tokens} tokens kept")
+
+
+def _accelerator(config: Config) -> Accelerator:
+    # One intra-op pool per process: N processes with all cores each would fight over them.
+    return Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        log_with="wandb" if config.tracking.wandb else None,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def _log_temperature(config: Config, accelerator: Accelerator) -> nn.Parameter | None:
+    if not config.loss.learn_temperature:
+        return None
+    start = torch.tensor(config.loss.temperature, device=accelerator.device)
+    return nn.Parameter(start.log())
+
+
+def _guide(config: Config, data: TrainingSet) -> GuideVectors | None:
+    path = config.loss.false_negatives.guide
+    if path is None:
+        return None
+    guide = load_encoder(ModelConfig(path=path))
+    return GuideVectors(
+        vectors(guide, data.queries.texts, "query", title="guide: queries"),
+        vectors(guide, data.documents.texts, "document", title="guide: documents"),
+    )
+
+
+def _warn_of_overlap(config: DataConfig, data: TrainingSet) -> None:
+    for folder in config.held_out:
+        found = overlap(data, read_task(folder))
+        if found.share > config.max_overlap:
+            say(f"warning: {found.summary()}; scores on it will look too good")
+
+
+def _claim_output(config: Config, writes: bool) -> None:
+    """Make the output folder ours: new, or an unfinished run of the same config."""
+    folder = writable_folder(Path(config.output))
+    theirs = folder / "config.yaml"
+    if theirs.exists() and not config.overwrite:
+        _same_or_refuse(config, theirs)
+    if writes:
+        if config.overwrite:
+            _clear(folder)
+        save(config, theirs)

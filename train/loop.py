@@ -1,0 +1,226 @@
+"""The loop: one page, top to bottom. Everything it needs arrives ready to use in a Run."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+
+from tercet.configs import Config
+from tercet.data.batch import Batch, Batches
+from tercet.data.rows import Indices
+from tercet.data.tokens import TokenCache
+from tercet.errors import UserError
+from tercet.files import write_json
+from tercet.models import max_length, pad
+from tercet.models.encode import pools_without_prompt
+from tercet.progress import progress, say
+from tercet.train.checkpoint import keep_only, optimizer_tensors, save_checkpoint
+from tercet.train.objective import GuideVectors, objective
+from tercet.train.optim import learning_rate
+from tercet.train.plan import Plan, plan
+from tercet.train.signals import effective_rank
+from tercet.train.sizing import peak_megabytes
+from tercet.train.step import Outcome, batch_gradient
+from tercet.train.tracking import Tracker
+
+Evaluate = Callable[[SentenceTransformer], dict[str, float]]
+
+
+@dataclass
+class Run:
+    """A training run, set up. `step`, `best` and the tensors inside are what a checkpoint keeps."""
+
+    config: Config
+    accelerator: Accelerator
+    encoder: SentenceTransformer  # the model itself, for saving and evaluating
+    model: nn.Module  # the same, wrapped for this launch
+    optimizer: torch.optim.Optimizer
+    log_temperature: nn.Parameter | None  # None: the temperature is fixed
+    batches: Batches
+    tokens: tuple[TokenCache, TokenCache]  # of all queries, of all documents
+    guide: GuideVectors | None
+    tracker: Tracker
+    evaluate: Evaluate | None
+    steps: int
+    micro_tokens: int
+    keep_tokens: int
+    step: int = 0  # finished steps
+    best: dict[str, Any] = field(default_factory=dict)  # step and value of the metric
+    skipped: int = 0  # steps left out because something was not finite
+
+    @property
+    def checkpoints(self) -> Path:
+        return Path(self.config.output) / "checkpoints"
+
+
+def train(run: Run) -> None:
+    """Run the steps that are left. Raises UserError if a loss or gradient is not finite."""
+    settings = run.config.train
+    with progress("train", run.steps) as advance:
+        advance(run.step)
+        while run.step < run.steps:
+            started = time.perf_counter()
+            batch = run.batches(run.step)
+            cut = plan_of(run, batch)
+            run.model.train()
+            outcome = gradient_of(run, batch, cut)
+            norm = _clip(run)
+            rate = learning_rate(run.step, run.steps, settings)
+            if not _finite(run, outcome, norm):
+                _refuse_or_skip(run, batch, outcome, norm)
+            else:
+                for group in run.optimizer.param_groups:
+                    group["lr"] = rate
+                run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+            run.step += 1
+
+            last = run.step == run.steps
+            if last or run.step == 1 or run.step % settings.log_every == 0:
+                seconds = time.perf_counter() - started
+                values = signals(run, batch, cut, outcome) | {"grad_norm": norm, "lr": rate}
+                run.tracker.log(run.step, values | {"tokens_per_second": cut.tokens / seconds})
+            improved = _evaluate(run) if last or _due(run.step, settings.eval_every) else False
+            if last or improved or _due(run.step, settings.save_every):
+                save(run)
+            advance(1, note=f"loss {outcome.loss:.4f}")
+
+
+def plan_of(run: Run, batch: Batch) -> Plan:
+    """The micro-batches of every process for this batch."""
+    queries, documents = run.tokens
+    lengths = np.concatenate([queries.lengths(batch.queries), documents.lengths(batch.documents)])
+    roles = np.repeat([0, 1], [len(batch.queries), len(batch.documents)])
+    apart = roles if pools_without_prompt(run.encoder) else None
+    return plan(lengths, run.accelerator.num_processes, run.micro_tokens, apart)
+
+
+def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
+    """Leave the gradient of the configured loss over `batch` in the parameters."""
+    learned = run.log_temperature
+    temperature = run.config.loss.temperature if learned is None else learned.exp()
+    return batch_gradient(
+        run.accelerator,
+        run.model,
+        lambda micro: forward(run, batch, micro),
+        cut,
+        len(batch.queries),
+        len(batch.positives),
+        objective(run.config.loss, batch, temperature, run.accelerator.device, run.guide),
+        keep_tokens=run.keep_tokens,
+        seed=(run.config.train.seed, run.step),
+        extra=() if learned is None else (learned,),
+    )
+
+
+def forward(run: Run, batch: Batch, micro: Indices) -> Tensor:
+    """(n, H) vectors of the texts of one micro-batch; an empty one still takes part."""
+    queries, documents = run.tokens
+    first = len(batch.queries)
+    texts = [
+        queries[batch.queries[i]] if i < first else documents[batch.documents[i - first]]
+        for i in (micro if len(micro) else [0])
+    ]
+    role = "query" if len(micro) == 0 or micro[0] < first else "document"
+    return run.model(pad(run.encoder, texts, role))["sentence_embedding"][: len(micro)]
+
+
+def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, Any]:
+    """What is logged of a step besides its speed."""
+    queries, documents = run.tokens
+    drawn = queries.lengths(batch.asked).sum() + documents.lengths(batch.shown).sum()
+    return {
+        "loss": outcome.loss,
+        "in_batch_accuracy": outcome.accuracy,
+        "positive_score": outcome.positive,
+        "hardest_negative_score": outcome.hardest,
+        "masked_known": len(batch.ignored) - len(batch.positives) if run.batches.masks else 0,
+        "masked_by_score": outcome.dropped,
+        "padded_per_real_token": cut.padded / cut.tokens,
+        "duplicate_tokens_saved": 1 - cut.tokens / int(drawn),
+        "recomputed": outcome.recomputed,
+        "truncated_texts": int((cut.lengths >= max_length(run.encoder)).sum()),
+        "effective_rank": effective_rank(outcome.vectors),
+        "temperature": float(run.log_temperature.exp())
+        if run.log_temperature is not None
+        else run.config.loss.temperature,
+        "epoch": run.step * run.config.batch.size / len(run.batches.data),
+        "skipped_steps": run.skipped,
+        "peak_megabytes": peak_megabytes(run.accelerator),
+    }
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of this step; keep it and the best one."""
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        tensors = optimizer_tensors(run.optimizer, parameter_names(run))
+        if run.log_temperature is not None:
+            tensors["log_temperature"] = run.log_temperature
+        state = {"best": run.best, "skipped": run.skipped, "micro_tokens": run.micro_tokens}
+        save_checkpoint(run.checkpoints, run.step, run.encoder, tensors, state)
+        keep_only(run.checkpoints, {run.step, run.best.get("step", run.step)})
+    run.accelerator.wait_for_everyone()
+
+
+def parameter_names(run: Run) -> dict[Tensor, str]:
+    """Name of every trained parameter, the same under any launch."""
+    names: dict[Tensor, str] = {p: n for n, p in run.encoder.named_parameters() if p.requires_grad}
+    if run.log_temperature is not None:
+        names[run.log_temperature] = "log_temperature"
+    return names
+
+
+def _clip(run: Run) -> float:
+    limit = run.config.train.max_grad_norm
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    return float(run.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+
+
+def _finite(run: Run, outcome: Outcome, norm: float) -> bool:
+    # With fp16 an overflowing gradient is expected now and then: the scaler skips that step.
+    return math.isfinite(outcome.loss) and (
+        math.isfinite(norm) or run.accelerator.scaler is not None
+    )
+
+
+def _refuse_or_skip(run: Run, batch: Batch, outcome: Outcome, norm: float) -> None:
+    data = run.batches.data
+    ids = [data.queries.ids[q] for q in data.row_query[batch.rows]]
+    path = Path(run.config.output) / f"nonfinite-step-{run.step + 1}.json"
+    if run.accelerator.is_main_process:
+        found = {"loss": repr(outcome.loss), "grad_norm": repr(norm)}
+        write_json(path, found | {"step": run.step + 1, "query_ids": ids})
+        run.tracker.log(run.step + 1, {"loss": outcome.loss, "grad_norm": norm})
+    what = f"step {run.step + 1}: loss {outcome.loss}, gradient norm {norm}; rows in {path}"
+    if run.config.train.on_nonfinite == "stop":
+        raise UserError(f"{what}; nothing was applied, the last checkpoint is sound")
+    say(f"{what}; step skipped")
+    run.skipped += 1
+
+
+def _evaluate(run: Run) -> bool:
+    """Log the dev metrics; whether this is the best step so far. On the main process only."""
+    run.accelerator.wait_for_everyone()
+    improved = False
+    if run.evaluate is not None and run.accelerator.is_main_process:
+        values = run.evaluate(run.encoder)
+        run.tracker.log(run.step, {f"dev/{name}": value for name, value in values.items()})
+        value = values[run.config.evaluation.metric]
+        improved = value > run.best.get("value", -math.inf)
+        if improved:
+            run.best = {"step": run.step, "value": value}
+    flag = torch.tensor(float(improved), device=run.accelerator.device)
+    return bool(run.accelerator.reduce(flag, "sum") > 0)  # type: ignore[operator]
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
