@@ -1,6 +1,6 @@
 """From a config to a trained checkpoint: check, load, resume, run."""
 
-import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from sentence_transformers import SentenceTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from tercet.configs import Config, DataConfig, ModelConfig, load, save
-from tercet.data import TrainingSet, overlap, read_task, read_training, with_mined
+from tercet.data import TrainingSet, read_task, read_training, with_mined
 from tercet.data.batch import Batches
+from tercet.data.check import overlap
 from tercet.data.order import Order
+from tercet.data.rows import Indices
 from tercet.data.tokens import TokenCache, token_cache
 from tercet.errors import UserError
 from tercet.files import fingerprint, writable_folder
@@ -162,7 +164,7 @@ def _set_sizes(run: Run, known: int | None) -> None:
     lengths = plan_of(run, batch).lengths
     run.model.train()
 
-    def probe(micro):  # noqa: ANN001, ANN202
+    def probe(micro: Indices) -> Tensor:
         return forward(run, batch, micro)
 
     if run.micro_tokens == 1:
@@ -174,7 +176,6 @@ def _set_sizes(run: Run, known: int | None) -> None:
 
 
 def _accelerator(config: Config) -> Accelerator:
-    # One intra-op pool per process: N processes with all cores each would fight over them.
     return Accelerator(
         mixed_precision=config.train.mixed_precision,
         log_with="wandb" if config.tracking.wandb else None,
@@ -204,7 +205,11 @@ def _warn_of_overlap(config: DataConfig, data: TrainingSet) -> None:
     for folder in config.held_out:
         found = overlap(data, read_task(folder))
         if found.share > config.max_overlap:
-            say(f"warning: {found.summary()}; scores on it will look too good")
+            say(
+                f"warning: training holds {found.queries} of {found.of_queries} queries and "
+                f"{found.documents} of {found.of_documents} answers of {found.task}: "
+                "scores on it will look too good"
+            )
 
 
 def _claim_output(config: Config, writes: bool) -> None:
@@ -217,3 +222,38 @@ def _claim_output(config: Config, writes: bool) -> None:
         if config.overwrite:
             _clear(folder)
         save(config, theirs)
+
+
+def _same_or_refuse(config: Config, theirs: Path) -> None:
+    folder = theirs.parent
+    if (folder / "model").exists():
+        raise UserError(
+            f"output: {folder} already holds a finished run; choose another or say overwrite=true"
+        )
+    changed = _differences(load(theirs), config)
+    if changed:
+        raise UserError(
+            f"output: {folder} holds an unfinished run with another config ({', '.join(changed)}); "
+            "choose another folder or say overwrite=true"
+        )
+
+
+def _differences(a: Config, b: Config) -> list[str]:
+    """Keys in which two configs differ, `overwrite` aside."""
+
+    def flat(value: object, prefix: str) -> dict[str, object]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {k: v for key in value for k, v in flat(value[key], f"{prefix}.{key}").items()}
+
+    left, right = flat(a.model_dump(mode="json"), ""), flat(b.model_dump(mode="json"), "")
+    keys = sorted(left.keys() | right.keys())
+    return [k[1:] for k in keys if left.get(k) != right.get(k) and k != ".overwrite"]
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left; anything else in the folder stays."""
+    for name in ("checkpoints", "model"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("run.jsonl", "config.yaml", "summary.json"):
+        (folder / name).unlink(missing_ok=True)

@@ -182,7 +182,8 @@ def parameter_names(run: Run) -> dict[Tensor, str]:
 def _clip(run: Run) -> float:
     limit = run.config.train.max_grad_norm
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    return float(run.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+    norm = run.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
+    return float(torch.as_tensor(norm))
 
 
 def _finite(run: Run, outcome: Outcome, norm: float) -> bool:

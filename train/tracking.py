@@ -25,7 +25,7 @@ class Tracker:
             self._start_wandb(config)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Record `values` after `step` finished steps; a number that is not finite stays visible."""
+        """Record `values` after `step` finished steps; a NaN stays visible as "nan"."""
         if self.accelerator.is_main_process:
             line = {"step": step} | {key: _plain(value) for key, value in values.items()}
             with self.path.open("a", encoding="utf-8") as file:
