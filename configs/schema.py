@@ -37,7 +37,7 @@ class ModelConfig(Section):
 
     path: str = "embedded"  # "embedded", a folder, or a hub name
     pooling: Literal["auto", "mean", "cls", "lasttoken", "max"] = "auto"
-    normalize: bool = True
+    normalize: bool | None = None  # unit vectors; null: yes, unless the model's score is dot
     max_length: Count | None = None  # tokens, special ones included; null: the checkpoint's own
     prompts: Prompts = Prompts()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained weights

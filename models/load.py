@@ -139,7 +139,10 @@ def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceT
     return model
 
 
-def _set_normalise(model: SentenceTransformer, wanted: bool) -> None:
+def _set_normalise(model: SentenceTransformer, wanted: bool | None) -> None:
+    """Make the last module agree: a model compared by cosine can give unit vectors as well."""
+    if wanted is None:
+        wanted = model.similarity_fn_name != "dot"
     last = list(model._modules)[-1]
     has = isinstance(model._modules[last], Normalize)
     if wanted and not has:

@@ -1,5 +1,198 @@
-"""Placeholder until the command line lands."""
+"""`tercet`: what users type. Each command reads its arguments, calls a stage, prints what came."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from tercet.errors import UserError
+
+# Stages import torch and transformers, which takes seconds: they are loaded inside the commands,
+# so that --help and a mistyped option answer at once.
+
+app = typer.Typer(
+    help="Train compact embedding models for retrieval, and know how good they are.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Look at training data, and build some.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+ConfigPath = Annotated[str, typer.Argument(help="A YAML file, or a recipe's name: finetune")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key.sub=value, for example train.epochs=2")
+]
 
 
 def main() -> None:
-    """Run."""
+    """Run the command line: a user's mistake is one line and exit status 2."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        app(args=arguments, prog_name="tercet", standalone_mode=False)
+    except UserError as error:
+        if debug:
+            raise
+        _complain(str(error))
+    except click.ClickException as error:
+        _complain(error.format_message())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Train compact embedding models for retrieval, and know how good they are.
+
+    Add --debug to any command to see the traceback of an error.
+    """
+    if version:
+        from tercet import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/demo"),
+    overwrite: Annotated[bool, typer.Option(help="Replace an earlier demo.")] = False,
+) -> None:
+    """Code search, end to end, on this machine's own Python: nothing is downloaded."""
+    from tercet.demo import run_demo
+
+    run_demo(out, overwrite=overwrite)
+
+
+@app.command()
+def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Fine-tune a bi-encoder. Several processes: accelerate launch -m tercet finetune ..."""
+    from tercet.configs import load
+    from tercet.progress import is_main_process
+    from tercet.stages import finetune
+
+    model = finetune(load(config, overrides or ()))
+    if is_main_process():
+        print(f"model: {model}")
+
+
+@app.command()
+def mine(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Mine hard negatives for the training rows; train on them with data.mined=FILE."""
+    from tercet.configs import load
+    from tercet.progress import is_main_process
+    from tercet.stages import mine
+
+    settings = load(config, overrides or ())
+    if not is_main_process():
+        return
+    mined = mine(settings)
+    counts = mined.counts
+    dropped = ", ".join(f"{n:,} {rule}" for rule, n in counts.dropped.items())
+    print(f"{counts.kept:,} negatives for {counts.queries:,} queries ({counts.without:,} got none)")
+    print(f"dropped: {dropped}")
+    print(f"mined: {mined.path}  (train on it with data.mined={mined.path})")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, a hub name, or 'embedded'.")],
+    data: Annotated[list[Path], typer.Option(help="A BEIR folder; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv.")] = "test",
+    against: Annotated[
+        list[str] | None, typer.Option(help="A model to compare with; may be repeated.")
+    ] = None,
+) -> None:
+    """Retrieval quality with 95 % intervals, beside BM25 and any other model."""
+    from tercet.report import console_table, model_table
+    from tercet.stages import delta_lines, evaluate, name_of
+
+    results = evaluate(model, data, out, split=split, against=against or ())
+    _show(console_table(model_table(results)))
+    for line in delta_lines(results, name_of(model)):
+        print(line)
+    print(f"results: {out}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run's folder, or a model folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    results: Annotated[
+        list[Path] | None, typer.Option(help="Results to put on the card; may be repeated.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+) -> None:
+    """A folder that SentenceTransformer(path) loads, proven equal to the checkpoint."""
+    from tercet.stages import export
+
+    difference = export(model, out, results=results or (), overwrite=overwrite)
+    print(f"model: {out}  (vectors differ from the checkpoint's by at most {difference:.1e})")
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A file of pairs, a BEIR folder, or a config.")],
+    overrides: Overrides = None,
+    model: Annotated[str, typer.Option(help="Whose tokenizer counts tokens.")] = "embedded",
+) -> None:
+    """Rows, empty, duplicate, too long, dangling, and what the test set shares with training."""
+    from tercet.data.tables import render
+    from tercet.stages import check_data
+
+    report = check_data(path, overrides or (), model)
+    _show(render(report))
+    if report.problems:
+        sys.exit(2)
+
+
+@data_app.command("code")
+def data_code(
+    packages: Annotated[list[str], typer.Argument(help="Packages, folders, or 'stdlib'.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    test: Annotated[list[str] | None, typer.Option(help="Package held out for test.")] = None,
+    dev: Annotated[list[str] | None, typer.Option(help="Package held out for dev.")] = None,
+    limit_train: Annotated[int | None, typer.Option(min=1)] = None,
+    limit_test: Annotated[int | None, typer.Option(min=1)] = None,
+    limit_dev: Annotated[int | None, typer.Option(min=1)] = None,
+    seed: int = 12,
+) -> None:
+    """Docstring -> code pairs out of Python packages, split so that no package is in two parts."""
+    from tercet.data.code import code_task
+
+    counts = code_task(
+        packages,
+        test or (),
+        dev or (),
+        out,
+        limit_train=limit_train,
+        limit_test=limit_test,
+        limit_dev=limit_dev,
+        seed=seed,
+    )
+    print(", ".join(f"{part} {counts.kept(part):,} pairs" for part in ("train", "dev", "test")))
+    print(f"data: {out}  (test: {out}, dev: {out / 'dev'}, train: {out / 'train.jsonl'})")
+
+
+def _show(renderable: object) -> None:
+    Console().print(renderable)
+
+
+def _complain(message: str) -> None:
+    from tercet.progress import is_main_process
+
+    if is_main_process():
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,9 @@ class Trained:
     last: Path
     best: Path
     steps: int
-    rows: int
+    metric: float | None  # the best dev score
+    data: TrainingSet
+    encoder: SentenceTransformer  # with the last weights
 
 
 def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
@@ -74,7 +76,8 @@ def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
     run.tracker.finish()
     name = f"step-{run.best.get('step', run.step):08d}"
     last = run.checkpoints / f"step-{run.step:08d}"
-    return Trained(last, run.checkpoints / name, run.step, len(data))
+    best = run.checkpoints / name
+    return Trained(last, best, run.step, run.best.get("value"), data, run.encoder)
 
 
 def read_data(config: DataConfig) -> TrainingSet:

@@ -1,0 +1,115 @@
+"""The model card: written from the run's own files, so that no number in it was typed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from tercet.configs import Config
+
+TEMPLATE = """\
+---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, retrieval, tercet]
+{%- if config.licence %}
+license: {{ config.licence }}
+{%- endif %}
+---
+
+# {{ name }}
+
+A bi-encoder for retrieval, fine-tuned from `{{ base }}` with [Tercet](https://pypi.org/project/tercet).
+
+## Use
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{{ name }}")
+queries = model.encode_query(["..."])
+documents = model.encode_document(["..."])
+scores = model.similarity(queries, documents)
+```
+
+Vectors have {{ facts["dimensions"] }} dimensions; texts are cut at {{ facts["max_length"] }} tokens.
+Prompts: query `{{ facts["query_prompt"] }}`, document `{{ facts["document_prompt"] }}` (applied by
+`encode_query` and `encode_document`).
+
+## Results
+{% if table %}
+{{ table }}
+{% for line in lines %}
+- {{ line }}
+{%- endfor %}
+{% else %}
+None were measured for this run.
+{% endif %}
+## Training data
+
+| | |
+| :-- | --: |
+{%- for key, value in data.items() %}
+| {{ key }} | {{ value }} |
+{%- endfor %}
+
+## How it was made
+
+`tercet finetune` with the config below, {{ facts["steps"] }} steps.
+Versions: {{ versions }}.
+
+```yaml
+{{ settings }}```
+
+## Intended use and limits
+
+Made to rank texts of the kind it was trained on (see the data above). It was not tested on other
+languages or domains than those under Results, and like every retriever it ranks what is similar,
+which is not always what is true.
+"""
+
+
+def model_card(
+    config: Config,
+    *,
+    name: str,
+    base: str,
+    data: Mapping[str, object],
+    facts: Mapping[str, object],
+    versions: Mapping[str, str],
+    table: str = "",
+    lines: Sequence[str] = (),
+) -> str:
+    """Markdown for the model folder's README.md.
+
+    data: what it was trained on (counts, fingerprint). facts: dimensions, max_length, prompts,
+    steps. table and lines: results as `report.table` renders them. Paths of the machine it was
+    trained on are cut to their last part.
+    """
+    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
+        TEMPLATE
+    )
+    settings = yaml.safe_dump(_without_paths(config.model_dump(mode="json")), sort_keys=False)
+    return template.render(
+        config=config,
+        name=name,
+        base=base,
+        data=data,
+        facts=facts,
+        versions=", ".join(f"{k} {v}" for k, v in versions.items()),
+        table=table,
+        lines=list(lines),
+        settings=settings,
+    )
+
+
+def _without_paths(value: object) -> object:
+    """Absolute paths say where somebody worked, not what was done."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
+    return value

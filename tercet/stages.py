@@ -1,0 +1,265 @@
+"""The stages as functions of a config or of paths: what the command line and Python both call.
+
+Each reads files, writes files and returns what it found. Stages never import one another below
+this module; here they are put together.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+
+from tercet.configs import Config, ModelConfig, load, save
+from tercet.data import RetrievalTask, TrainingSet, read_task, read_training
+from tercet.errors import UserError
+from tercet.evaluation import (
+    Result,
+    bm25_run,
+    comparison,
+    evaluate_vectors,
+    installed_versions,
+    read_result,
+    score_runs,
+    score_task,
+    write_result,
+    write_run,
+)
+from tercet.evaluation.bm25 import NAME as BM25
+from tercet.export import export_model, model_card
+from tercet.files import fingerprint, writable_folder, write_json
+from tercet.mining import MinedCounts
+from tercet.mining import mine as mine_rows
+from tercet.models import (
+    EMBEDDED,
+    encode,
+    load_encoder,
+    max_length,
+    model_fingerprint,
+    prompt_of,
+    vectors,
+)
+from tercet.progress import is_main_process
+from tercet.report import delta_line, markdown_table, model_table
+from tercet.train import Evaluate, Trained
+from tercet.train import finetune as train_model
+
+MINED = "mined.parquet"
+PROOF_TEXTS = 64  # training texts on which an export is compared with its checkpoint
+
+
+@dataclass(frozen=True)
+class Mined:
+    """A finished mining stage: the file to name as data.mined, and what became of candidates."""
+
+    path: Path
+    counts: MinedCounts
+
+
+def finetune(config: Config) -> Path:
+    """Train, then export the best model (the last, without a dev set) to `<output>/model`.
+
+    Works under `accelerate launch`; returns the model folder on every process.
+    """
+    trained = train_model(config, evaluate=_dev_evaluator(config))
+    run = Path(config.output)
+    if is_main_process():
+        write_json(run / "summary.json", _summary(trained))
+        export_run(run, run / "model")
+    return run / "model"
+
+
+def mine(config: Config) -> Mined:
+    """Mine hard negatives for `config.data.train` with `config.model`.
+
+    Writes `<output>/mined.parquet`, `mining.json` and the resolved config as `mine.yaml`.
+    """
+    folder = writable_folder(Path(config.output))
+    path = folder / MINED
+    if path.exists() and not config.overwrite:
+        raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
+    if not config.data.train:
+        raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
+    rows = read_training(config.data.train)
+    model = load_encoder(config.model)
+    queries = vectors(model, rows.queries.texts, "query", title="encode queries")
+    documents = vectors(model, rows.documents.texts, "document", title="encode documents")
+    save(config, folder / "mine.yaml")
+    counts = mine_rows(
+        rows, queries, documents, config.mining, path, miner=model_fingerprint(model)
+    )
+    return Mined(path, counts)
+
+
+def evaluate(
+    model: str,
+    folders: Sequence[str | Path],
+    out: Path,
+    *,
+    split: str = "test",
+    against: Sequence[str] = (),
+) -> list[Result]:
+    """Score `model`, every model of `against` and BM25 on BEIR folders.
+
+    Each result is written below `out` as JSON with a TREC run file beside it. Returned by task,
+    in the order `against`, BM25, `model`.
+    """
+    tasks = [read_task(folder, split) for folder in folders]
+    writable_folder(out)
+    encoders = [(name_of(path), load_encoder(ModelConfig(path=path))) for path in (*against, model)]
+    results = []
+    for task in tasks:
+        found = [evaluate_model(encoder, name, task, out) for name, encoder in encoders]
+        results += [*found[:-1], evaluate_bm25(task, out), found[-1]]
+    return results
+
+
+def evaluate_model(
+    encoder: SentenceTransformer, name: str, task: RetrievalTask, out: Path
+) -> Result:
+    """Score one loaded model on one task and write the result."""
+    start = time.perf_counter()
+    title = f"{name} on {task.name}"
+    queries = vectors(encoder, task.queries.texts, "query", title=f"{title}: queries")
+    documents = vectors(encoder, task.documents.texts, "document", title=f"{title}: documents")
+    run = evaluate_vectors(task, queries, documents)
+    result = score_task(
+        task,
+        run,
+        model=name,
+        fingerprints={"model": model_fingerprint(encoder)},
+        prompts={role: prompt_of(encoder, role) for role in ("query", "document")},
+        seconds=time.perf_counter() - start,
+    )
+    write_run(run, write_result(result, out).with_suffix(".run"), name)
+    return result
+
+
+def evaluate_bm25(task: RetrievalTask, out: Path) -> Result:
+    """The lexical baseline's row."""
+    start = time.perf_counter()
+    run = bm25_run(task)
+    result = score_task(task, run, model=BM25, seconds=time.perf_counter() - start)
+    write_run(run, write_result(result, out).with_suffix(".run"), BM25)
+    return result
+
+
+def delta_lines(results: Sequence[Result], model: str) -> list[str]:
+    """How `model` differs from every other one on each task, with intervals."""
+    lines = []
+    for mine in (r for r in results if r.model == model):
+        for other in results:
+            if other.model != model and (other.task, other.split) == (mine.task, mine.split):
+                where = f"{mine.task}: " if len({r.task for r in results}) > 1 else ""
+                lines.append(where + delta_line(other.model, model, comparison(other, mine)))
+    return lines
+
+
+def export_run(
+    run: Path, out: Path, *, results: Sequence[Result] = (), overwrite: bool = False
+) -> float:
+    """Export a finished run's best model with a card made of the run's own files.
+
+    Returns the largest difference between its vectors and the checkpoint's.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{run}: holds no finished run (no readable summary.json)") from None
+    config = load(run / "config.yaml")
+    name = run.resolve().name
+    card = model_card(
+        config,
+        name=name,
+        base=name_of(config.model.path),
+        data=summary["data"],
+        facts=summary["facts"],
+        versions=installed_versions(),
+        table=markdown_table(model_table(results)) if results else "",
+        lines=delta_lines(results, results[-1].model) if results else (),
+    )
+    checkpoint = run / "checkpoints" / summary["checkpoint"] / "model"
+    return export_model(
+        checkpoint, out, card=card, texts=summary["proof_texts"], overwrite=overwrite
+    )
+
+
+def export(
+    model: str, out: Path, *, results: Sequence[Path] = (), overwrite: bool = False
+) -> float:
+    """Export a run's folder, or any model folder (its own README is kept as the card).
+
+    results: files or folders written by `evaluate`, for the card of a run.
+    """
+    run = Path(model)
+    if (run / "summary.json").exists():
+        return export_run(run, out, results=_read_results(results), overwrite=overwrite)
+    card = run / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else f"# {name_of(model)}\n"
+    return export_model(model, out, card=text, overwrite=overwrite)
+
+
+def name_of(path: str) -> str:
+    """What a model is called in tables: its folder, and for `<run>/model` the run."""
+    if path == EMBEDDED:
+        return "all-MiniLM-L6-v2"
+    folder = Path(path).resolve() if Path(path).exists() else Path(path)
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
+def _read_results(paths: Sequence[Path]) -> list[Result]:
+    files = [f for p in paths for f in (sorted(p.rglob("*.json")) if p.is_dir() else [p])]
+    return [read_result(file) for file in files]
+
+
+def _dev_evaluator(config: Config) -> Evaluate | None:
+    """The in-run evaluation: exact retrieval over the dev folder with the current weights."""
+    settings = config.evaluation
+    if settings.dev is None:
+        return None
+    task = read_task(settings.dev, settings.dev_split)
+
+    def scores(encoder: SentenceTransformer) -> dict[str, float]:
+        queries = encode(encoder, task.queries.texts, "query", title="dev queries")
+        documents = encode(encoder, task.documents.texts, "document", title="dev documents")
+        per_query = score_runs(task.qrels, evaluate_vectors(task, queries, documents))
+        return {metric: float(values.mean()) for metric, values in per_query.items()}
+
+    return scores
+
+
+def _summary(trained: Trained) -> dict[str, Any]:
+    """What a finished run says of itself; the card is made from it."""
+    data, encoder = trained.data, trained.encoder
+    step = max(1, len(data.documents) * 2 // PROOF_TEXTS)
+    return {
+        "checkpoint": trained.best.name,
+        "steps": trained.steps,
+        "dev": trained.metric,
+        "data": {
+            "rows": len(data),
+            "distinct queries": len(data.queries),
+            "distinct documents": len(data.documents),
+            "hard negatives": len(data.negatives.values),
+            "fingerprint": _data_fingerprint(data),
+        },
+        "facts": {
+            "steps": trained.steps,
+            "dimensions": encoder.get_embedding_dimension(),
+            "max_length": max_length(encoder),
+            "query_prompt": prompt_of(encoder, "query"),
+            "document_prompt": prompt_of(encoder, "document"),
+        },
+        "proof_texts": [*data.queries.texts[::step], *data.documents.texts[::step]],
+        "versions": installed_versions(),
+    }
+
+
+def _data_fingerprint(data: TrainingSet) -> str:
+    numbers = (data.row_query, data.positives.values, data.negatives.values)
+    return fingerprint(
+        [*data.queries.texts, *data.documents.texts, *(n.tobytes() for n in numbers)]
+    )
