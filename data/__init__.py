@@ -1,6 +1,8 @@
 """Rows in, batches out."""
 
 from tercet.data.beir import read_task, write_task
+from tercet.data.check import check_folder, check_sources, overlap
+from tercet.data.code import code_task
 from tercet.data.mined import with_mined
 from tercet.data.read import read_training
 from tercet.data.rows import Ragged, RetrievalTask, Texts, TrainingSet, normalise, text_hash
@@ -10,7 +12,11 @@ __all__ = [
     "RetrievalTask",
     "Texts",
     "TrainingSet",
+    "check_folder",
+    "check_sources",
+    "code_task",
     "normalise",
+    "overlap",
     "read_task",
     "read_training",
     "text_hash",

@@ -55,7 +55,7 @@ class CodeCounts:
 
     def as_json(self) -> dict[str, object]:
         """Plain values for code.json (`asdict` cannot copy a Counter)."""
-        parts = {
+        parts: dict[str, object] = {
             part: {package: vars(count) for package, count in getattr(self, part).items()}
             for part in ("train", "dev", "test")
         }

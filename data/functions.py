@@ -24,7 +24,7 @@ SECTION = re.compile(
 )
 SIGNATURE = re.compile(
     r"[\w.]+\s*\(.*\)\s*(->.*)?$"  # "svd(input, some=True) -> Tensor"
-    r"|[*`]*\w+[*`]*\s*(\([^)]*\)+\s*)?:\s"  # "hidden (`torch.Tensor` of shape (n,)): the states"
+    r"|[*`]*\w+[*`]*\s*(\([^:]*\)\s*)?:\s"  # "hidden (`torch.Tensor` of shape (n,)): the states"
 )
 LETTERS = re.compile(r"[^\W\d_]{2,}")
 

@@ -74,7 +74,7 @@ def split_units(files: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
 
 def _units(files: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
     """Files by the dotted prefix they share, no folder of more than a tenth of them."""
-    units, depth, pending = dict[str, list[SourceFile]](), 1, list(files)
+    units, depth, pending = dict[str, list[SourceFile]](), 0, list(files)
     while pending:
         depth += 1
         groups = defaultdict[str, list[SourceFile]](list)
@@ -82,7 +82,8 @@ def _units(files: Sequence[SourceFile]) -> dict[str, list[SourceFile]]:
             groups[".".join(file.module.split(".")[:depth])].append(file)
         pending = []
         for prefix, members in groups.items():
-            if len(members) > max(1, LARGEST_UNIT * len(files)):
+            divisible = any(file.module.count(".") >= depth for file in members)
+            if divisible and len(members) > max(1, LARGEST_UNIT * len(files)):
                 pending.extend(members)
             else:
                 units[prefix] = members

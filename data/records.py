@@ -9,7 +9,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tercet.data.complain import Complain, refuse
-from tercet.progress import progress
+from tercet.progress import Advance, progress
 
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
@@ -30,6 +30,7 @@ ENDINGS = {
     ".parquet": "parquet",
 }
 LARGE = 64 << 20  # bytes; smaller files are read before a progress bar is of use
+MANY = 100_000  # rows; likewise
 BATCH = 1024  # rows of a table made into Python objects at once
 csv.field_size_limit(2**31 - 1)  # a document may be longer than the default of 131,072 characters
 
@@ -100,12 +101,12 @@ def text_lines(path: Path, complain: Complain = refuse) -> Iterator[tuple[int, s
     """Numbered lines of a UTF-8 text file, unzipped if its name ends in .gz; line ends are kept."""
     try:
         size = path.stat().st_size
-        bar = progress(f"read {path.name} (MB)", size >> 20) if size > LARGE else None
-        with path.open("rb") as raw, bar or nullcontext() as advance:
+        bar = _bar(f"read {path.name} (MB)", size >> 20, LARGE >> 20)
+        with path.open("rb") as raw, bar as advance:
             told = 0
             unzipped = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
             for number, line in enumerate(unzipped, 1):
-                if advance and number % 4096 == 0:
+                if number % 4096 == 0:
                     advance((raw.tell() >> 20) - told)
                     told = raw.tell() >> 20
                 try:
@@ -120,6 +121,11 @@ def text_lines(path: Path, complain: Complain = refuse) -> Iterator[tuple[int, s
                 yield number, text
     except (OSError, EOFError, zlib.error) as error:
         complain("unreadable file", f"{path}: cannot be read ({_one_line(error)}); copy it again")
+
+
+def _bar(title: str, total: int, least: int) -> AbstractContextManager[Advance]:
+    """Progress over what takes more than a few seconds, silence over the rest."""
+    return progress(title, total) if total > least else nullcontext(lambda done=1, note="": None)
 
 
 def _json_rows(path: Path, complain: Complain) -> Rows:
@@ -193,10 +199,12 @@ def _parquet_rows(path: Path, skip: Collection[str], complain: Complain) -> Rows
     try:
         with pq.ParquetFile(path) as file:
             columns = [name for name in file.schema_arrow.names if name not in skip]
-            for batch in file.iter_batches(BATCH, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+            with _bar(f"read {path.name}", file.metadata.num_rows, MANY) as advance:
+                for batch in file.iter_batches(BATCH, columns=columns):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+                    advance(len(batch))
     except (OSError, ValueError, pa.ArrowException) as error:
         complain(
             "unreadable file",
@@ -221,11 +229,14 @@ def _dataset_rows(path: Path, split: str, skip: Collection[str], complain: Compl
             table = table[split]
         table = table.with_format(None)
         table = table.remove_columns([name for name in table.column_names if name in skip])
-        for batch in table.iter(BATCH):
-            columns: dict[str, list[Any]] = dict(batch)
-            for values in zip(*columns.values(), strict=True):
-                number += 1
-                yield number, dict(zip(columns, values, strict=True))
+        with _bar(f"read {path.name}", len(table), MANY) as advance:
+            for batch in table.iter(BATCH):
+                columns: dict[str, list[Any]] = dict(batch)
+                start = number
+                for values in zip(*columns.values(), strict=True):
+                    number += 1
+                    yield number, dict(zip(columns, values, strict=True))
+                advance(number - start)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         complain(
             "unreadable file",
