@@ -130,10 +130,15 @@ def installed_versions() -> dict[str, str]:
 
 
 def write_result(result: Result, folder: Path) -> Path:
-    """Write `folder/MODEL/TASK.SPLIT.json` (slashes in names become __) and return its path."""
-    path = folder / _safe(result.model) / f"{_safe(result.task)}.{_safe(result.split)}.json"
+    """Write the result to its `result_path` and return that."""
+    path = result_path(result, folder)
     write_json(path, _to_json(result))
     return path
+
+
+def result_path(result: Result, folder: Path) -> Path:
+    """`folder/MODEL/TASK.SPLIT.json`, slashes in names become __."""
+    return folder / _safe(result.model) / f"{_safe(result.task)}.{_safe(result.split)}.json"
 
 
 def read_result(path: Path) -> Result:
@@ -185,6 +190,20 @@ def write_run(run: Run, path: Path, name: str = "tercet") -> None:
                 for id_ in (query, document):
                     _refuse_space(id_)
                 file.write(f"{query} Q0 {document} {rank} {float(score)!r} {tag}\n")
+
+
+def read_run(path: Path) -> Run:
+    """Read a TREC run file: query -> document -> score, in the file's order."""
+    run: Run = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            query, _, document, _, score, _ = line.split()
+            run.setdefault(query, {})[document] = float(score)
+        except ValueError:
+            raise UserError(
+                f"{path}, line {number}: not `query Q0 document rank score name`"
+            ) from None
+    return run
 
 
 def _to_json(result: Result) -> dict[str, Any]:

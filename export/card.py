@@ -20,7 +20,7 @@ license: {{ config.licence }}
 
 # {{ name }}
 
-A bi-encoder for retrieval, fine-tuned from `{{ base }}` with [Tercet](https://pypi.org/project/tercet).
+A bi-encoder for retrieval, fine-tuned from `{{ base }}` with Tercet.
 
 ## Use
 
@@ -34,8 +34,8 @@ scores = model.similarity(queries, documents)
 ```
 
 Vectors have {{ facts["dimensions"] }} dimensions; texts are cut at {{ facts["max_length"] }} tokens.
-Prompts: query `{{ facts["query_prompt"] }}`, document `{{ facts["document_prompt"] }}` (applied by
-`encode_query` and `encode_document`).
+Prompts, applied by `encode_query` and `encode_document`: query `{{ facts["query_prompt"] }}`,
+document `{{ facts["document_prompt"] }}`.
 
 ## Results
 {% if table %}
@@ -91,7 +91,7 @@ def model_card(
         TEMPLATE
     )
     settings = yaml.safe_dump(_without_paths(config.model_dump(mode="json")), sort_keys=False)
-    return template.render(
+    return strict.from_string(TEMPLATE).render(
         config=config,
         name=name,
         base=base,

@@ -13,8 +13,9 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import Config, ModelConfig, load, save
+from tercet.configs import Config, ModelConfig, Source, load, save
 from tercet.data import RetrievalTask, TrainingSet, read_task, read_training
+from tercet.data.check import FolderReport, Report, check_folder, check_sources
 from tercet.errors import UserError
 from tercet.evaluation import (
     Result,
@@ -92,6 +93,25 @@ def mine(config: Config) -> Mined:
         rows, queries, documents, config.mining, path, miner=model_fingerprint(model)
     )
     return Mined(path, counts)
+
+
+def check_data(
+    path: str, overrides: Sequence[str] = (), model: str = EMBEDDED
+) -> Report | FolderReport:
+    """Diagnose a BEIR folder, a file of pairs, or everything a config trains on.
+
+    Mistakes are gathered in the report's `problems` instead of raised. Token lengths are those
+    of `model`'s tokenizer and maximum length, or of the config's model.
+    """
+    if path.endswith((".yaml", ".yml")):
+        config = load(path, overrides)
+        held_out = [read_task(folder) for folder in config.data.held_out]
+        encoder = load_encoder(config.model)
+        return check_sources(config.data.train, encoder.tokenizer, max_length(encoder), held_out)
+    encoder = load_encoder(ModelConfig(path=model))
+    if (Path(path) / "qrels").is_dir():
+        return check_folder(path, encoder.tokenizer, max_length(encoder))
+    return check_sources([Source(path=path)], encoder.tokenizer, max_length(encoder))
 
 
 def evaluate(
@@ -221,10 +241,11 @@ def _dev_evaluator(config: Config) -> Evaluate | None:
     if settings.dev is None:
         return None
     task = read_task(settings.dev, settings.dev_split)
+    how = {"batch_tokens": settings.batch_tokens}
 
     def scores(encoder: SentenceTransformer) -> dict[str, float]:
-        queries = encode(encoder, task.queries.texts, "query", title="dev queries")
-        documents = encode(encoder, task.documents.texts, "document", title="dev documents")
+        queries = encode(encoder, task.queries.texts, "query", **how, title="dev queries")
+        documents = encode(encoder, task.documents.texts, "document", **how, title="dev documents")
         per_query = score_runs(task.qrels, evaluate_vectors(task, queries, documents))
         return {metric: float(values.mean()) for metric, values in per_query.items()}
 

@@ -1,0 +1,73 @@
+"""Recipes are complete and commented; a wrong key or value is one line that says what to do."""
+
+import re
+from importlib import resources
+
+import pytest
+import yaml
+
+from tercet.configs import Config, load, save
+from tercet.configs.load import parse, recipes
+from tercet.errors import UserError
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_loads_and_explains_each_key(name: str) -> None:
+    load(name)
+    text = (resources.files("tercet.configs") / f"{name}.yaml").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if re.match(r"\s*\w+:\s*[^\s#]", line):  # a key with a value, not a section
+            assert "#" in line, f"{name}.yaml: no comment in {line!r}"
+
+
+def test_finetune_yaml_shows_every_key_with_its_default() -> None:
+    text = (resources.files("tercet.configs") / "finetune.yaml").read_text(encoding="utf-8")
+    shown = yaml.safe_load(text)
+    config = Config(output="x", data={"train": "pairs.jsonl"})  # type: ignore[arg-type]
+    defaults = config.model_dump(mode="json")
+    assert flat_keys(shown) == flat_keys(defaults)
+    assert load("finetune") == config.model_copy(update={"output": "runs/finetune"})
+
+
+def flat_keys(value: object, prefix: str = "") -> set[str]:
+    if not isinstance(value, dict) or prefix == ".data.train":
+        return {prefix}
+    return {k for name, v in value.items() for k in flat_keys(v, f"{prefix}.{name}")}
+
+
+def test_the_resolved_config_reads_back_equal(tmp_path) -> None:
+    config = load("finetune", ["train.epochs=0.5", "loss.matryoshka={dims: [4, 2]}"])
+    save(config, tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "complaint"),
+    [
+        ("output: x\nbatch: {sise: 3}", [], "unknown key batch.sise; did you mean 'size'"),
+        ("output: x", ["model.prompts.qery=a"], "model.prompts.qery; did you mean 'query'"),
+        ("output: x\nloss: {temperature: -1}", [], "loss.temperature: .* greater than 0, got -1"),
+        ("output: x\nbatch: {size: 0}", [], "batch.size: .* greater than or equal to 1, got 0"),
+        ("batch: {size: 1}", [], "output is missing"),
+        ("output: x", ["train.epochs"], "write key=value"),
+        ("a: [", [], "not valid YAML"),
+        ("- 1", [], "top level must be"),
+        ("output: x", ["loss.directions=[document_to_query]"], "must include query_to_document"),
+        (
+            "output: x",
+            ["loss.directions=[query_to_document,query_to_query]"],
+            "set partition: joint",
+        ),
+        ("output: x", ["loss.matryoshka={dims: [4], weights: [1, 2]}"], "2 weights for 1 dims"),
+        ("output: x", ["data.train=[{pth: a}]"], "data.train.0.path is missing"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(text: str, overrides: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as error:
+        parse(text, "a.yaml", overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean the recipe 'finetune'"):
+        load("fintune")
