@@ -34,7 +34,7 @@ scores = model.similarity(queries, documents)
 ```
 
 Vectors have {{ facts["dimensions"] }} dimensions; texts are cut at {{ facts["max_length"] }} tokens.
-Prompts, applied by `encode_query` and `encode_document`: query `{{ facts["query_prompt"] }}`,
+Prompts (`encode_query` and `encode_document` apply them): query `{{ facts["query_prompt"] }}`,
 document `{{ facts["document_prompt"] }}`.
 
 ## Results
@@ -87,9 +87,7 @@ def model_card(
     steps. table and lines: results as `report.table` renders them. Paths of the machine it was
     trained on are cut to their last part.
     """
-    template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(
-        TEMPLATE
-    )
+    strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     settings = yaml.safe_dump(_without_paths(config.model_dump(mode="json")), sort_keys=False)
     return strict.from_string(TEMPLATE).render(
         config=config,
