@@ -33,7 +33,8 @@ documents = model.encode_document(["..."])
 scores = model.similarity(queries, documents)
 ```
 
-Vectors have {{ facts["dimensions"] }} dimensions; texts are cut at {{ facts["max_length"] }} tokens.
+Vectors have {{ facts["dimensions"] }} dimensions, texts are cut at
+{{ facts["max_length"] }} tokens.
 Prompts (`encode_query` and `encode_document` apply them): query `{{ facts["query_prompt"] }}`,
 document `{{ facts["document_prompt"] }}`.
 
