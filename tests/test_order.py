@@ -21,9 +21,10 @@ def test_the_permutation_is_a_bijection(size: int, seed: int, epoch: int) -> Non
 @given(st.integers(0, 2**63), st.integers(0, 2**63))
 @settings(max_examples=60, deadline=None)
 def test_another_seed_is_another_shuffle(one: int, other: int) -> None:
-    same = permute(np.arange(1000), 1000, one).tolist() == permute(
-        np.arange(1000), 1000, other
-    ).tolist()
+    same = (
+        permute(np.arange(1000), 1000, one).tolist()
+        == permute(np.arange(1000), 1000, other).tolist()
+    )
     assert same == (one == other)
 
 
@@ -38,9 +39,9 @@ def test_zeros_at_the_end_of_a_key_count() -> None:
 
 
 def test_the_shuffle_looks_uniform() -> None:
-    """Where position 0 of 8 goes over 8,000 epochs: chi-square, 7 degrees of freedom."""
-    counts = np.bincount([permute(np.array([0]), 8, 1, epoch)[0] for epoch in range(8000)])
-    assert ((counts - 1000) ** 2 / 1000).sum() < 24.3  # p = 0.001
+    """Where position 0 of 8 goes over 2,000 epochs: chi-square, 7 degrees of freedom."""
+    counts = np.bincount([permute(np.array([0]), 8, 1, epoch)[0] for epoch in range(2000)])
+    assert ((counts - 250) ** 2 / 250).sum() < 24.3  # p = 0.001
 
 
 def test_positions_outside_are_refused() -> None:
@@ -57,8 +58,8 @@ def test_lots_depend_on_row_place_and_key_alone() -> None:
     assert not set(drawn.tolist()) & set(lots(rows, places, 1, 3).tolist())
 
 
-@given(st.integers(1, 300), st.integers(1, 50), st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 99), st.integers(1, 50), st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
 def test_every_row_comes_once_per_epoch(rows: int, batch_size: int, seed: int) -> None:
     order = Order((rows,), batch_size, seed)
     for epoch in range(2):
