@@ -13,6 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]  # NumPy takes no negative ones
 Format = Literal["auto", "jsonl", "csv", "parquet", "dataset", "beir"]
 Direction = Literal[
     "query_to_document", "document_to_query", "query_to_query", "document_to_document"
@@ -157,7 +158,7 @@ class TrainConfig(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     compile: bool = False  # torch.compile with dynamic shapes
     dropout: Share | None = None  # null: the checkpoint's own
-    seed: int = 12
+    seed: Seed = 12
     log_every: Count = 10
     eval_every: Count | None = None  # null: only at the end
     save_every: Count | None = None  # null: only at the end
@@ -172,7 +173,7 @@ class MiningConfig(Section):
     skip: Annotated[int, Field(ge=0)] = 0  # the first ranks left out
     relative_margin: Share | None = 0.95  # keep scores below this share of the lowest positive's
     sampling: Literal["top", "random"] = "top"
-    seed: int = 12
+    seed: Seed = 12
 
 
 class EvaluationConfig(Section):

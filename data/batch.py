@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tercet.data.order import Order, draw
+from tercet.data.order import Order, lots
 from tercet.data.rows import Indices, Ragged, TrainingSet
 
 _POSITIVES, _NEGATIVES = 1, 2  # keys that keep the two draws of a row apart
@@ -73,18 +73,15 @@ class Batches:
         self, lists: Ragged, rows: Indices, count: int | None, what: int, epoch: int
     ) -> tuple[Indices, Indices]:
         """At most `count` documents of each row (all if None), drawn anew each epoch."""
-        identical, seed = self.data.documents.identical, self.order.seed
         owner, values = lists.take(rows)
-        if count is not None and len(values):
-            sizes = np.bincount(owner, minlength=len(rows))
-            starts = np.cumsum(sizes) - sizes
-            chosen = [
-                starts[i] + np.sort(draw(count, int(sizes[i]), seed, what, int(rows[i]), epoch))
-                for i in np.flatnonzero(sizes)
-            ]
-            keep = np.concatenate(chosen)
-            owner, values = owner[keep], values[keep]
-        return owner, identical[values]
+        if count is not None:
+            first = np.searchsorted(owner, owner)  # where the list that a value belongs to starts
+            place = np.arange(len(owner)) - first
+            luck = lots(rows[owner], place, self.order.seed, what, epoch)
+            rank = np.empty_like(place)
+            rank[np.lexsort((luck, owner))] = place  # sorting by luck moves values within lists
+            owner, values = owner[rank < count], values[rank < count]
+        return owner, self.data.documents.identical[values]
 
     def _ignored(self, queries: Indices, documents: Indices) -> Indices:
         owner, answer = self.known.take(queries)

@@ -4,6 +4,7 @@ An epoch's shuffle is a keyed permutation that can be asked for any position, so
 1,000,000 costs nothing and 100 million rows need no array of positions.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,9 +36,11 @@ def permute(positions: Indices, size: int, *key: int) -> Indices:
     return value.astype(np.int64)
 
 
-def draw(count: int, size: int, *key: int) -> Indices:
-    """`count` distinct positions of [0, size) (all of them if there are fewer), keyed."""
-    return permute(np.arange(min(count, size)), size, *key)
+def lots(rows: Indices, places: Indices, *key: int) -> NDArray[np.uint64]:
+    """A random number for each (row, place), keyed: the lowest of a row win a draw."""
+    row_key, place_key = _round_keys(key)[:2]
+    mixed = _mix(rows.astype(np.uint64) ^ row_key)
+    return _mix(mixed + (places.astype(np.uint64) ^ place_key))
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,12 @@ def _shares(sizes: tuple[int, ...], alpha: float) -> tuple[int, ...]:
     if len(sizes) > BLOCK:
         raise ValueError(f"at most {BLOCK} sources, got {len(sizes)}")
     weights = np.array(sizes, dtype=np.float64) ** alpha
-    exact = 1 + weights / weights.sum() * (BLOCK - len(sizes))
-    shares = np.floor(exact).astype(int)
-    shares[np.argsort(shares - exact, kind="stable")[: BLOCK - shares.sum()]] += 1
+    exact = weights / weights.sum() * BLOCK
+    shares = np.maximum(1, np.floor(exact)).astype(int)
+    while shares.sum() < BLOCK:
+        shares[np.argmax(exact - shares)] += 1
+    while shares.sum() > BLOCK:  # the single steps of tiny sources are taken from the others
+        shares[np.argmax(np.where(shares > 1, shares / exact, 0.0))] -= 1
     return tuple(int(share) for share in shares)
 
 
@@ -108,9 +114,9 @@ def _feistel(value: NDArray[np.uint64], half: int, key: tuple[int, ...]) -> NDAr
 
 @lru_cache(maxsize=1024)
 def _round_keys(key: tuple[int, ...]) -> tuple[np.uint64, ...]:
-    words = [part & 0xFFFFFFFF for part in key]  # SeedSequence takes no negative numbers
-    state = np.random.SeedSequence(words).generate_state(ROUNDS, np.uint64)
-    return tuple(np.uint64(word) for word in state)
+    """Eight 64-bit words that differ for any two keys, however large or long."""
+    digest = hashlib.blake2b(repr([int(part) for part in key]).encode(), digest_size=8 * ROUNDS)
+    return tuple(np.frombuffer(digest.digest(), dtype="<u8").astype(np.uint64))
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -9,6 +9,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from tercet.files import fingerprint
+
 Indices = NDArray[np.int64]
 
 
@@ -110,6 +112,18 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.row_query)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every text and row: what the batches of a run are a function of."""
+        ragged = (self.positives, self.negatives)
+        arrays = [
+            self.row_query,
+            self.source_offsets,
+            *(a for r in ragged for a in vars(r).values()),
+        ]
+        texts = [*self.queries.texts, *self.documents.texts]
+        return fingerprint([*texts, *(array.tobytes() for array in arrays)])
 
     @cached_property
     def known_positives(self) -> Ragged:

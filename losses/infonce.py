@@ -46,7 +46,7 @@ class InfoNCE(NamedTuple):
 
     loss: Tensor  # (): sum over this share, divided by all positives of the batch
     positive: Tensor  # (p,) cosine of each positive pair
-    hardest: Tensor  # (p,) logit of the hardest negative x temperature, -inf if there is none
+    hardest: Tensor  # (p,) cosine of the hardest negative document, -inf if there is none
     dropped: Tensor  # () int64, pairs left out by score (margin or guide)
 
 
@@ -117,7 +117,8 @@ def info_nce(
         stacked = torch.stack(terms)
         log_z = stacked.logsumexp(dim=0) if joint else stacked.mean(dim=0)
         loss = (log_z - x).sum() / len(relations.positives)
-        hardest = (sums["query_to_document"].highest * temperature).detach()
+        slope = 1 / temperature + hardness  # of a negative's logit in its cosine
+        hardest = (sums["query_to_document"].highest / slope).detach()
         dropped = torch.stack([s.dropped for s in sums.values()]).sum()
     return InfoNCE(loss, cosine.detach(), hardest, dropped)
 

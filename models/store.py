@@ -15,6 +15,7 @@ from tercet.models.encode import BATCH_TOKENS, encode
 from tercet.models.load import Role, max_length, prompt_of
 
 FORMAT = 1
+UNTOLD = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a model's config
 SHARD = 8_192  # texts per file: what a killed run can lose
 
 
@@ -61,6 +62,10 @@ def model_fingerprint(model: SentenceTransformer) -> str:
         data = flat.view(torch.uint8).numpy().tobytes()  # bytes, since numpy has no bfloat16
         parts += [name, str(tensor.dtype), str(tuple(tensor.shape)), data]
     for module in model:
+        body = getattr(module, "auto_model", None)
+        if body is not None:  # heads and the like change the vectors and leave no mark on weights
+            settings = {k: v for k, v in body.config.to_dict().items() if k not in UNTOLD}
+            parts.append(json.dumps(settings, sort_keys=True, default=str))
         describe = getattr(module, "get_config_dict", dict)
         parts.append(type(module).__name__ + json.dumps(describe(), sort_keys=True, default=str))
     return fingerprint([*parts, tokenizer_fingerprint(model.tokenizer), str(max_length(model))])

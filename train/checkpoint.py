@@ -68,20 +68,26 @@ def verify(checkpoint: Path) -> str | None:
 
 
 def load_checkpoint(
-    checkpoint: Path, encoder: SentenceTransformer
+    checkpoint: Path, encoder: SentenceTransformer, trust_remote_code: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Put the weights into `encoder`; return the other tensors and the state."""
-    saved = SentenceTransformer(str(checkpoint / "model"), device="cpu")
+    saved = SentenceTransformer(
+        str(checkpoint / "model"), device="cpu", trust_remote_code=trust_remote_code
+    )
     encoder.load_state_dict(saved.state_dict())
     tensors = load_file(checkpoint / TENSORS)
     return tensors, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
-def keep_only(folder: Path, kept: set[int]) -> None:
-    """Delete the checkpoints of all other steps."""
-    for checkpoint in folder.glob("step-*"):
-        if int(checkpoint.name.removeprefix("step-")) not in kept:
-            shutil.rmtree(checkpoint)
+def drop_old(folder: Path, best: int) -> None:
+    """Keep the checkpoint of step `best` and the two newest: the older one if the newest breaks.
+
+    What a killed process left half written goes too.
+    """
+    older = sorted(folder.glob("step-*"))[:-2]
+    unfinished = [*folder.glob(".step-*.partial"), *folder.glob(".step-*.old")]
+    for path in [*(p for p in older if p.name != f"step-{best:08d}"), *unfinished]:
+        shutil.rmtree(path)
 
 
 def optimizer_tensors(
@@ -99,13 +105,19 @@ def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]
 ) -> None:
     """The reverse of `optimizer_tensors`. Raises UserError if a parameter's state is missing."""
+    saved: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, slash, field = key.rpartition("/")
+        if slash:
+            saved.setdefault(name, {})[field] = value
+    if not saved:
+        return  # every step before the checkpoint was skipped
     for parameter, name in names.items():
-        fields = {k.rsplit("/", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{name}/")}
-        if not fields:
+        if name not in saved:
             raise UserError(f"the checkpoint holds no optimizer state for {name}; start afresh")
         optimizer.state[parameter] = {
             field: value.clone() if field == "step" else value.to(parameter.device)
-            for field, value in fields.items()
+            for field, value in saved[name].items()
         }
 
 

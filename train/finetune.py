@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -120,7 +121,10 @@ def _set_up(
     if config.train.dropout is not None:
         set_dropout(encoder, config.train.dropout)
     resumed = newest(Path(config.output) / "checkpoints")
-    tensors, state = load_checkpoint(resumed, encoder) if resumed else ({}, {})
+    tensors, state = {}, {}
+    if resumed is not None:
+        tensors, state = load_checkpoint(resumed, encoder, config.model.trust_remote_code)
+        _same_data_or_refuse(config, state, data)
     with accelerator.main_process_first():
         tokens = (
             tokens_of(encoder, data.queries.texts, "query"),
@@ -174,7 +178,9 @@ def _set_sizes(run: Run, known: int | None) -> None:
         run.micro_tokens = choose_micro_tokens(run.accelerator, run.model, probe, lengths)
     if asked.keep_tokens == "auto":
         each = bytes_per_token(run.accelerator, run.model, probe, lengths, run.micro_tokens)
-        run.keep_tokens = int(KEEP_SHARE * free_bytes(run.accelerator) / each)
+        room = torch.tensor(free_bytes(run.accelerator) / each, device=run.accelerator.device)
+        least = run.accelerator.gather(room).min()  # type: ignore[union-attr]
+        run.keep_tokens = int(KEEP_SHARE * float(least))
     say(f"micro-batches of {run.micro_tokens} tokens, graphs of {run.keep_tokens} tokens kept")
 
 
@@ -241,6 +247,14 @@ def _same_or_refuse(config: Config, theirs: Path) -> None:
         )
 
 
+def _same_data_or_refuse(config: Config, state: dict[str, Any], data: TrainingSet) -> None:
+    if state["data"] != data.fingerprint:
+        raise UserError(
+            f"output: {config.output} holds an unfinished run on other rows (data.train or "
+            "data.mined has changed since); choose another folder or say overwrite=true"
+        )
+
+
 def _differences(a: Config, b: Config) -> list[str]:
     """Keys in which two configs differ, `overwrite` aside."""
 
@@ -258,5 +272,7 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run left; anything else in the folder stays."""
     for name in ("checkpoints", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob("nonfinite-step-*.json"):
+        path.unlink()
     for name in ("run.jsonl", "config.yaml", "summary.json"):
         (folder / name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from tercet.files import write_json
 from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
 from tercet.progress import progress, say
-from tercet.train.checkpoint import keep_only, optimizer_tensors, save_checkpoint
+from tercet.train.checkpoint import drop_old, optimizer_tensors, save_checkpoint
 from tercet.train.objective import GuideVectors, objective
 from tercet.train.optim import learning_rate
 from tercet.train.plan import Plan, plan
@@ -152,22 +152,27 @@ def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, An
         "temperature": float(run.log_temperature.exp())
         if run.log_temperature is not None
         else run.config.loss.temperature,
-        "epoch": run.step * run.config.batch.size / len(run.batches.data),
+        "epoch": run.step / run.batches.order.steps_per_epoch,
         "skipped_steps": run.skipped,
         "peak_megabytes": peak_megabytes(run.accelerator),
     }
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of this step; keep it and the best one."""
+    """Write a checkpoint of this step; keep it, the one before and the best."""
     run.accelerator.wait_for_everyone()
     if run.accelerator.is_main_process:
         tensors = optimizer_tensors(run.optimizer, parameter_names(run))
         if run.log_temperature is not None:
             tensors["log_temperature"] = run.log_temperature
-        state = {"best": run.best, "skipped": run.skipped, "micro_tokens": run.micro_tokens}
+        state = {
+            "best": run.best,
+            "skipped": run.skipped,
+            "micro_tokens": run.micro_tokens,
+            "data": run.batches.data.fingerprint,
+        }
         save_checkpoint(run.checkpoints, run.step, run.encoder, tensors, state)
-        keep_only(run.checkpoints, {run.step, run.best.get("step", run.step)})
+        drop_old(run.checkpoints, run.best.get("step", run.step))
     run.accelerator.wait_for_everyone()
 
 
@@ -200,9 +205,9 @@ def _refuse_or_skip(run: Run, batch: Batch, outcome: Outcome, norm: float) -> No
     if run.accelerator.is_main_process:
         found = {"loss": repr(outcome.loss), "grad_norm": repr(norm)}
         write_json(path, found | {"step": run.step + 1, "query_ids": ids})
-        run.tracker.log(run.step + 1, {"loss": outcome.loss, "grad_norm": norm})
     what = f"step {run.step + 1}: loss {outcome.loss}, gradient norm {norm}; rows in {path}"
     if run.config.train.on_nonfinite == "stop":
+        run.tracker.log(run.step + 1, {"loss": outcome.loss, "grad_norm": norm})
         raise UserError(f"{what}; nothing was applied, the last checkpoint is sound")
     say(f"{what}; step skipped")
     run.skipped += 1
@@ -215,7 +220,10 @@ def _evaluate(run: Run) -> bool:
     if run.evaluate is not None and run.accelerator.is_main_process:
         values = run.evaluate(run.encoder)
         run.tracker.log(run.step, {f"dev/{name}": value for name, value in values.items()})
-        value = values[run.config.evaluation.metric]
+        metric = run.config.evaluation.metric
+        if metric not in values:
+            raise UserError(f"evaluation.metric: no {metric!r}; measured are {', '.join(values)}")
+        value = values[metric]
         improved = value > run.best.get("value", -math.inf)
         if improved:
             run.best = {"step": run.step, "value": value}

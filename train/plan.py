@@ -1,5 +1,6 @@
 """Who encodes which text of a batch, and in which micro-batch: the same answer on every process."""
 
+import heapq
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +34,15 @@ class Plan(NamedTuple):
         """Padded tokens of one micro-batch."""
         return int(len(micro) * self.lengths[micro].max(initial=0))
 
+    def kept(self, tokens: int) -> int:
+        """How many of the first micro-batches keep their graphs, given padded tokens per rank.
+
+        Equally many on every rank: a sharded model gathers its weights in each forward pass, so
+        all ranks must run the same number of them.
+        """
+        costs = [np.cumsum([self.cost(micro) for micro in rank]) for rank in self.ranks]
+        return min(int((cost <= tokens).sum()) for cost in costs)
+
     def imbalance(self) -> float:
         """Tokens of the busiest rank over the mean of ranks, minus 1."""
         loads = [sum(int(self.lengths[m].sum()) for m in rank) for rank in self.ranks]
@@ -44,17 +54,24 @@ def plan(
 ) -> Plan:
     """Cut texts of the given token counts into micro-batches of at most `micro_tokens` tokens.
 
-    Texts are dealt to the ranks longest first, there and back again (1 2 3 3 2 1 ...), which
-    balances tokens to within one text. Texts of different `groups` share no micro-batch.
+    Texts are dealt longest first, each to the rank with the fewest tokens so far (Graham 1969).
+    Texts of different `groups` share no micro-batch.
     """
-    longest_first = np.argsort(-lengths, kind="stable")
-    turn = np.arange(len(lengths)) % (2 * ranks)
-    owner = np.minimum(turn, 2 * ranks - 1 - turn)
-    cut = [
-        _cut(longest_first[owner == rank], lengths, micro_tokens, groups) for rank in range(ranks)
-    ]
+    dealt = _deal(lengths, ranks)
+    cut = [_cut(texts, lengths, micro_tokens, groups) for texts in dealt]
     most = max(len(micro) for micro in cut)
     return Plan([_stretch(micro, most) for micro in cut], lengths)
+
+
+def _deal(lengths: NDArray[np.int64], ranks: int) -> list[Indices]:
+    longest_first = np.argsort(-lengths, kind="stable")
+    loads = [(0, rank) for rank in range(ranks)]  # a heap
+    owner = np.zeros(len(lengths), dtype=np.int64)
+    for place, length in enumerate(lengths[longest_first].tolist()):
+        load, rank = loads[0]
+        owner[place] = rank
+        heapq.heapreplace(loads, (load + length, rank))
+    return [longest_first[owner == rank] for rank in range(ranks)]
 
 
 def _cut(

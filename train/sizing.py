@@ -30,8 +30,8 @@ def choose_micro_tokens(
 
     lengths (N,): tokens of the texts of a real batch. Gradients are left as they were: none.
     """
-    best, best_speed = 0, 0.0
     size = SMALLEST.get(accelerator.device.type, SMALLEST_ELSEWHERE)
+    best, best_speed = size, 0.0
     while size <= LARGEST:
         try:
             speed = _speed(accelerator, model, forward, lengths, size)
@@ -39,7 +39,7 @@ def choose_micro_tokens(
             speed = 0.0
         total = accelerator.reduce(torch.tensor(speed, device=accelerator.device), "sum")
         speed = float(total)  # type: ignore[arg-type]
-        if speed < best_speed * PAYS:
+        if speed <= best_speed * PAYS:  # also if not even the smallest fits
             break
         best, best_speed = size, speed
         size *= 2

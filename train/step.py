@@ -55,7 +55,7 @@ def batch_gradient(
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = plan.ranks[rank]
-    kept = int((np.cumsum([plan.cost(m) for m in mine]) <= keep_tokens).sum())
+    kept = plan.kept(keep_tokens)
 
     def embed(index: int) -> Tensor:
         state = np.random.SeedSequence([*seed, rank, index]).generate_state(1, np.uint64)
@@ -87,14 +87,14 @@ def batch_gradient(
         last = index == len(mine) - 1
         with accelerator.trigger_sync_in_backward(model) if last else accelerator.no_sync(model):
             accelerator.backward(vectors, gradient=piece.to(vectors.dtype))
-    tokens = [plan.cost(m) for m in mine]
+    again = sum(plan.cost(micro) for micros in plan.ranks for micro in micros[kept:])
     return Outcome(
         loss=float(sums[0]),
         accuracy=float(sums[1] / positives),
         positive=float(sums[2] / positives),
         hardest=float(sums[3] / sums[4]) if sums[4] else float("nan"),
         dropped=int(sums[5]),
-        recomputed=sum(tokens[kept:]) / max(1, sum(tokens)),
+        recomputed=again / plan.padded,
         vectors=everything.detach(),
     )
 
@@ -131,5 +131,7 @@ def _sum_over_ranks(
     flat = accelerator.reduce(torch.cat([p.reshape(-1).to(vectors) for p in parts]), "sum")
     gradient, *own, sums = flat.split([p.numel() for p in parts])  # type: ignore[union-attr]
     for parameter, value in zip(extra, own, strict=True):
-        parameter.grad = value.view_as(parameter).to(parameter)
+        value = value.view_as(parameter).to(parameter)
+        # fp16's scaler will unscale every gradient, and only `backward` has scaled the others.
+        parameter.grad = accelerator.scaler.scale(value) if accelerator.scaler else value
     return gradient.view_as(vectors), sums

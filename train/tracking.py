@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from tercet.configs import Config
+from tercet.files import write_text
 from tercet.progress import say
 
 
@@ -66,7 +67,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, step: int) -> None:
     """Forget what was logged after the checkpoint that the run resumes from."""
     kept = [line for line in read_log(path) if line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,83 @@
+"""Fixtures: a tiny encoder made on the spot, texts it knows, and a cache of its own per test."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+NAMES = [a + b + c for a in ("ba", "do", "ki", "lu") for b in ("me", "na", "ri") for c in "xsgt"]
+PLACES = ["forest", "river", "desert", "city", "cave", "meadow", "harbour", "valley"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def question(number: int) -> str:
+    return f"where does the {NAMES[number]} live"
+
+
+def answer(number: int) -> str:
+    return f"a {NAMES[number]} is an animal of the {PLACES[number % len(PLACES)]}"
+
+
+def write_lines(path: Path, rows: Iterable[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads what another, or the user, has cached."""
+    monkeypatch.setenv("TERCET_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of two layers, 32 wide, saved as a sentence-transformers folder.
+
+    Its weights come from NumPy's generator, name by name, so that they do not depend on how
+    transformers initialises.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    words = sorted({w for n in range(len(NAMES)) for w in f"{question(n)} {answer(n)}".split()})
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [":"]
+    entries = [*SPECIAL, *letters, *(f"##{c}" for c in letters), *(w for w in words if len(w) > 1)]
+    vocabulary = {entry: place for place, entry in enumerate(entries)}
+    settings = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    body = BertModel(settings)
+    random = np.random.default_rng(0)
+    with torch.no_grad():
+        for name, parameter in sorted(body.named_parameters()):
+            if "LayerNorm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            else:
+                parameter.copy_(torch.from_numpy(random.normal(0, 0.1, tuple(parameter.shape))))
+    body.save_pretrained(folder / "body")
+    BertTokenizerFast(vocab=vocabulary, model_max_length=64).save_pretrained(folder / "body")
+    parts = [Transformer(str(folder / "body")), Pooling(32, pooling_mode="mean"), Normalize()]
+    model = SentenceTransformer(modules=parts, device="cpu")
+    model.save(str(folder / "model"), create_model_card=False)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 questions with their answers, as JSONL."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = ({"query": question(n), "positive": answer(n)} for n in range(len(NAMES)))
+    return write_lines(path, rows)

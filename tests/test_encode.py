@@ -1,0 +1,84 @@
+"""Our encoder gives what sentence-transformers gives, in the order of the texts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+from tercet.configs import ModelConfig, Prompts
+from tercet.errors import UserError
+from tercet.models import encode, load_encoder, token_batches
+
+TEXTS = [
+    "a bamex is an animal of the forest",
+    "where does the donag live",
+    "",
+    "the the the " * 40,  # longer than the model reads
+    "a bamex is an animal of the forest",
+    "of",
+]
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> SentenceTransformer:
+    prompts = Prompts(query="where is: ", document="animal: ")
+    return load_encoder(ModelConfig(path=str(tiny_model), max_length=32, prompts=prompts))
+
+
+@pytest.mark.parametrize("budget", [1, 40, 4096])
+def test_vectors_are_those_of_sentence_transformers(
+    model: SentenceTransformer, budget: int
+) -> None:
+    for role, theirs in (("query", model.encode_query), ("document", model.encode_document)):
+        got = encode(model, TEXTS, role, batch_tokens=budget)  # type: ignore[arg-type]
+        np.testing.assert_allclose(got, theirs(TEXTS), atol=1e-6)
+
+
+def test_a_pooling_that_leaves_the_prompt_out_is_followed(tiny_model: Path) -> None:
+    body = SentenceTransformer(str(tiny_model), device="cpu")[0]
+    pooling = Pooling(32, pooling_mode="mean", include_prompt=False)
+    prompts = {"query": "where is: ", "document": "animal: "}
+    model = SentenceTransformer(
+        modules=[body, pooling, Normalize()], device="cpu", prompts=prompts
+    ).eval()
+    texts = [text for text in TEXTS if text]
+    for role, theirs in (("query", model.encode_query), ("document", model.encode_document)):
+        got = encode(model, texts, role)  # type: ignore[arg-type]
+        np.testing.assert_allclose(got, theirs(texts), atol=1e-6)
+
+
+def test_equal_texts_are_computed_once_and_order_is_kept(model: SentenceTransformer) -> None:
+    rows = []
+    handle = model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]["input_ids"])))
+    vectors = encode(model, TEXTS * 3, "query")
+    handle.remove()
+    assert sum(rows) == len(set(TEXTS))
+    assert np.array_equal(vectors[: len(TEXTS)], vectors[len(TEXTS) : 2 * len(TEXTS)])
+    assert np.array_equal(vectors[0], vectors[4]) and not np.array_equal(vectors[0], vectors[1])
+
+
+def test_a_model_in_training_stays_in_training(model: SentenceTransformer) -> None:
+    model.train()
+    encode(model, TEXTS, "query")
+    assert model.training
+
+
+def test_no_text_gives_no_vector(model: SentenceTransformer) -> None:
+    assert encode(model, [], "query").shape == (0, 32)
+
+
+def test_damaged_weights_are_refused(model: SentenceTransformer) -> None:
+    with torch.no_grad():
+        next(model.parameters())[:] = torch.nan
+    with pytest.raises(UserError, match="not finite for 5 texts, the first 'a bamex is"):
+        encode(model, TEXTS, "document")
+
+
+def test_batches_hold_every_text_within_the_budget() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 200)
+    batches = token_batches(lengths, 120)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(200))
+    assert all(len(b) * lengths[b].max() <= 120 for b in batches)

@@ -1,0 +1,40 @@
+"""Several real processes for the price of one start: import once, then fork every rank."""
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+
+
+def run_ranks(world: int, work: Callable[[int], None]) -> None:
+    """Run `work(rank)` in `world` processes of one gloo group. Raises if any of them fails.
+
+    Call it before this process has computed anything with torch: threads do not survive a fork.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [_fork(rank, world, port, work) for rank in range(world)]
+    failed = [rank for rank, child in enumerate(children) if os.waitpid(child, 0)[1] != 0]
+    if failed:
+        raise SystemExit(f"ranks {failed} of {world} failed")
+
+
+def _fork(rank: int, world: int, port: int, work: Callable[[int], None]) -> int:
+    child = os.fork()
+    if child:
+        return child
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    launch = group | address if world > 1 else {}
+    os.environ.update({name: str(value) for name, value in launch.items()})
+    try:
+        work(rank)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
