@@ -36,7 +36,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a model was loaded before the mistake was found")
 
-    monkeypatch.setattr("tercet.train.finetune.load_encoder", refuse)
+    monkeypatch.setattr("tercet.train.setup.load_encoder", refuse)
 
 
 GOOD = '{"query": "sort a list", "positive": "xs.sort()"}\n'

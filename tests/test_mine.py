@@ -13,7 +13,7 @@ from tercet.data.mined import with_mined
 from tercet.data.rows import Ragged, Texts, TrainingSet
 from tercet.errors import UserError
 from tercet.files import sha256
-from tercet.mining.mine import SCHEMA, mine
+from tercet.mining.stage import SCHEMA, mine
 
 DOCUMENTS = [
     "Fix a flat tyre",

@@ -1,6 +1,6 @@
 """The loop: from a config to a trained checkpoint."""
 
-from tercet.train.finetune import Trained, finetune
 from tercet.train.loop import Evaluate
+from tercet.train.setup import Trained, finetune
 
 __all__ = ["Evaluate", "Trained", "finetune"]
