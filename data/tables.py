@@ -29,7 +29,7 @@ def _counts(report: Report | FolderReport) -> Iterator[tuple[str, str]]:
     names = ("rows", "queries", "documents", "positives", "negatives")
     names += ("duplicate_rows", "equal_queries", "equal_documents")
     notes = {
-        "duplicate_rows": "rows like an earlier one",
+        "duplicate_rows": "duplicate rows",
         "equal_queries": "queries equal to another but for case and spaces",
         "equal_documents": "documents equal to another but for case and spaces",
     }

@@ -8,6 +8,7 @@ from tercet.models.load import (
     load_encoder,
     max_length,
     prompt_of,
+    resolve,
     set_dropout,
 )
 from tercet.models.store import model_fingerprint, vectors
@@ -22,6 +23,7 @@ __all__ = [
     "model_fingerprint",
     "pad",
     "prompt_of",
+    "resolve",
     "set_dropout",
     "token_batches",
     "tokenise",

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
@@ -39,8 +38,8 @@ def main() -> None:
         if debug:
             raise
         _complain(str(error))
-    except click.ClickException as error:
-        _complain(error.format_message())
+    except typer.TyperException as error:
+        _complain(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -14,7 +14,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, ModelConfig, Source, load, save
-from tercet.data import RetrievalTask, TrainingSet, read_task, read_training
+from tercet.data import RetrievalTask, read_task, read_training
 from tercet.data.check import FolderReport, Report, check_folder, check_sources
 from tercet.errors import UserError
 from tercet.evaluation import (
@@ -31,7 +31,7 @@ from tercet.evaluation import (
 )
 from tercet.evaluation.bm25 import NAME as BM25
 from tercet.export import export_model, model_card
-from tercet.files import fingerprint, writable_folder, write_json
+from tercet.files import writable_folder, write_json
 from tercet.mining import MinedCounts
 from tercet.mining import mine as mine_rows
 from tercet.models import (
@@ -265,7 +265,7 @@ def _summary(trained: Trained) -> dict[str, Any]:
             "distinct queries": len(data.queries),
             "distinct documents": len(data.documents),
             "hard negatives": len(data.negatives.values),
-            "fingerprint": _data_fingerprint(data),
+            "fingerprint": data.fingerprint,
         },
         "facts": {
             "steps": trained.steps,
@@ -277,10 +277,3 @@ def _summary(trained: Trained) -> dict[str, Any]:
         "proof_texts": [*data.queries.texts[::step], *data.documents.texts[::step]],
         "versions": installed_versions(),
     }
-
-
-def _data_fingerprint(data: TrainingSet) -> str:
-    numbers = (data.row_query, data.positives.values, data.negatives.values)
-    return fingerprint(
-        [*data.queries.texts, *data.documents.texts, *(n.tobytes() for n in numbers)]
-    )

@@ -1,6 +1,7 @@
 """What a person sees: every mistake is one line with status 2, before a model is loaded."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,11 @@ MISTAKES = {
     "null text": (GOOD + '{"query": null, "positive": "b"}\n', [], "line 2.*query"),
     "number": (GOOD + '{"query": 7, "positive": "b"}\n', [], "line 2.*query"),
     "empty text": (GOOD + '{"query": "a", "positive": " "}\n', [], "line 2.*positive"),
-    "whole column empty": ('{"query": "a", "positive": ""}\n' * 3, [], "positive.*every"),
+    "whole column empty": (
+        '{"query": "a", "positive": ""}\n' * 3,
+        [],
+        "column 'positive' is empty in all 3 rows",
+    ),
     "no positive": (GOOD + '{"query": "a", "positive": []}\n', [], "line 2.*positive"),
     "misspelt key": (GOOD, ["batch.sise=3"], "batch.sise; did you mean 'size'"),
     "misspelt prompt": (GOOD, ["model.prompts.qery=x"], "did you mean 'query'"),
@@ -83,7 +88,7 @@ def test_a_mistake_is_one_line_and_status_2(
     last = err.strip().splitlines()[-1]
     assert status == 2
     assert last.startswith("error: ")
-    assert __import__("re").search(expected, last), last
+    assert re.search(expected, last), last
     assert "Traceback" not in err
     assert not (tmp_path / "out" / "checkpoints").exists()
 

@@ -1,10 +1,8 @@
 """From a config to a trained checkpoint: check, load, resume, run."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +10,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from tercet.configs import Config, DataConfig, ModelConfig, load, save
+from tercet.configs import Config, DataConfig, ModelConfig
 from tercet.data import TrainingSet, read_task, read_training, with_mined
 from tercet.data.batch import Batches
 from tercet.data.check import overlap
@@ -20,13 +18,14 @@ from tercet.data.order import Order
 from tercet.data.rows import Indices
 from tercet.data.tokens import TokenCache, token_cache
 from tercet.errors import UserError
-from tercet.files import fingerprint, writable_folder
+from tercet.files import fingerprint
 from tercet.models import (
     Role,
     freeze_unused,
     load_encoder,
     max_length,
     prompt_of,
+    resolve,
     set_dropout,
     tokenise,
     vectors,
@@ -37,6 +36,7 @@ from tercet.train.checkpoint import load_checkpoint, newest, restore_optimizer
 from tercet.train.loop import Evaluate, Run, forward, parameter_names, plan_of, train
 from tercet.train.objective import GuideVectors
 from tercet.train.optim import adamw
+from tercet.train.output import claim_output, refuse_other_run
 from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes
 from tercet.train.tracking import Tracker
 
@@ -68,8 +68,8 @@ def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
         f"{accelerator.num_processes} process(es), {accelerator.distributed_type.value}, "
         f"device {accelerator.device}, mixed precision {accelerator.mixed_precision}"
     )
-    with accelerator.main_process_first():
-        _claim_output(config, accelerator.is_main_process)
+    refuse_other_run(config)
+    resolve(config.model.path)  # a missing model should not wait for the data to be read
     data = read_data(config.data)
     _warn_of_overlap(config.data, data)
     run = _set_up(config, accelerator, data, evaluate)
@@ -120,6 +120,9 @@ def _set_up(
     freeze_unused(encoder)
     if config.train.dropout is not None:
         set_dropout(encoder, config.train.dropout)
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            claim_output(config)
     resumed = newest(Path(config.output) / "checkpoints")
     tensors, state = {}, {}
     if resumed is not None:
@@ -221,58 +224,9 @@ def _warn_of_overlap(config: DataConfig, data: TrainingSet) -> None:
             )
 
 
-def _claim_output(config: Config, writes: bool) -> None:
-    """Make the output folder ours: new, or an unfinished run of the same config."""
-    folder = writable_folder(Path(config.output))
-    theirs = folder / "config.yaml"
-    if theirs.exists() and not config.overwrite:
-        _same_or_refuse(config, theirs)
-    if writes:
-        if config.overwrite:
-            _clear(folder)
-        save(config, theirs)
-
-
-def _same_or_refuse(config: Config, theirs: Path) -> None:
-    folder = theirs.parent
-    if (folder / "model").exists():
-        raise UserError(
-            f"output: {folder} already holds a finished run; choose another or say overwrite=true"
-        )
-    changed = _differences(load(theirs), config)
-    if changed:
-        raise UserError(
-            f"output: {folder} holds an unfinished run with another config ({', '.join(changed)}); "
-            "choose another folder or say overwrite=true"
-        )
-
-
 def _same_data_or_refuse(config: Config, state: dict[str, Any], data: TrainingSet) -> None:
     if state["data"] != data.fingerprint:
         raise UserError(
             f"output: {config.output} holds an unfinished run on other rows (data.train or "
             "data.mined has changed since); choose another folder or say overwrite=true"
         )
-
-
-def _differences(a: Config, b: Config) -> list[str]:
-    """Keys in which two configs differ, `overwrite` aside."""
-
-    def flat(value: object, prefix: str) -> dict[str, object]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {k: v for key in value for k, v in flat(value[key], f"{prefix}.{key}").items()}
-
-    left, right = flat(a.model_dump(mode="json"), ""), flat(b.model_dump(mode="json"), "")
-    keys = sorted(left.keys() | right.keys())
-    return [k[1:] for k in keys if left.get(k) != right.get(k) and k != ".overwrite"]
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left; anything else in the folder stays."""
-    for name in ("checkpoints", "model"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in folder.glob("nonfinite-step-*.json"):
-        path.unlink()
-    for name in ("run.jsonl", "config.yaml", "summary.json"):
-        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""The output folder of a run: refused if it holds other work, claimed when training can begin."""
+
+import shutil
+from pathlib import Path
+
+from tercet.configs import Config, load, save
+from tercet.errors import UserError
+from tercet.files import writable_folder
+
+CONFIG = "config.yaml"
+OURS = ("checkpoints", "model", "run.jsonl", "summary.json", CONFIG)
+
+
+def refuse_other_run(config: Config) -> None:
+    """Raise UserError if the folder cannot be written, or holds a finished or a different run.
+
+    An unfinished run of the same config is no obstacle: it goes on.
+    """
+    folder = writable_folder(Path(config.output))
+    if config.overwrite:
+        return
+    if (folder / "model").exists():
+        raise UserError(
+            f"output: {folder} already holds a finished run; choose another or say overwrite=true"
+        )
+    begun = (folder / CONFIG).exists() and any((folder / "checkpoints").glob("step-*"))
+    changed = differences(load(folder / CONFIG), config) if begun else []
+    if changed:
+        raise UserError(
+            f"output: {folder} holds an unfinished run with another config ({', '.join(changed)}); "
+            "choose another folder or say overwrite=true"
+        )
+
+
+def claim_output(config: Config) -> None:
+    """Write the resolved config; with `overwrite` remove what an earlier run left, nothing else."""
+    folder = Path(config.output)
+    if config.overwrite:
+        for name in OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    save(config, folder / CONFIG)
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Dotted keys in which two configs differ, `overwrite` aside."""
+    left, right = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
+    keys = sorted(left.keys() | right.keys())
+    return [key for key in keys if key != "overwrite" and left.get(key) != right.get(key)]
+
+
+def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, item in value.items():
+        found |= _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
+    return found
