@@ -1,0 +1,82 @@
+"""What training is worth: `python -m benchmarks.quality --shared FOLDER [--demo RUN]`.
+
+Fine-tunes the recipe `short_pairs` on code_nl2bash's training split and scores the untouched and
+the tuned model on its test split; scores the untouched model on scifact, whose value is published
+(0.645, MTEB leaderboard). Writes benchmarks/results/quality.json; with --demo also copies the
+numbers of a finished demo beside it.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe_machine
+from tercet import stages
+from tercet.configs import load
+from tercet.evaluation import Result, comparison
+from tercet.files import write_json
+
+RESULTS = Path(__file__).parent / "results"
+DEMO_KEYS = (
+    "base",
+    "tuned",
+    "bm25",
+    "delta",
+    "delta_bm25",
+    "queries",
+    "documents",
+    "train_pairs",
+    "test_functions_in_training",
+    "seconds",
+    "versions",
+)
+
+
+def main() -> None:
+    """Run what the module's docstring says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, help="folder with code_nl2bash/ and scifact/")
+    parser.add_argument("--demo", type=Path, help="a finished demo's folder")
+    arguments = parser.parse_args()
+    if arguments.shared:
+        write_json(RESULTS / "quality.json", quality(arguments.shared))
+    if arguments.demo:
+        summary = json.loads((arguments.demo / "summary.json").read_text(encoding="utf-8"))
+        kept = {key: summary[key] for key in DEMO_KEYS}
+        write_json(RESULTS / "demo.json", kept | {"machine": describe_machine()})
+
+
+def quality(shared: Path) -> dict[str, Any]:
+    """Train and score; everything a reader needs to repeat it is in the result."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        start = time.perf_counter()
+        train = f"data.train={shared / 'code_nl2bash'}"
+        model = stages.finetune(load("short_pairs", [train, f"output={work / 'short_pairs'}"]))
+        seconds = time.perf_counter() - start
+        task = shared / "code_nl2bash"
+        base, bm25, tuned = stages.evaluate(
+            str(model), [task], work / "results", against=["embedded"]
+        )
+        bm25_scifact, scifact = stages.evaluate("embedded", [shared / "scifact"], work / "results")
+        delta = comparison(base, tuned)
+        return {
+            "machine": describe_machine(),
+            "recipe": "short_pairs",
+            "training_seconds": seconds,
+            "code_nl2bash": [_row(r) for r in (bm25, base, tuned)],
+            "delta": vars(delta),
+            "scifact": [_row(r) for r in (bm25_scifact, scifact)],
+        }
+
+
+def _row(result: Result) -> dict[str, Any]:
+    main = {metric: vars(mean) for metric, mean in result.means.items()}
+    return {"model": result.model, "counts": result.counts, "means": main}
+
+
+if __name__ == "__main__":
+    main()
