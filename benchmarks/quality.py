@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import machine
 from tercet import stages
 from tercet.configs import load
 from tercet.evaluation import Result, comparison
@@ -46,7 +46,7 @@ def main() -> None:
     if arguments.demo:
         summary = json.loads((arguments.demo / "summary.json").read_text(encoding="utf-8"))
         kept = {key: summary[key] for key in DEMO_KEYS}
-        write_json(RESULTS / "demo.json", kept | {"machine": describe_machine()})
+        write_json(RESULTS / "demo.json", kept | {"machine": machine()})
 
 
 def quality(shared: Path) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def quality(shared: Path) -> dict[str, Any]:
         bm25_scifact, scifact = stages.evaluate("embedded", [shared / "scifact"], work / "results")
         delta = comparison(base, tuned)
         return {
-            "machine": describe_machine(),
+            "machine": machine(),
             "recipe": "short_pairs",
             "training_seconds": seconds,
             "code_nl2bash": [_row(r) for r in (bm25, base, tuned)],
