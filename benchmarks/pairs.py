@@ -1,6 +1,5 @@
 """Real text for every benchmark: docstrings and code of packages that are installed anyway."""
 
-
 import numpy as np
 
 from tercet.configs import Source

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,7 +44,7 @@ def student(max_length: int, layers: Sequence[int] | None = None) -> SentenceTra
     """all-MiniLM-L6-v2 without dropout; with `layers`, only those of its six."""
     model = load_encoder(ModelConfig(path=EMBEDDED, max_length=max_length))
     if layers is not None:
-        body = model[0].auto_model
+        body: Any = model[0].auto_model
         body.encoder.layer = nn.ModuleList(body.encoder.layer[i] for i in layers)
         body.config.num_hidden_layers = len(layers)
     set_dropout(model, 0.0)

@@ -1,1 +1,0 @@
-"""Speed and memory beside the peers, measured in one run; results/*.json feed docs/benchmarks.md."""
