@@ -17,6 +17,7 @@ Features = dict[str, Tensor | int]
 TokenIds = NDArray[np.int32]
 WINDOW = 8_192  # texts tokenised and length-sorted together: bounds memory on any corpus
 BATCH_TOKENS = 4_096  # padded tokens in one forward pass: fits a CPU's caches
+BATCH_COST = 1 / 32  # of the budget: what a batch costs beside its tokens
 
 
 def encode(
@@ -67,18 +68,26 @@ def tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role) -> li
 def token_batches(lengths: NDArray[np.integer], budget: int) -> list[NDArray[np.int64]]:
     """Positions 0..N-1 in batches, shortest first, of at most `budget` padded tokens each.
 
-    A batch costs its count times its longest text; a text over the budget is a batch by itself.
+    A batch costs its count times its longest text, and a 32nd of the budget for being one batch
+    more; the batches are those of least total cost. A text over the budget is one by itself.
 
-    >>> [b.tolist() for b in token_batches(np.array([5, 2, 3, 9]), budget=6)]
+    >>> [b.tolist() for b in token_batches(np.array([5, 4, 4, 9]), budget=12)]
     [[1, 2], [0], [3]]
     """
-    batches, current = [], []
-    for position in np.argsort(lengths, kind="stable"):
-        if current and (len(current) + 1) * lengths[position] > budget:
-            batches.append(np.array(current, dtype=np.int64))
-            current = []
-        current.append(position)
-    return [*batches, np.array(current, dtype=np.int64)] if current else batches
+    order = np.argsort(lengths, kind="stable")
+    ordered = np.asarray(lengths, dtype=np.int64)[order]
+    least = np.zeros(len(order) + 1)  # cost of the first n texts
+    start = np.zeros(len(order) + 1, dtype=np.int64)  # where the last batch of those begins
+    for end, longest in enumerate(ordered.tolist(), start=1):
+        first = end - max(1, min(end, budget // max(1, longest)))
+        costs = least[first:end] + np.arange(end - first, 0, -1) * longest
+        best = int(costs.argmin())
+        least[end], start[end] = costs[best] + budget * BATCH_COST, first + best
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[start[end] : end])
+        end = start[end]
+    return batches[::-1]
 
 
 def pad(model: SentenceTransformer, tokens: Sequence[TokenIds], role: Role) -> Features:

@@ -1,0 +1,122 @@
+"""Fill the tables of docs/benchmarks.md, and of the README if it has the marks, from the results.
+
+python -m benchmarks.tables [--results FOLDER]
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import guide_mask, loss_stage, train_step
+from benchmarks.machine import RESULTS
+from tercet.errors import UserError
+from tercet.files import write_text
+from tercet.report.table import fill_marked, markdown_table
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = ("train_step", "loss_stage", "guide_mask")
+HEADLINE = ("ours", "MNRL", train_step.DEFAULT)
+Result = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    results = {name: _read(parser.parse_args().results / f"{name}.json") for name in PROGRAMS}
+    page, readme = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables(results).items():
+        text = fill_marked(text, name, table)
+    write_text(page, text)
+    if readme.exists() and "<!-- benchmarks:begin -->" in readme.read_text(encoding="utf-8"):
+        text = readme.read_text(encoding="utf-8")
+        write_text(readme, fill_marked(text, "benchmarks", markdown_table(summary(results))))
+
+
+def tables(results: dict[str, Result]) -> dict[str, str]:
+    """What stands between each pair of marks on the page."""
+    step, loss, guide = (results[name] for name in PROGRAMS)
+    return {
+        "machine": _machine(step),
+        "train_step": markdown_table(train_step.step_rows(step)) + "\n\n" + _step_notes(step),
+        "memory": markdown_table(train_step.memory_rows(step)),
+        "loss_stage": markdown_table(loss_stage.rows(loss)) + "\n\n" + _loss_notes(loss),
+        "guide_mask": markdown_table(guide_mask.rows(guide)) + "\n\n" + _guide_notes(guide),
+    }
+
+
+def summary(results: dict[str, Result]) -> list[dict[str, str]]:
+    """The few rows that the README shows."""
+    step, loss, guide = (results[name] for name in PROGRAMS)
+    own = step["memory"]["ours"]["extra_mb"]
+    faster = step["times_faster"]
+    best = step["best_cached"]
+
+    def row(what: str, speed: float, memory: float) -> dict[str, str]:
+        return {
+            "Against": what,
+            "Times faster": f"{speed:.1f}",
+            "Memory, ours / theirs": f"{memory:.2f}",
+        }
+
+    rows = [
+        row("MNRL, whole step", faster["MNRL"], own / step["memory"]["MNRL"]["extra_mb"]),
+        {"Against": f"{HEADLINE[2]}, whole step", "Times faster": f"{faster[HEADLINE[2]]:.1f}"},
+        {"Against": f"{best} (its best), whole step", "Times faster": f"{faster[best]:.1f}"},
+    ]
+    for name, found in (("CachedMNRL, loss alone", loss), ("GISTEmbedLoss, loss alone", guide)):
+        memory = {side: run["extra_mb"] for side, run in found["memory"].items()}
+        rows.append(row(name, found["times_faster"], memory["ours"] / memory["theirs"]))
+    return rows
+
+
+def _machine(found: Result) -> str:
+    machine = found["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    peak = sum(found["gemm_peak"]) / len(found["gemm_peak"]) / 1e9
+    return (
+        f"{machine['processor']}, {machine['cores']} cores "
+        f"({', '.join(machine['vector_flags'])}), {machine['threads']} threads, "
+        f"{machine['memory_gb']:.0f} GB, {machine['system']}, Python {machine['python']}, "
+        f"{packages}. Large float32 matrix products reach {peak:.0f} GFLOP/s."
+    )
+
+
+def _step_notes(found: Result) -> str:
+    tokens = found["tokens"]
+    return (
+        f"{found['batch']} pairs, on average {tokens['per_query']:.0f} and "
+        f"{tokens['per_document']:.0f} tokens, the longest {tokens['longest']}. Ours computes "
+        f"{tokens['padded'] / tokens['real']:.2f} tokens for each real one, in "
+        f"{tokens['micro_batches']} micro-batches of at most {found['micro_tokens']}, and reaches "
+        f"{found['share_of_peak']:.0%} of the machine's matrix peak on real tokens. Losses differ "
+        f"by {found['loss_difference']:.0e}, gradient norms by {found['norm_difference']:.0e} "
+        "(relative)."
+    )
+
+
+def _loss_notes(found: Result) -> str:
+    return (
+        f"{found['queries']:,} queries, {found['documents']:,} documents, width {found['width']}: "
+        f"{found['times_faster']:.1f} times faster, {found['times_matmuls']:.2f} times the time of "
+        f"the four matrix products alone. Gradients differ by {found['gradient_difference']:.0e}."
+    )
+
+
+def _guide_notes(found: Result) -> str:
+    return (
+        f"Batch {found['batch']}, width {found['width']}: "
+        f"{found['times_faster']:.0f} times faster. "
+        f"Gradients differ by {found['gradient_difference']:.0e}."
+    )
+
+
+def _read(path: Path) -> Result:
+    if not path.exists():
+        raise UserError(f"{path}: missing; run python -m benchmarks.{path.stem} first")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
