@@ -6,7 +6,6 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tercet.train.tracking import read_log
 from tests.conftest import NAMES, answer, question, write_lines
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("one_thread")
 KEYS = {
     "step",
     "loss",
@@ -53,15 +53,6 @@ KEYS = {
 def settings(tiny_model: Path, pairs: Path, tmp_path: Path) -> list[str]:
     where = [f"model.path={tiny_model}", f"data.train={pairs}"]
     return [f"output={tmp_path / 'run'}", *where, "train.learning_rate=0.001"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are too small to share out."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(settings: list[str], *more: str, **options: Any) -> Trained:
@@ -232,7 +223,8 @@ def poison(tiny_model: Path, folder: Path) -> Path:
     model = SentenceTransformer(str(tiny_model), device="cpu")
     word = model.tokenizer.convert_tokens_to_ids("forest")
     with torch.no_grad():
-        model[0].auto_model.embeddings.word_embeddings.weight[word, 0] = torch.nan
+        words = next(p for n, p in model.named_parameters() if n.endswith("word_embeddings.weight"))
+        words[word, 0] = torch.nan
     model.save(str(folder), create_model_card=False)
     return folder
 
@@ -287,7 +279,7 @@ def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def wandb_history(path: Path) -> list[dict[str, Any]]:
     """What an offline W&B file logged. Its layout is LevelDB's log: blocks of 32 KiB, in them
     pieces of records behind headers of checksum (4 bytes), length (2) and kind (1)."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     data, at, whole, history = path.read_bytes(), 7, b"", []
     while at < len(data):

@@ -15,6 +15,7 @@ from tercet.files import write_json
 from tercet.train import finetune
 from tercet.train.tracking import read_log
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GOLDEN = Path(__file__).parent / "golden" / "tiny.json"
 KEYS = ("loss", "grad_norm", "lr", "positive_score", "hardest_negative_score")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tercet.losses import Guide, Relations, info_nce
 from tests.conftest import NAMES, answer, question
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 12
 TEMPERATURE = 0.05
 BOTH = ("query_to_document", "document_to_query")

@@ -12,6 +12,9 @@ from tercet.train.finetune import _set_up, read_data
 from tercet.train.loop import Run, gradient_of, plan_of
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 def run_of(tiny_model: Path, pairs: Path, out: Path, keep: int, *more: str) -> Run:
     where = [f"output={out}", f"model.path={tiny_model}", f"data.train={pairs}"]
     options = ["train.dropout=0.3", "batch.size=16", "batch.micro_tokens=60", *more]
