@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("TERCET_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The tiny model is too small to share out: on a busy machine threads wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of two layers, 32 wide, saved as a sentence-transformers folder.
@@ -44,7 +55,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = tmp_path_factory.mktemp("tiny")
     words = sorted({w for n in range(len(NAMES)) for w in f"{question(n)} {answer(n)}".split()})
@@ -68,7 +79,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             else:
                 parameter.copy_(torch.from_numpy(random.normal(0, 0.1, tuple(parameter.shape))))
     body.save_pretrained(folder / "body")
-    BertTokenizerFast(vocab=vocabulary, model_max_length=64).save_pretrained(folder / "body")
+    BertTokenizer(vocab=vocabulary, model_max_length=64).save_pretrained(folder / "body")
     parts = [Transformer(str(folder / "body")), Pooling(32, pooling_mode="mean"), Normalize()]
     model = SentenceTransformer(modules=parts, device="cpu")
     model.save(str(folder / "model"), create_model_card=False)

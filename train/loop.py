@@ -149,7 +149,7 @@ def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, An
         "recomputed": outcome.recomputed,
         "truncated_texts": int((cut.lengths >= max_length(run.encoder)).sum()),
         "effective_rank": effective_rank(outcome.vectors),
-        "temperature": float(run.log_temperature.exp())
+        "temperature": float(run.log_temperature.detach().exp())
         if run.log_temperature is not None
         else run.config.loss.temperature,
         "epoch": run.step / run.batches.order.steps_per_epoch,

@@ -1,0 +1,403 @@
+"""Whole runs of the tiny recipe: what they leave, what they survive, what they refuse."""
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+
+from tercet.configs import load
+from tercet.errors import UserError
+from tercet.models import encode
+from tercet.train import Trained, finetune
+from tercet.train.tracking import read_log
+from tests.conftest import NAMES, answer, question, write_lines
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("one_thread")
+KEYS = {
+    "step",
+    "loss",
+    "grad_norm",
+    "lr",
+    "in_batch_accuracy",
+    "positive_score",
+    "hardest_negative_score",
+    "masked_known",
+    "masked_by_score",
+    "padded_per_real_token",
+    "duplicate_tokens_saved",
+    "recomputed",
+    "truncated_texts",
+    "effective_rank",
+    "temperature",
+    "epoch",
+    "skipped_steps",
+    "peak_megabytes",
+    "tokens_per_second",
+}
+
+
+@pytest.fixture
+def settings(tiny_model: Path, pairs: Path, tmp_path: Path) -> list[str]:
+    where = [f"model.path={tiny_model}", f"data.train={pairs}"]
+    return [f"output={tmp_path / 'run'}", *where, "train.learning_rate=0.001"]
+
+
+def run(settings: list[str], *more: str, **options: Any) -> Trained:
+    return finetune(load("tiny", [*settings, *more]), **options)
+
+
+def log_of(trained: Trained) -> list[dict[str, Any]]:
+    return read_log(trained.last.parent.parent / "run.jsonl")
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model" / "model.safetensors")
+
+
+def apart(a: Path, b: Path) -> float:
+    """The largest difference of any weight."""
+    return max(differences(a, b).values())
+
+
+def differences(a: Path, b: Path) -> dict[str, float]:
+    one, other = weights(a), weights(b)
+    assert one.keys() == other.keys()
+    return {name: float((one[name] - other[name]).abs().max()) for name in one}
+
+
+def test_a_run_learns_and_leaves_what_it_says(settings: list[str]) -> None:
+    trained = run(settings, "train.steps=30", "batch.size=16", "train.save_every=10")
+    lines = log_of(trained)
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert all(line.keys() == KEYS for line in lines)
+    losses = [line["loss"] for line in lines]
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    assert lines[2]["epoch"] == pytest.approx(1)  # 48 rows, 16 at a time
+    assert trained.steps == 30 and trained.best == trained.last
+    assert sorted(p.name for p in trained.last.parent.iterdir()) == [
+        "step-00000020",
+        "step-00000030",
+    ]
+    model = SentenceTransformer(str(trained.last / "model"), device="cpu")
+    texts = [question(1), answer(1), answer(2)]
+    ours = encode(trained.encoder, texts, "query")
+    np.testing.assert_allclose(model.encode(texts), ours, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["loss.learn_temperature=true"],
+        ["loss.matryoshka.dims=[32,8]"],
+        ["loss.false_negatives.guide=MODEL", "loss.false_negatives.margin=0.1"],
+        ["data.train=[PAIRS,OTHER]"],
+        ["data.mined=MINED", "data.negatives_per_row=2"],
+        ["data.mined=MINED", "loss.in_batch_negatives=false"],
+        ["loss.directions=[query_to_document,document_to_query]", "batch.keep_tokens=0"],
+        ["batch.micro_tokens=auto", "batch.keep_tokens=auto", "train.schedule=wsd"],
+    ],
+    ids=lambda options: (
+        options[0].split("=")[0].split(".", 1)[1] + ("" if len(options) < 2 else "+")
+    ),
+)
+def test_every_option_runs(
+    settings: list[str], options: list[str], tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    other = write_lines(
+        tmp_path / "other.jsonl",
+        [{"query": f"the {NAMES[n]} live", "positive": answer(n)} for n in range(9)],
+    )
+    places = {"MODEL": tiny_model, "PAIRS": pairs, "OTHER": other, "MINED": tmp_path / "m.parquet"}
+    write_mined(places["MINED"], settings)
+    for name, path in places.items():
+        options = [option.replace(name, str(path)) for option in options]
+    trained = run(settings, *options)
+    lines = log_of(trained)
+    assert len(lines) == 4 and all(np.isfinite(line["loss"]) for line in lines)
+    if "learn_temperature" in options[0]:
+        assert len({line["temperature"] for line in lines}) == 4
+    if "guide" in options[0]:
+        assert sum(line["masked_by_score"] for line in lines) > 0
+
+
+def write_mined(path: Path, settings: list[str]) -> None:
+    """Each question with the answers to the next two questions as its negatives."""
+    from tercet.train.finetune import read_data
+
+    data = read_data(load("tiny", settings).data)
+    ids = data.documents.ids
+    count = len(data)
+    rows = {
+        "query_id": data.queries.ids,
+        "positive_ids": [[ids[n]] for n in range(count)],
+        "negative_ids": [[ids[(n + 1) % count], ids[(n + 2) % count]] for n in range(count)],
+    }
+    pq.write_table(pa.table(rows), path)
+
+
+def test_the_best_checkpoint_by_the_dev_metric_is_kept(settings: list[str]) -> None:
+    scores = iter([0.1, 0.9, 0.5, 0.4])
+
+    def evaluate(model: SentenceTransformer) -> dict[str, float]:
+        return {"ndcg@10": next(scores)}
+
+    trained = run(settings, "train.eval_every=1", "train.save_every=1", evaluate=evaluate)
+    assert (trained.best.name, trained.metric) == ("step-00000002", 0.9)
+    kept = sorted(p.name for p in trained.last.parent.iterdir())
+    assert kept == ["step-00000002", "step-00000003", "step-00000004"]
+    dev = [line["dev/ndcg@10"] for line in log_of(trained) if "dev/ndcg@10" in line]
+    assert dev == [0.1, 0.9, 0.5, 0.4]
+
+
+def test_a_metric_that_is_not_measured_is_named(settings: list[str]) -> None:
+    with pytest.raises(UserError, match="evaluation.metric: no 'ndcg@10'; measured are recall"):
+        run(settings, evaluate=lambda model: {"recall": 1.0})
+
+
+# Refusals
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(settings: list[str]) -> None:
+    trained = run(settings, "train.steps=1")
+    model = trained.last.parent.parent / "model"
+    shutil.copytree(trained.last / "model", model)  # as the finetune stage exports it
+    with pytest.raises(UserError, match="already holds a finished run"):
+        run(settings, "train.steps=1")
+    again = run(settings, "train.steps=2", "overwrite=true")
+    assert not model.exists() and len(log_of(again)) == 2
+
+
+def test_another_config_in_an_unfinished_run_is_refused(settings: list[str]) -> None:
+    run(settings, "train.steps=1")
+    with pytest.raises(UserError, match=r"another config \(loss.temperature, train.steps\)"):
+        run(settings, "train.steps=2", "loss.temperature=0.1")
+
+
+def test_other_rows_in_an_unfinished_run_are_refused(
+    settings: list[str], pairs: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copy(pairs, tmp_path / "copy.jsonl"))
+    run(settings, f"data.train={copy}", "train.steps=1")
+    lines = copy.read_text(encoding="utf-8").splitlines(keepends=True)
+    copy.write_text("".join(lines[:-1]), encoding="utf-8")
+    with pytest.raises(UserError, match="unfinished run on other rows"):
+        run(settings, f"data.train={copy}", "train.steps=1")
+
+
+# What a run survives
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    settings: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("train.steps=6", "train.save_every=2")
+    trained = run(settings, *more)
+    before = weights(trained.last)
+    damaged = trained.last / "trainer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    capsys.readouterr()
+    again = run(settings, *more)
+    said = capsys.readouterr().err
+    assert "step-00000006: skipped, trainer.safetensors is not what was written" in said
+    assert "resuming after step 4 of 6" in said
+    after = weights(again.last)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [line["step"] for line in log_of(again)] == [1, 2, 3, 4, 5, 6]
+
+
+def poison(tiny_model: Path, folder: Path) -> Path:
+    """A copy whose word "forest" has a NaN vector, so that only some batches are poisoned."""
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    word = model.tokenizer.convert_tokens_to_ids("forest")
+    with torch.no_grad():
+        words = next(p for n, p in model.named_parameters() if n.endswith("word_embeddings.weight"))
+        words[word, 0] = torch.nan
+    model.save(str(folder), create_model_card=False)
+    return folder
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    settings: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    bad = poison(tiny_model, tmp_path / "bad")
+    with pytest.raises(UserError, match="loss nan.*nothing was applied"):
+        run(settings, f"model.path={bad}", "train.save_every=1")
+    (report,) = (tmp_path / "run").glob("nonfinite-step-*.json")
+    found = json.loads(report.read_text(encoding="utf-8"))
+    assert len(found["query_ids"]) == 8 and found["loss"] == "nan"
+    assert read_log(tmp_path / "run" / "run.jsonl")[-1]["loss"] == "nan"
+
+
+def test_skipped_steps_are_counted_and_not_applied(
+    settings: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    bad = poison(tiny_model, tmp_path / "bad")
+    trained = run(settings, f"model.path={bad}", "train.on_nonfinite=skip", "train.steps=6")
+    lines = log_of(trained)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    wrong = [line for line in lines if line["loss"] == "nan"]
+    assert 0 < len(wrong) == lines[-1]["skipped_steps"] < 6
+    found = weights(trained.last)
+    holding = [name for name, value in found.items() if not torch.isfinite(value).all()]
+    assert holding == [n for n in found if n.endswith("word_embeddings.weight")]  # as given
+    assert int((~torch.isfinite(found[holding[0]])).sum()) == 1
+
+
+def test_a_run_whose_every_step_was_skipped_resumes(
+    settings: list[str], tiny_model: Path, tmp_path: Path
+) -> None:
+    bad = poison(tiny_model, tmp_path / "bad")
+    more = (f"model.path={bad}", "train.on_nonfinite=skip", "batch.size=48", "train.save_every=1")
+    trained = run(settings, *more)
+    shutil.rmtree(trained.last)
+    assert run(settings, *more).last == trained.last
+
+
+# Trackers
+
+
+@pytest.fixture
+def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def wandb_history(path: Path) -> list[dict[str, Any]]:
+    """What an offline W&B file logged. Its layout is LevelDB's log: blocks of 32 KiB, in them
+    pieces of records behind headers of checksum (4 bytes), length (2) and kind (1)."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    data, at, whole, history = path.read_bytes(), 7, b"", []
+    while at < len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            record, whole = Record.FromString(whole), b""
+            items = record.history.item
+            if items:
+                history.append({i.key or i.nested_key[0]: json.loads(i.value_json) for i in items})
+    return history
+
+
+@pytest.mark.usefixtures("no_login")
+def test_wandb_offline_holds_what_run_jsonl_holds(settings: list[str], tmp_path: Path) -> None:
+    trained = run(settings, "tracking.wandb=true", "train.steps=2")
+    (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    history = wandb_history(path)
+    assert len(history) == 2
+    for seen, line in zip(history, log_of(trained), strict=True):
+        assert seen.keys() >= KEYS - {"step"}
+        assert seen["_step"] == line["step"] and seen["loss"] == pytest.approx(line["loss"])
+
+
+@pytest.mark.usefixtures("no_login")
+def test_a_wandb_that_does_not_start_stops_nothing(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "no such mode")
+    trained = run(settings, "tracking.wandb=true", "train.steps=1")
+    assert len(log_of(trained)) == 1
+    assert "Weights & Biases did not start" in capsys.readouterr().err
+
+
+# Several processes, and kill -9
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One and two processes, interrupted and not."""
+    out = tmp_path_factory.mktemp("runs")
+    recipe = ROOT / "configs" / "tiny.yaml"
+    base = [f"model.path={tiny_model}", f"data.train={pairs}", "train.learning_rate=0.001"]
+    spread = [*base, "train.steps=8", "batch.size=10", "batch.keep_tokens=100"]
+    dropout = [*base, "train.steps=7", "train.dropout=0.2", "train.save_every=2"]
+    learned = ["loss.learn_temperature=true"]
+
+    def job(name: str, world: int, options: list[str], kill: int | None = None) -> dict[str, Any]:
+        settings = [f"output={out / name}", *options]
+        seen = str(out) if name in ("one", "two") else None
+        recipe_path = str(recipe)
+        return {
+            "world": world,
+            "recipe": recipe_path,
+            "set": settings,
+            "kill_after": kill,
+            "seen": seen,
+        }
+
+    jobs = [
+        job("one", 1, spread + learned),
+        job("two", 2, spread + learned),
+        job("whole", 1, dropout + learned),
+        job("killed", 1, dropout + learned, kill=5),
+        job("killed", 1, dropout + learned),
+        job("whole-two", 2, dropout),
+        job("killed-two", 2, dropout, kill=3),
+        job("killed-two", 2, dropout),
+    ]
+    (out / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-m", "tests.workers.runs", str(out / "jobs.json")],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "TERCET_CACHE": str(out / "cache"),
+        },
+        check=True,
+        timeout=300,
+    )
+    return out
+
+
+def test_two_processes_train_the_same_model_as_one(runs: Path) -> None:
+    one, two = (read_log(runs / name / "run.jsonl") for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 9))
+    for a, b in zip(one, two, strict=True):
+        for key in ("loss", "grad_norm", "temperature", "positive_score", "in_batch_accuracy"):
+            assert a[key] == pytest.approx(b[key], abs=1e-5), key
+    last = "checkpoints/step-00000008"
+    found = differences(runs / "one" / last, runs / "two" / last)
+    # A key bias adds the same to every score of a softmax: its gradient is rounding alone, which
+    # Adam scales up to a full step.
+    assert max(d for name, d in found.items() if not name.endswith("key.bias")) < 1e-5
+
+
+def test_every_process_reads_the_same_batches(runs: Path) -> None:
+    read = [
+        (runs / name).read_text(encoding="utf-8")
+        for name in ("rank0of1.jsonl", "rank0of2.jsonl", "rank1of2.jsonl")
+    ]
+    assert read[0] == read[1] == read[2] and len(read[0].splitlines()) == 8
+
+
+@pytest.mark.parametrize("name", ["", "-two"])
+def test_a_killed_run_ends_in_the_same_bits(runs: Path, name: str) -> None:
+    whole, killed = (
+        runs / f"{kind}{name}" / "checkpoints/step-00000007" for kind in ("whole", "killed")
+    )
+    assert apart(whole, killed) == 0
+    tensors = [load_file(path / "trainer.safetensors") for path in (whole, killed)]
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+    logs = [read_log(path.parent.parent / "run.jsonl") for path in (whole, killed)]
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
