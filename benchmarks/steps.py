@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from tercet.configs import Config, ModelConfig, TrainConfig
 from tercet.data import TrainingSet
 from tercet.models import EMBEDDED, freeze_unused, load_encoder, set_dropout
-from tercet.train.finetune import batches_of, tokens_of
 from tercet.train.loop import Run, forward, gradient_of, plan_of
 from tercet.train.optim import adamw
 from tercet.train.plan import Plan
+from tercet.train.setup import batches_of, tokens_of
 from tercet.train.sizing import choose_micro_tokens
 from tercet.train.tracking import Tracker
 

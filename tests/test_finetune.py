@@ -135,7 +135,7 @@ def test_every_option_runs(
 
 def write_mined(path: Path, settings: list[str]) -> None:
     """Each question with the answers to the next two questions as its negatives."""
-    from tercet.train.finetune import read_data
+    from tercet.train.setup import read_data
 
     data = read_data(load("tiny", settings).data)
     ids = data.documents.ids
