@@ -11,7 +11,6 @@ from tercet.train import finetune, loop
 from tercet.train.finetune import _set_up, read_data
 from tercet.train.loop import Run, gradient_of, plan_of
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
