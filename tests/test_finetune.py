@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -301,8 +302,10 @@ def wandb_history(path: Path) -> list[dict[str, Any]]:
 def test_wandb_offline_holds_what_run_jsonl_holds(settings: list[str], tmp_path: Path) -> None:
     trained = run(settings, "tracking.wandb=true", "train.steps=2")
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    history = wandb_history(path)
-    assert len(history) == 2
+    deadline = time.monotonic() + 20
+    while len(history := wandb_history(path)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)  # wandb's own process closes the file after `finish` has returned
+    assert [row.get("_step") for row in history] == [1, 2], [sorted(row) for row in history]
     for seen, line in zip(history, log_of(trained), strict=True):
         assert seen.keys() >= KEYS - {"step"}
         assert seen["_step"] == line["step"] and seen["loss"] == pytest.approx(line["loss"])
