@@ -70,7 +70,8 @@ class Ours:
         keep_tokens: int = EVERYTHING,
     ) -> None:
         settings = TrainConfig(learning_rate=RATE, dropout=0.0)
-        config = Config(output=tempfile.mkdtemp(), model=ModelConfig(path=EMBEDDED), train=settings)
+        self.folder = tempfile.TemporaryDirectory()  # of the run's log; goes with this object
+        config = Config(output=self.folder.name, model=ModelConfig(path=EMBEDDED), train=settings)
         config = config.model_copy(
             update={"batch": config.batch.model_copy(update={"size": len(data)})}
         )
