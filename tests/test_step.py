@@ -8,8 +8,8 @@ from accelerate import Accelerator
 
 from tercet.configs import load
 from tercet.train import finetune, loop
-from tercet.train.setup import _set_up, read_data
 from tercet.train.loop import Run, gradient_of, plan_of
+from tercet.train.setup import _set_up, read_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
