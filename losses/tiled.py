@@ -107,18 +107,18 @@ class _MaskedLogSumExp(torch.autograd.Function):
         """d/dx_rc = gradient_r * softmax_rc; the gradient of a hardness bonus is zero."""
         rows, columns, scale, result = ctx.saved_tensors
         weight = gradients[0][:, None]
-        weighted = rows * weight  # (R, H): cheaper than weighting the (R, C) softmax
         tiles: _Tiles = ctx.tiles
         d_rows, d_columns = torch.zeros_like(rows), torch.zeros_like(columns)
         log_sum = result.masked_fill(result == -torch.inf, torch.inf)  # exp(x - inf) = 0
         with torch.autocast(rows.device.type, enabled=False):
             for r in tiles.row_slices():
                 scaled = rows[r] * (scale + ctx.hardness)
+                weighted = rows[r] * weight[r]  # cheaper than weighting the (R, C) softmax
                 for c in tiles.column_slices():
                     logits, _ = _logits(scaled, columns, ctx.filters, tiles, r, c)
                     softmax = logits.sub_(log_sum[r, None]).exp_()
                     d_rows[r].addmm_(softmax, columns[c])
-                    d_columns[c].addmm_(softmax.T, weighted[r])
+                    d_columns[c].addmm_(softmax.T, weighted)
             d_rows.mul_(weight)
         d_scale = (d_rows * rows).sum() if ctx.needs_input_grad[2] else None
         return d_rows.mul_(scale), d_columns.mul_(scale), d_scale, None, None, None
