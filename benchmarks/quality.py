@@ -16,8 +16,10 @@ from typing import Any
 from benchmarks.machine import machine
 from tercet import stages
 from tercet.configs import load
-from tercet.evaluation import Result, comparison
+from tercet.evaluation import MAIN_METRIC, Delta, Result, comparison
 from tercet.files import write_json
+from tercet.report import delta_line, markdown_table
+from tercet.report.table import HEADINGS
 
 RESULTS = Path(__file__).parent / "results"
 DEMO_KEYS = (
@@ -45,7 +47,8 @@ def main() -> None:
         write_json(RESULTS / "quality.json", quality(arguments.shared))
     if arguments.demo:
         summary = json.loads((arguments.demo / "summary.json").read_text(encoding="utf-8"))
-        kept = {key: summary[key] for key in DEMO_KEYS}
+        printed = (arguments.demo / "demo.txt").read_text(encoding="utf-8")
+        kept = {key: summary[key] for key in DEMO_KEYS} | {"printed": printed}
         write_json(RESULTS / "demo.json", kept | {"machine": machine()})
 
 
@@ -71,6 +74,28 @@ def quality(shared: Path) -> dict[str, Any]:
             "delta": vars(delta),
             "scifact": [_row(r) for r in (bm25_scifact, scifact)],
         }
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """What docs/results.md shows."""
+    delta = delta_line(found["code_nl2bash"][1]["model"], found["recipe"], Delta(**found["delta"]))
+    minutes = found["training_seconds"] / 60
+    return {
+        "short_pairs": markdown_table(_rows(found["code_nl2bash"]))
+        + f"\n\n{delta}. The run took {minutes:.1f} minutes, data and export included.",
+        "scifact": markdown_table(_rows(found["scifact"])),
+    }
+
+
+def _rows(models: list[dict[str, Any]]) -> list[dict[str, str]]:
+    rows = []
+    for model in models:
+        main = model["means"][MAIN_METRIC]
+        interval = f"{main['mean']:.3f} [{main['low']:.3f}, {main['high']:.3f}]"
+        rest = {HEADINGS[m]: f"{v['mean']:.3f}" for m, v in model["means"].items()}
+        rest[HEADINGS[MAIN_METRIC]] = interval
+        rows.append({"Model": model["model"], **rest})
+    return rows
 
 
 def _row(result: Result) -> dict[str, Any]:

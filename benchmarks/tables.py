@@ -1,42 +1,52 @@
-"""Fill the tables of docs/benchmarks.md, and of the README if it has the marks, from the results.
+"""Fill the tables of docs/ and of the README from the results: `python -m benchmarks.tables`.
 
-python -m benchmarks.tables [--results FOLDER]
+Only results that are there are filled in; the marks of the others stay as they are.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import guide_mask, loss_stage, train_step
+from benchmarks import guide_mask, loss_stage, quality, train_step
 from benchmarks.machine import RESULTS
-from tercet.errors import UserError
 from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = ("train_step", "loss_stage", "guide_mask")
+SPEED = ("train_step", "loss_stage", "guide_mask")
 HEADLINE = ("ours", "MNRL", train_step.DEFAULT)
 Result = dict[str, Any]
 
 
 def main() -> None:
+    """Read every result there is and fill the pages that show it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    results = {name: _read(parser.parse_args().results / f"{name}.json") for name in PROGRAMS}
-    page, readme = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
+    folder = parser.parse_args().results
+    found = {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in folder.glob("*.json")}
+    if all(name in found for name in SPEED):
+        _fill(ROOT / "docs" / "benchmarks.md", tables(found))
+        _fill(ROOT / "README.md", {"benchmarks": markdown_table(summary(found))})
+    if "quality" in found:
+        _fill(ROOT / "docs" / "results.md", quality.tables(found["quality"]))
+    if "demo" in found:
+        printed = f"```text\n{found['demo']['printed'].rstrip()}\n```"
+        seconds = f"It took {found['demo']['seconds']:.0f} seconds after the installation."
+        _fill(ROOT / "README.md", {"demo": f"{printed}\n\n{seconds}"})
+
+
+def _fill(page: Path, tables: Mapping[str, str]) -> None:
     text = page.read_text(encoding="utf-8")
-    for name, table in tables(results).items():
+    for name, table in tables.items():
         text = fill_marked(text, name, table)
     write_text(page, text)
-    if readme.exists() and "<!-- benchmarks:begin -->" in readme.read_text(encoding="utf-8"):
-        text = readme.read_text(encoding="utf-8")
-        write_text(readme, fill_marked(text, "benchmarks", markdown_table(summary(results))))
 
 
 def tables(results: dict[str, Result]) -> dict[str, str]:
     """What stands between each pair of marks on the page."""
-    step, loss, guide = (results[name] for name in PROGRAMS)
+    step, loss, guide = (results[name] for name in SPEED)
     return {
         "machine": _machine(step),
         "train_step": markdown_table(train_step.step_rows(step)) + "\n\n" + _step_notes(step),
@@ -48,7 +58,7 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
 
 def summary(results: dict[str, Result]) -> list[dict[str, str]]:
     """The few rows that the README shows."""
-    step, loss, guide = (results[name] for name in PROGRAMS)
+    step, loss, guide = (results[name] for name in SPEED)
     own = step["memory"]["ours"]["extra_mb"]
     faster = step["times_faster"]
     best = step["best_cached"]
@@ -110,12 +120,6 @@ def _guide_notes(found: Result) -> str:
         f"{found['times_faster']:.0f} times faster. "
         f"Gradients differ by {found['gradient_difference']:.0e}."
     )
-
-
-def _read(path: Path) -> Result:
-    if not path.exists():
-        raise UserError(f"{path}: missing; run python -m benchmarks.{path.stem} first")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

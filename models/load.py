@@ -26,7 +26,8 @@ def load_encoder(config: ModelConfig) -> SentenceTransformer:
     """Load a sentence-transformers folder, a plain transformers encoder, or a hub name.
 
     The result has the pooling, normalisation, maximum length and prompts that `config` asks for,
-    weights in `config.dtype` whatever the checkpoint's precision, and is in evaluation mode.
+    weights in `config.dtype` whatever the checkpoint's precision, is on the accelerator if there
+    is one, and in evaluation mode.
     Raises UserError if there is no such model or its parts do not fit the config.
     """
     transformers.utils.logging.disable_progress_bar()
@@ -37,7 +38,12 @@ def load_encoder(config: ModelConfig) -> SentenceTransformer:
     for role, prompt in (("query", config.prompts.query), ("document", config.prompts.document)):
         if prompt is not None:
             model.prompts[role] = prompt
-    return model.to(getattr(torch, config.dtype)).eval()
+    return model.to(device=default_device(), dtype=getattr(torch, config.dtype)).eval()
+
+
+def default_device() -> torch.device:
+    """The accelerator this process was given, or the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def resolve(path: str) -> str:
@@ -108,14 +114,13 @@ def _embedded_folder() -> Path:
 
 def _load(path: str, config: ModelConfig) -> SentenceTransformer:
     settings = {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
-    is_folder = Path(path).is_dir()
     try:
-        if not is_folder or (Path(path) / "modules.json").exists():
+        if not Path(path).is_dir() or (Path(path) / "modules.json").exists():
             model = SentenceTransformer(
                 path,
                 trust_remote_code=config.trust_remote_code,
                 model_kwargs=settings,
-                device=None if not is_folder else "cpu",
+                device="cpu",
             )
             return _check_pooling(model, config)
         body = Transformer(path, model_kwargs=settings)

@@ -1,5 +1,6 @@
 """What a person reads: tables made from results, never typed."""
 
+from tercet.report.plan import forecast_table
 from tercet.report.table import (
     console_table,
     delta_line,
@@ -8,4 +9,11 @@ from tercet.report.table import (
     model_table,
 )
 
-__all__ = ["console_table", "delta_line", "fill_marked", "markdown_table", "model_table"]
+__all__ = [
+    "console_table",
+    "delta_line",
+    "fill_marked",
+    "forecast_table",
+    "markdown_table",
+    "model_table",
+]

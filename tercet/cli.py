@@ -83,6 +83,19 @@ def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(config: ConfigPath, overrides: Overrides = None) -> None:
+    """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run."""
+    from tercet.configs import load
+    from tercet.progress import is_main_process
+    from tercet.report import console_table, forecast_table
+    from tercet.train import forecast
+
+    found = forecast(load(config, overrides or ()))
+    if is_main_process():
+        _show(console_table(forecast_table(found)))
+
+
+@app.command()
 def mine(config: ConfigPath, overrides: Overrides = None) -> None:
     """Mine hard negatives for the training rows; train on them with data.mined=FILE."""
     from tercet.configs import load

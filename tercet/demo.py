@@ -23,7 +23,7 @@ from tercet.evaluation import (
     read_run,
     result_path,
 )
-from tercet.files import writable_folder, write_json
+from tercet.files import writable_folder, write_json, write_text
 from tercet.progress import say
 from tercet.report import console_table, model_table
 
@@ -56,13 +56,13 @@ def run_demo(out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     start = time.perf_counter()
     _refuse_other_work(writable_folder(out), overwrite)
     say("1/5  data: docstrings and code of the installed packages; test: the standard library")
-    counts = _build(out / "data")
+    counts = _build(out / "code")
     common = [
         f"output={out}",
         "overwrite=true",
-        f"data.train=[{{path: {out}/data/train.jsonl, ignore: {list(IGNORE)}, "
+        f"data.train=[{{path: {out}/code/train.jsonl, ignore: {list(IGNORE)}, "
         "columns: {query_id: query_id, positive_id: positive_id}}]",
-        f"data.held_out=[{out}/data]",
+        f"data.held_out=[{out}/code]",
     ]
     say("2/5  mine hard negatives with the base model")
     mined = stages.mine(load("demo", common))
@@ -70,14 +70,14 @@ def run_demo(out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     config = load("demo", [*common, f"data.mined={mined.path}"])
     model = stages.finetune(config)
     say("4/5  evaluate: base, BM25 and the tuned model on the standard library")
-    results = stages.evaluate(str(model), [out / "data"], out / "results", against=["embedded"])
+    results = stages.evaluate(str(model), [out / "code"], out / "results", against=["embedded"])
     say("5/5  export with the results on its card")
     stages.export_run(out, model, results=results, overwrite=True)
 
     base, bm25, tuned = results
     delta = comparison(base, tuned)
-    task = read_task(out / "data")
-    leaked = _leaked(out / "data", task)
+    task = read_task(out / "code")
+    leaked = _leaked(out / "code", task)
     _show(out, results, task, leaked)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     summary |= {
@@ -103,7 +103,7 @@ def _refuse_other_work(out: Path, overwrite: bool) -> None:
     summary = out / "summary.json"
     if summary.exists() and "delta" in summary.read_text(encoding="utf-8") and not overwrite:
         raise UserError(f"{out}: already holds a demo; choose another --out or say --overwrite")
-    if any(out.iterdir()) and not (out / "data" / "code.json").exists():
+    if any(out.iterdir()) and not (out / "code" / "code.json").exists():
         raise UserError(f"{out}: is not empty and holds no demo; choose another --out")
 
 
@@ -140,7 +140,9 @@ def _delta(delta: Delta) -> dict[str, Any]:
 
 
 def _show(out: Path, results: list[Result], task: RetrievalTask, leaked: int) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, record=True, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 100
     console.print(console_table(model_table(results), title="Code search, standard library"))
     for line in stages.delta_lines(results, results[-1].model):
         console.print(line)
@@ -153,6 +155,7 @@ def _show(out: Path, results: list[Result], task: RetrievalTask, leaked: int) ->
             best = list(hits)[:SHOWN]
             marked = [f"[{d}]" if task.qrels[query].get(d, 0) > 0 else d for d in best]
             console.print(f"  {name:6}  " + "   ".join(marked), markup=False)
+    write_text(out / "demo.txt", console.export_text())
 
 
 def _examples(base: Result, tuned: Result) -> list[str]:

@@ -162,10 +162,22 @@ def test_data_check_gathers_every_problem(run: Run, tmp_path: Path, tiny_model: 
     assert "duplicate" in out.lower() and "line 2" in out and "line 3" in out
 
 
+def test_a_plan_counts_without_touching_the_output(
+    run: Run, tmp_path: Path, tiny_model: Path, pairs: Path
+) -> None:
+    words = ("plan", "tiny", f"data.train={pairs}", f"model.path={tiny_model}", "output=out")
+    status, out, _ = run(*words, "train.steps=null", "train.epochs=2")
+    assert status == 0
+    assert re.search(r"steps\W+12\b", out)  # 48 rows in batches of 8, twice
+    assert re.search(r"rows\W+48\b", out)
+    assert "micro-batch" in out and "memory" in out and "time" in out
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_names_every_command_without_loading_torch(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("demo", "finetune", "mine", "evaluate", "export", "data"):
+    for command in ("demo", "finetune", "plan", "mine", "evaluate", "export", "data"):
         assert command in out
 
 

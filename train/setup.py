@@ -64,6 +64,17 @@ def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
     the model and gives dev metrics; it is called on the main process only.
     Raises UserError for anything the user can mend, before the model is loaded where possible.
     """
+    run = prepare(config, evaluate)
+    train(run)
+    run.tracker.finish()
+    name = f"step-{run.best.get('step', run.step):08d}"
+    last = run.checkpoints / f"step-{run.step:08d}"
+    best = run.checkpoints / name
+    return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.encoder)
+
+
+def prepare(config: Config, evaluate: Evaluate | None = None) -> Run:
+    """Check everything, load, resume if there is something to resume: ready for `train`."""
     accelerator = _accelerator(config)
     say(
         f"{accelerator.num_processes} process(es), {accelerator.distributed_type.value}, "
@@ -73,13 +84,7 @@ def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
     resolve(config.model.path)  # a missing model should not wait for the data to be read
     data = read_data(config.data)
     _warn_of_overlap(config.data, data)
-    run = _set_up(config, accelerator, data, evaluate)
-    train(run)
-    run.tracker.finish()
-    name = f"step-{run.best.get('step', run.step):08d}"
-    last = run.checkpoints / f"step-{run.step:08d}"
-    best = run.checkpoints / name
-    return Trained(last, best, run.step, run.best.get("value"), data, run.encoder)
+    return _set_up(config, accelerator, data, evaluate)
 
 
 def read_data(config: DataConfig) -> TrainingSet:
@@ -170,15 +175,15 @@ def _set_sizes(run: Run, known: int | None) -> None:
     """Settle what is `auto`; a resumed run keeps the micro-batches it began with."""
     asked = run.config.batch
     batch = run.batches(run.step)
-    run.micro_tokens = asked.micro_tokens if asked.micro_tokens != "auto" else known or 1
-    run.keep_tokens = asked.keep_tokens if asked.keep_tokens != "auto" else 0
+    run.micro_tokens = known or 1 if asked.micro_tokens == "auto" else asked.micro_tokens
+    run.keep_tokens = 0 if asked.keep_tokens == "auto" else asked.keep_tokens
     lengths = plan_of(run, batch).lengths
     run.model.train()
 
     def probe(micro: Indices) -> Tensor:
         return forward(run, batch, micro)
 
-    if run.micro_tokens == 1:
+    if asked.micro_tokens == "auto" and known is None:
         run.micro_tokens = choose_micro_tokens(run.accelerator, run.model, probe, lengths)
     if asked.keep_tokens == "auto":
         each = bytes_per_token(run.accelerator, run.model, probe, lengths, run.micro_tokens)

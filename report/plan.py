@@ -1,0 +1,28 @@
+"""A forecast as a table."""
+
+from tercet.train import Forecast
+
+
+def forecast_table(found: Forecast) -> list[dict[str, str]]:
+    """Two columns: what, and how much with its unit."""
+    minutes = found.hours * 60
+    rows = {
+        "processes": f"{found.processes}",
+        "rows": f"{found.rows:,}",
+        "steps": f"{found.steps:,}",
+        "distinct texts in a batch": f"{found.texts_per_batch:,.0f}",
+        "tokens in a batch": f"{found.tokens_per_batch:,.0f}",
+        "tokens saved by encoding each text once": f"{found.duplicate_tokens_saved:.1%}",
+        "padded tokens for each real one": f"{found.padded_per_real_token:.2f}",
+        "texts cut at the maximum length": f"{found.truncated_share:.1%}",
+        "tokens in a micro-batch, at most": f"{found.micro_tokens:,}",
+        "micro-batches per process and step": f"{found.micro_batches:.0f}",
+        "tokens whose graphs are kept, at most": f"{found.keep_tokens:,}",
+        "tokens encoded twice": f"{found.recomputed:.1%}",
+        "memory of a kept token": f"{found.bytes_per_token / 1024:.0f} KiB",
+        "peak memory of a process, predicted": f"{found.peak_megabytes:,.0f} MiB",
+        "tokens per second": f"{found.tokens_per_second:,.0f}",
+        "time of a step": f"{found.seconds_per_step:.2f} s",
+        "time of the run": f"{found.hours:.1f} h" if found.hours > 2 else f"{minutes:.1f} min",
+    }
+    return [{"Plan": what, "": value} for what, value in rows.items()]

@@ -1,0 +1,100 @@
+"""What a run will take, before it is run: `tercet plan`."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+
+import psutil
+
+from tercet.configs import Config
+from tercet.models import max_length
+from tercet.train.loop import Run, forward, gradient_of, plan_of
+from tercet.train.setup import prepare
+from tercet.train.sizing import bytes_per_token
+
+SAMPLE = 8  # batches whose texts are counted; one of them is computed
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Means over the first batches; times and memory from one measured step of this machine."""
+
+    processes: int
+    rows: int
+    steps: int
+    texts_per_batch: float  # distinct
+    tokens_per_batch: float  # real, of distinct texts
+    padded_per_real_token: float
+    duplicate_tokens_saved: float  # share of the tokens that repeats would have cost
+    truncated_share: float  # of texts at the maximum length
+    micro_tokens: int
+    micro_batches: float  # per process and step
+    keep_tokens: int
+    recomputed: float  # share of tokens that go through the encoder twice
+    bytes_per_token: float  # of a kept graph
+    peak_megabytes: float  # predicted, of this process
+    seconds_per_step: float
+    tokens_per_second: float
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run, without evaluations and checkpoints."""
+        return self.steps * self.seconds_per_step / 3600
+
+
+def forecast(config: Config) -> Forecast:
+    """Set the run up in a temporary folder, look at its first batches and time one step.
+
+    Nothing of the run's output folder is read or written, and no weight is changed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        aside = {"output": folder, "tracking": config.tracking.model_copy(update={"wandb": False})}
+        run = prepare(config.model_copy(update=aside))
+        return _measure(run)
+
+
+def _measure(run: Run) -> Forecast:
+    queries, documents = run.tokens
+    batches = [run.batches(step) for step in range(min(SAMPLE, run.steps))]
+    plans = [plan_of(run, batch) for batch in batches]
+    tokens = sum(cut.tokens for cut in plans)
+    drawn = sum(
+        int(queries.lengths(b.asked).sum() + documents.lengths(b.shown).sum()) for b in batches
+    )
+    limit = max_length(run.encoder)
+    cut_off = sum(int((cut.lengths >= limit).sum()) for cut in plans)
+    before = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    outcome = gradient_of(run, batches[0], plans[0])
+    seconds = time.perf_counter() - start
+    run.optimizer.zero_grad(set_to_none=True)
+    each = bytes_per_token(
+        run.accelerator,
+        run.model,
+        lambda micro: forward(run, batches[0], micro),
+        plans[0].lengths,
+        run.micro_tokens,
+    )
+    busiest = max(sum(cut.cost(m) for m in rank) for cut in plans for rank in cut.ranks)
+    weights = sum(p.numel() * p.element_size() for p in run.model.parameters() if p.requires_grad)
+    width = outcome.vectors.shape[1]
+    held = min(run.keep_tokens, busiest) + run.micro_tokens
+    vectors = 6 * max(len(cut.lengths) for cut in plans) * width * 4  # values, gradients, copies
+    return Forecast(
+        processes=run.accelerator.num_processes,
+        rows=len(run.batches.data),
+        steps=run.steps,
+        texts_per_batch=sum(len(cut.lengths) for cut in plans) / len(plans),
+        tokens_per_batch=tokens / len(plans),
+        padded_per_real_token=sum(cut.padded for cut in plans) / tokens,
+        duplicate_tokens_saved=1 - tokens / drawn,
+        truncated_share=cut_off / sum(len(cut.lengths) for cut in plans),
+        micro_tokens=run.micro_tokens,
+        micro_batches=sum(len(cut.ranks[0]) for cut in plans) / len(plans),
+        keep_tokens=run.keep_tokens,
+        recomputed=outcome.recomputed,
+        bytes_per_token=each,
+        peak_megabytes=(before + held * each + 3 * weights + vectors) / 2**20,
+        seconds_per_step=seconds * tokens / len(plans) / plans[0].tokens,
+        tokens_per_second=plans[0].tokens / seconds,
+    )
