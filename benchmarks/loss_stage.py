@@ -44,7 +44,7 @@ def embeddings(queries: int) -> tuple[Tensor, Tensor]:
 
 def ours(queries: Tensor, documents: Tensor, tile: int = TILE) -> Found:
     """`info_nce` with one hard negative per query, the normalisation of both sides included."""
-    asked, shown = queries.clone().requires_grad_(), documents.clone().requires_grad_()
+    asked, shown = queries.detach().requires_grad_(), documents.detach().requires_grad_()
     row = torch.arange(len(queries))
     relations = Relations(
         torch.stack([row, row], dim=1),
@@ -62,7 +62,7 @@ def theirs(peer: CachedMultipleNegativesRankingLoss, queries: Tensor, documents:
     """The peer's loss stage as its cached step calls it: embeddings in, their gradients out."""
     count, size = len(queries), peer.mini_batch_size
     columns = (queries, documents[:count], documents[count:])
-    pieces = [[p.clone().requires_grad_() for p in column.split(size)] for column in columns]
+    pieces = [[p.detach().requires_grad_() for p in column.split(size)] for column in columns]
     loss = peer.calculate_loss(pieces, with_backward=True)
     asked, *shown = (torch.cat([_gradient(p) for p in column]) for column in pieces)
     return loss.item(), asked, torch.cat(shown)
