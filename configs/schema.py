@@ -38,7 +38,7 @@ class ModelConfig(Section):
 
     path: str = "embedded"  # "embedded", a folder, or a hub name
     pooling: Literal["auto", "mean", "cls", "lasttoken", "max"] = "auto"
-    normalize: bool | None = None  # unit vectors; null: yes, unless the model's score is dot
+    normalize: bool | None = None  # null: unit vectors unless the model is compared by dot
     max_length: Count | None = None  # tokens, special ones included; null: the checkpoint's own
     prompts: Prompts = Prompts()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained weights
@@ -155,13 +155,13 @@ class TrainConfig(Section):
     weight_decay: NotNegative = 0.01  # biases and normalisation weights are exempt
     betas: tuple[Share, Share] = (0.9, 0.999)
     max_grad_norm: Positive | None = 1.0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # null: as launched, else "no"
     compile: bool = False  # torch.compile with dynamic shapes
     dropout: Share | None = None  # null: the checkpoint's own
     seed: Seed = 12
     log_every: Count = 10
-    eval_every: Count | None = None  # null: only at the end
-    save_every: Count | None = None  # null: only at the end
+    eval_every: Count | None = None  # null: ten times in the run
+    save_every: Count | None = None  # null: ten times in the run, at least 50 steps apart
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
 

@@ -16,6 +16,9 @@ tags: [sentence-transformers, feature-extraction, retrieval, tercet]
 {%- if config.licence %}
 license: {{ config.licence }}
 {%- endif %}
+{%- if hub_name %}
+base_model: {{ hub_name }}
+{%- endif %}
 ---
 
 # {{ name }}
@@ -27,7 +30,7 @@ A bi-encoder for retrieval, fine-tuned from `{{ base }}` with Tercet.
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("{{ name }}")
+model = SentenceTransformer("path/to/{{ name }}")
 queries = model.encode_query(["..."])
 documents = model.encode_document(["..."])
 scores = model.similarity(queries, documents)
@@ -45,7 +48,9 @@ document `{{ facts["document_prompt"] }}`.
 - {{ line }}
 {%- endfor %}
 {% else %}
-None were measured for this run.
+No test set was scored for this card.
+{% endif %}{% if dev is not none %}
+Best {{ config.evaluation.metric }} on the development set: {{ "%.3f" | format(dev) }}.
 {% endif %}
 ## Training data
 
@@ -71,6 +76,9 @@ which is not always what is true.
 """
 
 
+HUB_NAMES = {"embedded": "sentence-transformers/all-MiniLM-L6-v2"}
+
+
 def model_card(
     config: Config,
     *,
@@ -81,6 +89,7 @@ def model_card(
     versions: Mapping[str, str],
     table: str = "",
     lines: Sequence[str] = (),
+    dev: float | None = None,
 ) -> str:
     """Markdown for the model folder's README.md.
 
@@ -94,11 +103,13 @@ def model_card(
         config=config,
         name=name,
         base=base,
+        hub_name=HUB_NAMES.get(config.model.path),
         data=data,
         facts=facts,
         versions=", ".join(f"{k} {v}" for k, v in versions.items()),
         table=table,
         lines=list(lines),
+        dev=dev,
         settings=settings,
     )
 

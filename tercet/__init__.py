@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from tercet.configs import Config, load
     from tercet.errors import UserError
     from tercet.losses import info_nce
-    from tercet.stages import evaluate, export, finetune, mine
+    from tercet.stages import evaluate, export_run, finetune, mine
 
 # Loaded on first use: importing torch takes seconds, and `tercet --help` needs none of it.
 _HOMES = {
     "Config": "tercet.configs",
     "UserError": "tercet.errors",
     "evaluate": "tercet.stages",
-    "export": "tercet.stages",
+    "export_run": "tercet.stages",
     "finetune": "tercet.stages",
     "info_nce": "tercet.losses",
     "load": "tercet.configs",
@@ -29,7 +29,7 @@ __all__ = [
     "Config",
     "UserError",
     "evaluate",
-    "export",
+    "export_run",
     "finetune",
     "info_nce",
     "load",

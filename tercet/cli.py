@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tercet import __version__
 from tercet.errors import UserError
 
 # Stages import torch and transformers, which takes seconds: they are loaded inside the commands,
@@ -33,7 +34,7 @@ def main() -> None:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        app(args=arguments, prog_name="tercet", standalone_mode=False)
+        status = app(args=arguments or ["--help"], prog_name="tercet", standalone_mode=False)
     except UserError as error:
         if debug:
             raise
@@ -42,21 +43,28 @@ def main() -> None:
         _complain(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    else:
+        if isinstance(status, int):  # what an Exit inside a command carried, 130 after Ctrl-C
+            sys.exit(status)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print it.", is_eager=True, callback=_print_version),
+    ] = False,
 ) -> None:
     """Train compact embedding models for retrieval, and know how good they are.
 
     Add --debug to any command to see the traceback of an error.
     """
-    if version:
-        from tercet import __version__
-
-        print(__version__)
-        raise typer.Exit
 
 
 @app.command()
@@ -122,12 +130,15 @@ def evaluate(
     against: Annotated[
         list[str] | None, typer.Option(help="A model to compare with; may be repeated.")
     ] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """Retrieval quality with 95 % intervals, beside BM25 and any other model."""
     from tercet.report import console_table, model_table
     from tercet.stages import delta_lines, evaluate, name_of
 
-    results = evaluate(model, data, out, split=split, against=against or ())
+    results = evaluate(
+        model, data, out, split=split, against=against or (), trust_remote_code=trust_remote_code
+    )
     _show(console_table(model_table(results)))
     for line in delta_lines(results, name_of(model)):
         print(line)

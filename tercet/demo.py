@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from tercet import stages
-from tercet.configs import load
+from tercet.configs import Columns, Config, Source, load
 from tercet.data import RetrievalTask, normalise, read_task
 from tercet.data.code import IGNORE, CodeCounts, code_task
 from tercet.errors import UserError
@@ -57,18 +57,12 @@ def run_demo(out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     _refuse_other_work(writable_folder(out), overwrite)
     say("1/5  data: docstrings and code of the installed packages; test: the standard library")
     counts = _build(out / "code")
-    common = [
-        f"output={out}",
-        "overwrite=true",
-        f"data.train=[{{path: {out}/code/train.jsonl, ignore: {list(IGNORE)}, "
-        "columns: {query_id: query_id, positive_id: positive_id}}]",
-        f"data.held_out=[{out}/code]",
-    ]
+    config = _config(out)
     say("2/5  mine hard negatives with the base model")
-    mined = stages.mine(load("demo", common))
+    mined = stages.mine(config)
     say("3/5  fine-tune")
-    config = load("demo", [*common, f"data.mined={mined.path}"])
-    model = stages.finetune(config)
+    data = config.data.model_copy(update={"mined": str(mined.path)})
+    model = stages.finetune(config.model_copy(update={"data": data}))
     say("4/5  evaluate: base, BM25 and the tuned model on the standard library")
     results = stages.evaluate(str(model), [out / "code"], out / "results", against=["embedded"])
     say("5/5  export with the results on its card")
@@ -105,6 +99,21 @@ def _refuse_other_work(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: already holds a demo; choose another --out or say --overwrite")
     if any(out.iterdir()) and not (out / "code" / "code.json").exists():
         raise UserError(f"{out}: is not empty and holds no demo; choose another --out")
+
+
+def _config(out: Path) -> Config:
+    """The recipe `demo` on the data just built."""
+    recipe = load("demo")
+    columns = Columns(query_id="query_id", positive_id="positive_id")
+    source = Source(path=str(out / "code" / "train.jsonl"), columns=columns, ignore=IGNORE)
+    data = {"train": (source,), "held_out": (str(out / "code"),)}
+    return recipe.model_copy(
+        update={
+            "output": str(out),
+            "overwrite": True,
+            "data": recipe.data.model_copy(update=data),
+        }
+    )
 
 
 def _build(folder: Path) -> CodeCounts:

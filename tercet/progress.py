@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_CONSOLE = Console(stderr=True, highlight=False)  # one, so that lines and nested bars agree
 PLAIN_EVERY = 15.0  # seconds between plain lines: enough to see life, few enough to read a log
 
 
@@ -33,7 +34,7 @@ def is_main_process() -> bool:
 def say(text: str) -> None:
     """One plain line for the person at the terminal, from the main process only."""
     if is_main_process():
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        _CONSOLE.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -42,10 +43,9 @@ def progress(title: str, total: int) -> Iterator[Advance]:
 
     with progress("encode", len(texts)) as advance: ... advance(32)
     """
-    console = Console(stderr=True, highlight=False)
     if not is_main_process():
         yield lambda done=1, note="": None
-    elif console.is_terminal:
+    elif _CONSOLE.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,7 +54,7 @@ def progress(title: str, total: int) -> Iterator[Advance]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=console, transient=False) as bar:
+        with Progress(*columns, console=_CONSOLE) as bar:
             task = bar.add_task(title, total=total, note="")
             yield lambda done=1, note="": bar.update(task, advance=done, note=note)
     else:

@@ -7,7 +7,7 @@ this module; here they are put together.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ from tercet.mining import MinedCounts
 from tercet.mining import mine as mine_rows
 from tercet.models import (
     EMBEDDED,
+    default_device,
     encode,
     load_encoder,
     max_length,
     model_fingerprint,
     prompt_of,
+    resolve,
     vectors,
 )
 from tercet.progress import is_main_process
@@ -84,8 +86,9 @@ def mine(config: Config) -> Mined:
         raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
     if not config.data.train:
         raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
+    resolve(config.model.path)
     rows = read_training(config.data.train)
-    model = load_encoder(config.model)
+    model = load_encoder(config.model).to(default_device())
     queries = vectors(model, rows.queries.texts, "query", title="encode queries")
     documents = vectors(model, rows.documents.texts, "document", title="encode documents")
     save(config, folder / "mine.yaml")
@@ -121,15 +124,27 @@ def evaluate(
     *,
     split: str = "test",
     against: Sequence[str] = (),
+    trust_remote_code: bool = False,
 ) -> list[Result]:
     """Score `model`, every model of `against` and BM25 on BEIR folders.
 
     Each result is written below `out` as JSON with a TREC run file beside it. Returned by task,
     in the order `against`, BM25, `model`.
     """
+    paths = (*against, model)
+    _refuse_twice("models", [name_of(path) for path in paths])
     tasks = [read_task(folder, split) for folder in folders]
+    _refuse_twice("tasks", [task.name for task in tasks])
     writable_folder(out)
-    encoders = [(name_of(path), load_encoder(ModelConfig(path=path))) for path in (*against, model)]
+    encoders = [
+        (
+            name_of(path),
+            load_encoder(ModelConfig(path=path, trust_remote_code=trust_remote_code), "model").to(
+                default_device()
+            ),
+        )
+        for path in paths
+    ]
     results = []
     for task in tasks:
         found = [evaluate_model(encoder, name, task, out) for name, encoder in encoders]
@@ -191,6 +206,8 @@ def export_run(
         raise UserError(f"{run}: holds no finished run (no readable summary.json)") from None
     config = load(run / "config.yaml")
     name = run.resolve().name
+    if results and name not in {result.model for result in results}:
+        raise UserError(f"results: none is of {name}; they are of {results[0].model} and others")
     card = model_card(
         config,
         name=name,
@@ -199,11 +216,18 @@ def export_run(
         facts=summary["facts"],
         versions=installed_versions(),
         table=markdown_table(model_table(results)) if results else "",
-        lines=delta_lines(results, results[-1].model) if results else (),
+        lines=delta_lines(results, name) if results else (),
+        dev=summary["dev"],
     )
     checkpoint = run / "checkpoints" / summary["checkpoint"] / "model"
     return export_model(
-        checkpoint, out, card=card, texts=summary["proof_texts"], overwrite=overwrite
+        checkpoint,
+        out,
+        card=card,
+        texts=summary["proof_texts"],
+        results=[asdict(result) for result in results] or None,
+        overwrite=overwrite,
+        trust_remote_code=config.model.trust_remote_code,
     )
 
 
@@ -220,6 +244,13 @@ def export(
     card = run / "README.md"
     text = card.read_text(encoding="utf-8") if card.exists() else f"# {name_of(model)}\n"
     return export_model(model, out, card=text, overwrite=overwrite)
+
+
+def _refuse_twice(what: str, names: Sequence[str]) -> None:
+    """Results are filed by name, so two of one name would overwrite each other."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two {what} are called {twice[0]!r}; rename a folder or evaluate apart")
 
 
 def name_of(path: str) -> str:

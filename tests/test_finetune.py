@@ -40,7 +40,7 @@ KEYS = {
     "padded_per_real_token",
     "duplicate_tokens_saved",
     "recomputed",
-    "truncated_texts",
+    "texts_at_max_length",
     "effective_rank",
     "temperature",
     "epoch",

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 import psutil
+import torch
 
 from tercet.configs import Config
 from tercet.models import max_length
@@ -53,6 +54,13 @@ def forecast(config: Config) -> Forecast:
         return _measure(run)
 
 
+def _used(run: Run) -> int:
+    """Bytes taken now: of the device, or of the process."""
+    if run.accelerator.device.type != "cpu":
+        return torch.accelerator.memory_allocated()
+    return psutil.Process().memory_info().rss
+
+
 def _measure(run: Run) -> Forecast:
     queries, documents = run.tokens
     batches = [run.batches(step) for step in range(min(SAMPLE, run.steps))]
@@ -63,7 +71,9 @@ def _measure(run: Run) -> Forecast:
     )
     limit = max_length(run.encoder)
     cut_off = sum(int((cut.lengths >= limit).sum()) for cut in plans)
-    before = psutil.Process().memory_info().rss
+    before = _used(run)
+    gradient_of(run, batches[0], plans[0])  # the first step also allocates and tunes
+    run.optimizer.zero_grad(set_to_none=True)
     start = time.perf_counter()
     outcome = gradient_of(run, batches[0], plans[0])
     seconds = time.perf_counter() - start

@@ -50,6 +50,8 @@ class Run:
     tracker: Tracker
     evaluate: Evaluate | None
     steps: int
+    eval_every: int
+    save_every: int
     micro_tokens: int
     keep_tokens: int
     step: int = 0  # finished steps
@@ -88,8 +90,8 @@ def train(run: Run) -> None:
                 seconds = time.perf_counter() - started
                 values = signals(run, batch, cut, outcome) | {"grad_norm": norm, "lr": rate}
                 run.tracker.log(run.step, values | {"tokens_per_second": cut.tokens / seconds})
-            improved = _evaluate(run) if last or _due(run.step, settings.eval_every) else False
-            if last or improved or _due(run.step, settings.save_every):
+            improved = _evaluate(run) if last or run.step % run.eval_every == 0 else False
+            if last or improved or run.step % run.save_every == 0:
                 save(run)
             advance(1, note=f"loss {outcome.loss:.4f}")
 
@@ -147,7 +149,7 @@ def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, An
         "padded_per_real_token": cut.padded / cut.tokens,
         "duplicate_tokens_saved": 1 - cut.tokens / int(drawn),
         "recomputed": outcome.recomputed,
-        "truncated_texts": int((cut.lengths >= max_length(run.encoder)).sum()),
+        "texts_at_max_length": int((cut.lengths >= max_length(run.encoder)).sum()),
         "effective_rank": effective_rank(outcome.vectors),
         "temperature": float(run.log_temperature.detach().exp())
         if run.log_temperature is not None
@@ -170,6 +172,7 @@ def save(run: Run) -> None:
             "skipped": run.skipped,
             "micro_tokens": run.micro_tokens,
             "data": run.batches.data.fingerprint,
+            "scaler": run.accelerator.scaler and run.accelerator.scaler.state_dict(),
         }
         save_checkpoint(run.checkpoints, run.step, run.encoder, tensors, state)
         drop_old(run.checkpoints, run.best.get("step", run.step))
@@ -211,6 +214,8 @@ def _refuse_or_skip(run: Run, batch: Batch, outcome: Outcome, norm: float) -> No
         raise UserError(f"{what}; nothing was applied, the last checkpoint is sound")
     say(f"{what}; step skipped")
     run.skipped += 1
+    if run.accelerator.scaler is not None:  # it has unscaled, and must be told that nothing follows
+        run.accelerator.scaler.update()
 
 
 def _evaluate(run: Run) -> bool:
@@ -229,7 +234,3 @@ def _evaluate(run: Run) -> bool:
             run.best = {"step": run.step, "value": value}
     flag = torch.tensor(float(improved), device=run.accelerator.device)
     return bool(run.accelerator.reduce(flag, "sum") > 0)  # type: ignore[operator]
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
@@ -41,6 +42,7 @@ from tercet.train.output import claim_output, refuse_other_run
 from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes
 from tercet.train.tracking import Tracker
 
+GUIDE = "loss.false_negatives.guide"
 KEEP_SHARE = 0.5  # of the free memory, for kept graphs; the rest is for everything else
 
 
@@ -82,8 +84,17 @@ def prepare(config: Config, evaluate: Evaluate | None = None) -> Run:
     )
     refuse_other_run(config)
     resolve(config.model.path)  # a missing model should not wait for the data to be read
+    if config.loss.false_negatives.guide is not None:
+        resolve(config.loss.false_negatives.guide, GUIDE)
     data = read_data(config.data)
-    _warn_of_overlap(config.data, data)
+    if not config.loss.in_batch_negatives and (
+        len(data.negatives.values) == 0 or config.data.negatives_per_row == 0
+    ):
+        raise UserError(
+            "loss.in_batch_negatives: false leaves no negatives, for the rows have none of their "
+            "own; mine some (data.mined) or name a column of them"
+        )
+    _warn_of_overlap(config, data)
     return _set_up(config, accelerator, data, evaluate)
 
 
@@ -126,21 +137,23 @@ def _set_up(
     freeze_unused(encoder)
     if config.train.dropout is not None:
         set_dropout(encoder, config.train.dropout)
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            claim_output(config)
+    if accelerator.is_main_process:
+        claim_output(config)
+    accelerator.wait_for_everyone()
     resumed = newest(Path(config.output) / "checkpoints")
     tensors, state = {}, {}
     if resumed is not None:
         tensors, state = load_checkpoint(resumed, encoder, config.model.trust_remote_code)
         _same_data_or_refuse(config, state, data)
+    _same_step_or_refuse(accelerator, state.get("step", 0))
     with accelerator.main_process_first():
         tokens = (
             tokens_of(encoder, data.queries.texts, "query"),
             tokens_of(encoder, data.documents.texts, "document"),
         )
-        guide = _guide(config, data)
+        guide = _guide(config, data, accelerator.device)
     learned = _log_temperature(config, accelerator)
+    steps = config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
     if config.train.compile:
         encoder.compile(dynamic=True)
     optimizer = adamw(encoder, [learned] if learned is not None else [], config.train)
@@ -157,7 +170,9 @@ def _set_up(
         guide=guide,
         tracker=Tracker(accelerator, config, state.get("step", 0)),
         evaluate=evaluate,
-        steps=config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1,
+        steps=steps,
+        eval_every=config.train.eval_every or max(1, steps // 10),
+        save_every=config.train.save_every or max(50, steps // 10),
         micro_tokens=0,
         keep_tokens=0,
     )
@@ -166,6 +181,8 @@ def _set_up(
         if learned is not None:
             learned.data.copy_(tensors["log_temperature"])
         restore_optimizer(optimizer, parameter_names(run), tensors)
+        if accelerator.scaler is not None and state["scaler"]:
+            accelerator.scaler.load_state_dict(state["scaler"])
         say(f"resuming after step {run.step} of {run.steps} from {resumed}")
     _set_sizes(run, state.get("micro_tokens"))
     return run
@@ -194,11 +211,24 @@ def _set_sizes(run: Run, known: int | None) -> None:
 
 
 def _accelerator(config: Config) -> Accelerator:
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
         log_with="wandb" if config.tracking.wandb else None,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # The others wait while one process tokenises, encodes for a guide, or evaluates.
+            InitProcessGroupKwargs(timeout=timedelta(hours=24)),
+        ],
     )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UserError(
+            "gradient accumulation adds no negatives: launch without it and raise batch.size, "
+            "which needs no more memory here"
+        )
+    kind = accelerator.distributed_type.value
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"):
+        raise UserError(f"launched with {kind}: finetune runs under DDP; launch with --multi_gpu")
+    return accelerator
 
 
 def _log_temperature(config: Config, accelerator: Accelerator) -> nn.Parameter | None:
@@ -208,21 +238,25 @@ def _log_temperature(config: Config, accelerator: Accelerator) -> nn.Parameter |
     return nn.Parameter(start.log())
 
 
-def _guide(config: Config, data: TrainingSet) -> GuideVectors | None:
+def _guide(config: Config, data: TrainingSet, device: torch.device) -> GuideVectors | None:
     path = config.loss.false_negatives.guide
     if path is None:
         return None
-    guide = load_encoder(ModelConfig(path=path))
+    trust = config.model.trust_remote_code
+    guide = load_encoder(ModelConfig(path=path, trust_remote_code=trust), GUIDE).to(device)
     return GuideVectors(
         vectors(guide, data.queries.texts, "query", title="guide: queries"),
         vectors(guide, data.documents.texts, "document", title="guide: documents"),
     )
 
 
-def _warn_of_overlap(config: DataConfig, data: TrainingSet) -> None:
-    for folder in config.held_out:
-        found = overlap(data, read_task(folder))
-        if found.share > config.max_overlap:
+def _warn_of_overlap(config: Config, data: TrainingSet) -> None:
+    watched = [(folder, "test") for folder in config.data.held_out]
+    if config.evaluation.dev is not None:
+        watched.append((config.evaluation.dev, config.evaluation.dev_split))
+    for folder, split in watched:
+        found = overlap(data, read_task(folder, split))
+        if found.share > config.data.max_overlap:
             say(
                 f"warning: training holds {found.queries} of {found.of_queries} queries and "
                 f"{found.documents} of {found.of_documents} answers of {found.task}: "
@@ -235,4 +269,15 @@ def _same_data_or_refuse(config: Config, state: dict[str, Any], data: TrainingSe
         raise UserError(
             f"output: {config.output} holds an unfinished run on other rows (data.train or "
             "data.mined has changed since); choose another folder or say overwrite=true"
+        )
+
+
+def _same_step_or_refuse(accelerator: Accelerator, step: int) -> None:
+    """Ranks that see different disks would go on from different checkpoints, and hang."""
+    here = torch.tensor([step], device=accelerator.device)
+    steps = sorted(set(torch.as_tensor(accelerator.gather(here)).tolist()))
+    if len(steps) > 1:
+        raise UserError(
+            f"output: the processes find checkpoints of different steps {steps}; put the output "
+            "folder on a disk that all of them share"
         )

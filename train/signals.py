@@ -18,6 +18,6 @@ def effective_rank(vectors: Tensor) -> float:
     if not torch.isfinite(vectors).all():
         return math.nan
     gram = vectors.T @ vectors if vectors.shape[1] <= len(vectors) else vectors @ vectors.T
-    singular = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt()
+    singular = torch.linalg.eigvalsh(gram.cpu().double()).clamp_min(0).sqrt()
     share = singular / singular.sum()
     return float(torch.special.entr(share).sum().exp())

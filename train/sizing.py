@@ -37,8 +37,8 @@ def choose_micro_tokens(
             speed = _speed(accelerator, model, forward, lengths, size)
         except torch.OutOfMemoryError:
             speed = 0.0
-        total = accelerator.reduce(torch.tensor(speed, device=accelerator.device), "sum")
-        speed = float(total)  # type: ignore[arg-type]
+        speeds = accelerator.gather(torch.tensor(speed, device=accelerator.device))
+        speed = float(torch.as_tensor(speeds).min())  # 0 if it does not fit on one of them
         if speed <= best_speed * PAYS:  # also if not even the smallest fits
             break
         best, best_speed = size, speed
@@ -101,6 +101,7 @@ def free_bytes(accelerator: Accelerator) -> int:
     if accelerator.device.type == "cpu":
         local = int(np.clip(accelerator.num_processes, 1, None))
         return psutil.virtual_memory().available // local
+    torch.accelerator.empty_cache()  # what the measurements left behind is free as well
     return torch.accelerator.get_memory_info()[0]
 
 
