@@ -94,6 +94,8 @@ class Ours:
             tracker=Tracker(accelerator, config, 0),
             evaluate=None,
             steps=1_000_000,
+            eval_every=1,
+            save_every=1,
             micro_tokens=micro_tokens or 1,
             keep_tokens=keep_tokens,
         )

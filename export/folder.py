@@ -37,16 +37,18 @@ def export_model(
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists; choose another folder or say --overwrite")
     writable_folder(out.parent)
-    trust = {"trust_remote_code": trust_remote_code}
-    model = load_encoder(ModelConfig(path=str(checkpoint), **trust), "model")
+    settings = ModelConfig(path=str(checkpoint), trust_remote_code=trust_remote_code)
+    model = load_encoder(settings, "model")
     sample = [*EDGE_TEXTS, *texts]
     with whole_folder(out) as partial:
         model.save(str(partial), create_model_card=False)
         (partial / "README.md").write_text(card, encoding="utf-8")
         if results is not None:
             write_json(partial / "results.json", results)
-        exported = SentenceTransformer(str(partial), device="cpu", **trust)
-        original = SentenceTransformer(resolve(str(checkpoint)), device="cpu", **trust)
+        exported, original = (
+            SentenceTransformer(path, device="cpu", trust_remote_code=trust_remote_code)
+            for path in (str(partial), resolve(str(checkpoint), "model"))
+        )
         original.prompts, original.max_seq_length = model.prompts, model.max_seq_length
         queries, documents = exported.encode_query(sample), exported.encode_document(sample)
         difference = max(

@@ -181,6 +181,40 @@ def test_help_names_every_command_without_loading_torch(run: Run) -> None:
         assert command in out
 
 
+def test_the_version_and_a_bare_command(run: Run) -> None:
+    assert run("--version")[:2] == (0, "0.1.0\n")
+    status, out, err = run()
+    assert status == 0 and "finetune" in out and "error" not in err
+
+
+def test_interrupting_is_not_success(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tercet.configs.load", interrupt)
+    assert run("finetune", "tiny")[0] == 130
+
+
+def test_public_names_stay_what_they_are() -> None:
+    import tercet
+    import tercet.stages  # imports every folder, which must not hide a name
+
+    for name in tercet.__all__:
+        assert callable(getattr(tercet, name)), name
+
+
+def test_no_negatives_at_all_is_refused(run: Run, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(GOOD)
+    words = ("data.train=pairs.jsonl", f"model.path={tiny_model}", "output=out")
+    status, _, err = run("finetune", "tiny", *words, "loss.in_batch_negatives=false")
+    assert status == 2 and "leaves no negatives" in err
+
+
+def test_two_models_of_one_name_are_refused(run: Run, tiny_model: Path) -> None:
+    status, _, err = run("evaluate", tiny_model, "--data", "x", "--against", tiny_model)
+    assert status == 2 and "two models are called" in err
+
+
 def test_an_unknown_option_is_a_mistake_too(run: Run) -> None:
     status, _, err = run("evaluate", "m", "--dat", "x")
     assert status == 2 and err.startswith("error: ")
