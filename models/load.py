@@ -10,7 +10,7 @@ import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from torch import nn
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
