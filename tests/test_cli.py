@@ -210,6 +210,13 @@ def test_no_negatives_at_all_is_refused(run: Run, tmp_path: Path, tiny_model: Pa
     assert status == 2 and "leaves no negatives" in err
 
 
+def test_dims_wider_than_the_model_are_refused(run: Run, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text(GOOD)
+    words = ("data.train=pairs.jsonl", f"model.path={tiny_model}", "output=out")
+    status, _, err = run("finetune", "tiny", *words, "loss.matryoshka={dims: [999]}")
+    assert status == 2 and "more than the model's 32" in err
+
+
 def test_two_models_of_one_name_are_refused(run: Run, tiny_model: Path) -> None:
     status, _, err = run("evaluate", tiny_model, "--data", "x", "--against", tiny_model)
     assert status == 2 and "two models are called" in err

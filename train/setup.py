@@ -135,6 +135,11 @@ def _set_up(
     batches = batches_of(config, data)
     encoder = load_encoder(config.model)
     freeze_unused(encoder)
+    width, nested = encoder.get_embedding_dimension() or 0, config.loss.matryoshka
+    if nested is not None and max(nested.dims) > width:
+        raise UserError(
+            f"loss.matryoshka.dims: {max(nested.dims)} is more than the model's {width}"
+        )
     if config.train.dropout is not None:
         set_dropout(encoder, config.train.dropout)
     if accelerator.is_main_process:
