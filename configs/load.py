@@ -10,6 +10,7 @@ import omegaconf
 import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from tercet.configs.schema import Config
 from tercet.errors import UserError
@@ -75,36 +76,59 @@ def _find(recipe: str | Path) -> Path:
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:
+    """One per key: each alternative of a union complains by itself, about the same value."""
+    by_key: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for problem in error.errors():
-        location = [part for part in problem["loc"] if isinstance(part, str | int)]
-        key = ".".join(str(part) for part in location)
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            names = _names(location[:-1])
+        by_key.setdefault(_key(problem), []).append(problem)
+    for location, problems in by_key.items():
+        key, first = ".".join(map(str, location)), problems[0]
+        if first["type"] == "extra_forbidden":
+            names = list(_section(location[:-1]).model_fields)
             near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(names)}"
             yield f"unknown key {key}; {hint}"
-        elif problem["type"] == "missing":
+        elif first["type"] == "missing":
             yield f"{key} is missing"
         else:
-            yield f"{key}: {message[0].lower()}{message[1:]}, got {problem['input']!r}"[:300]
+            yield f"{key}: {_expected(problems)}, got {first['input']!r}"[:300]
 
 
-def _names(location: Sequence[str | int]) -> list[str]:
-    """Valid keys of the section at `location`."""
+def _key(problem: ErrorDetails) -> tuple[str | int, ...]:
+    """Where the problem is, without the names pydantic gives to a union's alternatives."""
+    location = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        return location
+    for length, part in enumerate(location):
+        section = _section(location[:length])
+        if isinstance(part, str) and (section is None or part not in section.model_fields):
+            return location[:length]
+    return location
+
+
+def _expected(problems: Sequence[ErrorDetails]) -> str:
+    """`input should be a valid integer or 'auto'`, of both messages."""
+    messages = [problem["msg"].removeprefix("Value error, ") for problem in problems]
+    if len(messages) > 1:
+        messages = [message.split(", unable to")[0] for message in messages]
+    first, *others = messages
+    joined = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+    return joined[:1].lower() + joined[1:]
+
+
+def _section(location: Sequence[str | int]) -> Any:
+    """The section class at `location`; None where there is a plain value."""
     section: Any = Config
     for part in location:
-        if isinstance(part, int):
-            continue
-        section = _section_in(section.model_fields[part].annotation)
-    return list(section.model_fields)
+        if isinstance(part, str):
+            section = _section_in(section.model_fields[part].annotation)
+    return section
 
 
 def _section_in(annotation: Any) -> Any:
-    """The section class inside `X`, `X | None` or `tuple[X, ...]`."""
+    """The section class inside `X`, `X | None` or `tuple[X, ...]`; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next(found for part in get_args(annotation) if (found := _section_in(part)))
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
 
 
 def _one_line(error: Exception) -> str:

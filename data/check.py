@@ -1,6 +1,6 @@
 """What is in the data and what is wrong with it, before a run is spent on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from tercet.configs import Source
-from tercet.data.beir import read_folder, read_qrels, splits
+from tercet.data.beir import Folder, Qrels, name_of, read_folder, read_qrels, splits
 from tercet.data.complain import Problem, Problems
 from tercet.data.read import read_training
 from tercet.data.rows import RetrievalTask, Texts, TrainingSet, text_hash
 from tercet.progress import progress
 
+TRAIN = "train"  # the split of a BEIR folder that is trained on
 CHUNK = 1024  # texts tokenised between two steps of the progress bar
 
 
@@ -85,6 +86,7 @@ class FolderReport:
     equal_queries: int
     equal_documents: int
     splits: dict[str, Split]
+    overlaps: tuple[Overlap, ...]  # of split train with every other; empty without a train split
     lengths: dict[str, Lengths]
     problems: tuple[Problem, ...]
 
@@ -131,22 +133,19 @@ def check_folder(
     path: str | Path, tokenizer: Any = None, max_length: int | None = None
 ) -> FolderReport:
     """Read a BEIR folder with all its splits to the end, whatever is wrong."""
-    problems, judged = Problems(), {}
-    folder = read_folder(Path(path), problems)
-    queries = _texts(folder.queries if folder else {})
-    documents = _texts(folder.documents if folder else {})
-    if folder and not splits(folder.path):
+    problems, path = Problems(), Path(path)
+    folder = read_folder(path, problems) or Folder(path, {}, {})
+    queries, documents = _texts(folder.queries), _texts(folder.documents)
+    if path.is_dir() and not splits(path):
         problems("missing file", f"{path}: no qrels/<split>.tsv; a BEIR folder needs one")
-    for split in splits(folder.path) if folder else ():
-        qrels = (read_qrels(folder, split, problems) if folder else None) or {}
-        unanswered = sum(max(grades.values()) <= 0 for grades in qrels.values())
-        judged[split] = Split(sum(map(len, qrels.values())), len(qrels), unanswered)
+    judged = {split: read_qrels(folder, split, problems) or {} for split in splits(path)}
     return FolderReport(
         queries=len(queries),
         documents=len(documents),
         equal_queries=_equal(queries),
         equal_documents=_equal(documents),
-        splits=judged,
+        splits={split: _split(qrels) for split, qrels in judged.items()},
+        overlaps=tuple(_split_overlaps(folder, judged)),
         lengths=_lengths(queries, documents, tokenizer, max_length),
         problems=tuple(problems),
     )
@@ -157,15 +156,8 @@ def overlap(rows: TrainingSet, task: RetrievalTask) -> Overlap:
     trained = np.unique(np.concatenate([rows.positives.values, rows.negatives.values]))
     seen = {text_hash(rows.documents.texts[i]) for i in trained}
     seen.update(text_hash(rows.queries.texts[i]) for i in np.unique(rows.row_query))
-    answers = {d for grades in task.qrels.values() for d, grade in grades.items() if grade > 0}
-    documents = [task.documents.texts[task.documents.index[d]] for d in answers]
-    return Overlap(
-        task=f"{task.name}/{task.split}",
-        queries=sum(text_hash(text) in seen for text in task.queries.texts),
-        documents=sum(text_hash(text) in seen for text in documents),
-        of_queries=len(task.queries),
-        of_documents=len(documents),
-    )
+    documents = [task.documents.texts[task.documents.index[d]] for d in _answers(task.qrels)]
+    return _overlap(seen, f"{task.name}/{task.split}", task.queries.texts, documents)
 
 
 def token_lengths(texts: Sequence[str], tokenizer: Any, title: str) -> np.ndarray:
@@ -178,6 +170,43 @@ def token_lengths(texts: Sequence[str], tokenizer: Any, title: str) -> np.ndarra
             lengths.extend(map(len, encoded["input_ids"]))
             advance(len(chunk))
     return np.array(lengths, dtype=np.int64)
+
+
+def _split(qrels: Qrels) -> Split:
+    unanswered = sum(max(grades.values()) <= 0 for grades in qrels.values())
+    return Split(sum(map(len, qrels.values())), len(qrels), unanswered)
+
+
+def _split_overlaps(folder: Folder, judged: dict[str, Qrels]) -> Iterator[Overlap]:
+    """What `overlap` finds between training on split train and every other split."""
+    read = {split: _read_texts(folder, qrels) for split, qrels in judged.items()}
+    if TRAIN not in read:
+        return
+    seen = {text_hash(text) for texts in read.pop(TRAIN) for text in texts}
+    for split, (queries, documents) in read.items():
+        yield _overlap(seen, f"{name_of(folder.path)}/{split}", queries, documents)
+
+
+def _read_texts(folder: Folder, qrels: Qrels) -> tuple[list[str], list[str]]:
+    """The queries of a split that have an answer, and the answers."""
+    queries = [folder.queries[q] for q, grades in qrels.items() if max(grades.values()) > 0]
+    return queries, [folder.documents[d] for d in _answers(qrels)]
+
+
+def _answers(qrels: Qrels) -> set[str]:
+    return {d for grades in qrels.values() for d, grade in grades.items() if grade > 0}
+
+
+def _overlap(
+    seen: set[str], name: str, queries: Sequence[str], documents: Sequence[str]
+) -> Overlap:
+    return Overlap(
+        task=name,
+        queries=sum(text_hash(text) in seen for text in queries),
+        documents=sum(text_hash(text) in seen for text in documents),
+        of_queries=len(queries),
+        of_documents=len(documents),
+    )
 
 
 def _lengths(

@@ -10,15 +10,15 @@ from tercet.data.rows import TrainingSet
 from tercet.errors import UserError
 from tercet.progress import say
 
-COLUMNS = ("query_id", "positive_ids", "negative_ids")
+COLUMNS = ("query_id", "negative_ids")
 
 
 def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
     """Append to each row's negatives those a mined set (Parquet) holds for its query.
 
-    Columns read: query_id (text), positive_ids and negative_ids (lists of texts). Queries without
-    mined negatives keep their own; negatives since known as positives are left out; both are
-    counted and said. UserError for a document that is not in `rows`: another corpus was mined.
+    Columns read: query_id (text) and negative_ids (list of texts). Queries without mined
+    negatives keep their own; negatives since known as positives are left out; both are counted
+    and said. UserError for a document that is not in `rows`: another corpus was mined.
     """
     path = Path(path)
     mined = dict[int, list[int]]()

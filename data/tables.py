@@ -20,8 +20,7 @@ def _parts(report: Report | FolderReport) -> Iterator[Table | Text]:
     if isinstance(report, FolderReport):
         yield from _splits(report.splits)
     yield from _lengths(report.lengths)
-    if isinstance(report, Report):
-        yield from _overlaps(report.overlaps)
+    yield from _overlaps(report.overlaps)
     yield from _problems(report.problems)
 
 

@@ -35,12 +35,12 @@ def token_cache(
     """Read the ids of `texts`, tokenising them first if no run has yet.
 
     `tokenise` gives the final ids (prompt, special tokens, cut to length) and `key` names all
-    that shapes them besides the texts. Two processes that build the same cache at once both
-    write it whole; the last rename wins and the bytes are equal.
+    that shapes them besides the texts. Two processes may build the same cache at once: the first
+    to finish writes it, and the bytes are equal.
     """
     place = (folder or cache_folder() / "tokens") / fingerprint([key, *texts])
     if not place.exists():
-        with whole_folder(place) as partial:
+        with whole_folder(place, replace=False) as partial:
             _write(partial, texts, tokenise)
     ids = np.load(place / "ids.npy", mmap_mode="r")
     return TokenCache(ids, np.load(place / "offsets.npy", mmap_mode="r"))

@@ -1,7 +1,7 @@
 """Scores per query, error bars, and the baseline beside them."""
 
 from tercet.evaluation.bm25 import bm25_run
-from tercet.evaluation.metrics import METRICS, Qrels, Run, score_runs
+from tercet.evaluation.metrics import METRICS, Qrels, Run, known_metric, score_runs
 from tercet.evaluation.retrieval import (
     MAIN_METRIC,
     Mean,
@@ -39,6 +39,7 @@ __all__ = [
     "comparison",
     "evaluate_vectors",
     "installed_versions",
+    "known_metric",
     "randomisation_test",
     "read_result",
     "read_run",

@@ -7,6 +7,7 @@ id, highest first, whatever their order in the run: a scorer that gives every do
 value gains nothing from the order of the corpus.
 """
 
+import difflib
 import math
 from collections.abc import Mapping
 
@@ -51,6 +52,19 @@ def score_runs(qrels: Qrels, run: Run) -> dict[str, NDArray[np.float64]]:
     mrr = scores["mrr@10"]
     scores["mrr@10"] = np.where(mrr > 1 / (_MRR_CUT + 0.5), mrr, 0.0)
     return scores
+
+
+def known_metric(name: str) -> str:
+    """`name` itself if it is one of METRICS, else UserError naming the nearest.
+
+    >>> known_metric("ndcg@10")
+    'ndcg@10'
+    """
+    if name in METRICS:
+        return name
+    near = difflib.get_close_matches(name.lower(), METRICS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"unknown metric {name!r}; {hint}metrics: {', '.join(METRICS)}")
 
 
 def absent(qrels: Qrels, run: Run) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,25 +181,30 @@ def comparison(a: Result, b: Result, metric: str = MAIN_METRIC) -> Delta:
 def write_run(run: Run, path: Path, name: str = "tercet") -> None:
     """TREC's run file: `query Q0 document rank score name`, best first, ties by id descending.
 
-    Raises UserError for an id with white space, which the format cannot hold.
+    The format parts its columns by white space, so white space and % in an id are written
+    percent-encoded (`a b` as `a%20b`); `read_run` decodes them.
     """
     tag = re.sub(r"\s+", "_", name) or "tercet"
     with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for query, documents in run.items():
             ranked = sorted(documents.items(), key=lambda item: (item[1], item[0]), reverse=True)
             for rank, (document, score) in enumerate(ranked, start=1):
-                for id_ in (query, document):
-                    _refuse_space(id_)
-                file.write(f"{query} Q0 {document} {rank} {float(score)!r} {tag}\n")
+                file.write(
+                    f"{_encoded(query)} Q0 {_encoded(document)} {rank} {float(score)!r} {tag}\n"
+                )
 
 
 def read_run(path: Path) -> Run:
-    """Read a TREC run file: query -> document -> score, in the file's order."""
+    """Read a TREC run file: query -> document -> score, in the file's order.
+
+    Ids are percent-decoded, as `write_run` encodes them. Raises UserError naming a line that has
+    not six columns.
+    """
     run: Run = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             query, _, document, _, score, _ = line.split()
-            run.setdefault(query, {})[document] = float(score)
+            run.setdefault(unquote(query), {})[unquote(document)] = float(score)
         except ValueError:
             raise UserError(
                 f"{path}, line {number}: not `query Q0 document rank score name`"
@@ -242,6 +248,5 @@ def _safe(name: str) -> str:
     return re.sub(r"[^\w.\-]+", "_", name.strip("/").replace("/", "__")) or "_"
 
 
-def _refuse_space(id_: str) -> None:
-    if not id_ or any(c.isspace() for c in id_):
-        raise UserError(f"id {id_!r} is empty or has white space, which a TREC run cannot hold")
+def _encoded(id_: str) -> str:
+    return re.sub(r"[\s%]", lambda found: quote(found[0], safe=""), id_)

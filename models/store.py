@@ -1,7 +1,8 @@
 """Vectors computed once: memory-mapped shards under a fingerprint of all that shapes them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
-from tercet.files import cache_folder, fingerprint, whole_file, write_json
+from tercet.files import cache_folder, fingerprint, sha256, whole_file, write_json
 from tercet.models.encode import BATCH_TOKENS, encode
 from tercet.models.load import Role, max_length, prompt_of
 
-FORMAT = 1
+Vectors = NDArray[np.float32]
+FORMAT = 2
 UNTOLD = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a model's config
 SHARD = 8_192  # texts per file: what a killed run can lose
 
@@ -28,27 +30,58 @@ def vectors(
     batch_tokens: int = BATCH_TOKENS,
     title: str = "encode",
 ) -> NDArray[np.float32]:
-    """(N, H) vectors of `texts`, read from the store if these weights have seen them before.
+    """(N, H) vectors of `texts`, memory-mapped and read-only, computed if they are not stored yet.
 
     `folder` is the store (default: the user's cache). Shards are written whole, so a run that
-    was killed goes on at the first missing one.
+    was killed goes on at the first missing one; the last makes one file of them. Beside it,
+    `manifest.json` holds its shape and SHA-256.
     """
-    key = fingerprint([model_fingerprint(model), prompt_of(model, role), *texts])
+    if not texts:
+        return np.empty((0, model.get_embedding_dimension() or 0), dtype=np.float32)
+    key = fingerprint([str(FORMAT), model_fingerprint(model), prompt_of(model, role), *texts])
     place = (folder or cache_folder() / "vectors") / key
-    shards = []
-    for number, start in enumerate(range(0, len(texts), SHARD)):
-        path = place / f"{number:05d}.npy"
-        if not path.exists():
-            part = encode(
-                model, texts[start : start + SHARD], role, batch_tokens=batch_tokens, title=title
-            )
-            with whole_file(path) as partial, partial.open("wb") as file:
-                np.save(file, part)
-        shards.append(np.load(path, mmap_mode="r"))
-    if not (place / "manifest.json").exists():
-        rows = [len(shard) for shard in shards]
-        write_json(place / "manifest.json", {"format": FORMAT, "fingerprint": key, "rows": rows})
-    return shards[0] if len(shards) == 1 else np.concatenate(shards)
+    whole, manifest = place / "all.npy", place / "manifest.json"
+    if not (whole.exists() and manifest.exists()):
+        if not whole.exists():
+            shards = []
+            for number, start in enumerate(range(0, len(texts), SHARD)):
+                part = texts[start : start + SHARD]
+                run = partial(encode, model, part, role, batch_tokens=batch_tokens, title=title)
+                shards.append(_shard(place / f"{number:05d}.npy", run))
+            _join(shards, whole)
+        shape = np.load(whole, mmap_mode="r").shape
+        facts = {"format": FORMAT, "fingerprint": key, "shape": shape, "sha256": sha256(whole)}
+        write_json(manifest, facts)
+        for shard in place.glob("[0-9]*.npy"):
+            shard.unlink(missing_ok=True)
+    return np.load(whole, mmap_mode="r")
+
+
+def _shard(path: Path, run: Callable[[], Vectors]) -> Vectors:
+    """A shard's vectors, memory-mapped, computed first if it is not there.
+
+    Mapped once and kept: another process that is done with the same texts may remove the file.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        vectors = run()
+    with whole_file(path) as unfinished:
+        with unfinished.open("wb") as file:
+            np.save(file, vectors)
+        return np.load(unfinished, mmap_mode="r")
+
+
+def _join(shards: Sequence[Vectors], path: Path) -> None:
+    """One file of all shards, without holding more than one in memory."""
+    shape = (sum(map(len, shards)), shards[0].shape[1])
+    with whole_file(path) as unfinished:
+        joined = np.lib.format.open_memmap(unfinished, "w+", dtype=np.float32, shape=shape)
+        start = 0
+        for shard in shards:
+            joined[start : start + len(shard)] = shard
+            start += len(shard)
+        joined.flush()
 
 
 def model_fingerprint(model: SentenceTransformer) -> str:

@@ -49,10 +49,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     """Give a temporary folder beside `path`; fsync and rename it there when the block succeeds.
 
     An existing `path` is replaced: the old folder stays complete until the new one is.
+    With replace=False the folder that is there first stays and ours is discarded, which is right
+    for a cache: several processes may fill it at once, and all write the same.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -61,16 +63,25 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield partial
         for file in sorted(partial.rglob("*")):
             _fsync(file)
-        if path.exists():
+        if replace and path.exists():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
             partial.rename(path)
             shutil.rmtree(old)
         else:
-            partial.rename(path)
+            _rename(partial, path, may_exist=not replace)
         _fsync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _rename(partial: Path, path: Path, may_exist: bool) -> None:
+    """Rename, and see only then whether `path` exists: another process may make it any time."""
+    try:
+        partial.rename(path)
+    except OSError:
+        if not (may_exist and path.is_dir()):
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, ModelConfig, Source, load, save
+from tercet.configs.load import recipes
 from tercet.data import RetrievalTask, read_task, read_training
 from tercet.data.check import FolderReport, Report, check_folder, check_sources
 from tercet.errors import UserError
@@ -45,7 +46,8 @@ from tercet.models import (
     resolve,
     vectors,
 )
-from tercet.progress import is_main_process
+from tercet.models.tokenizer import load_tokenizer
+from tercet.progress import is_main_process, say
 from tercet.report import delta_line, markdown_table, model_table
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
@@ -101,20 +103,30 @@ def mine(config: Config) -> Mined:
 def check_data(
     path: str, overrides: Sequence[str] = (), model: str = EMBEDDED
 ) -> Report | FolderReport:
-    """Diagnose a BEIR folder, a file of pairs, or everything a config trains on.
+    """Diagnose a BEIR folder, a file of pairs, or everything a config or recipe trains on.
 
     Mistakes are gathered in the report's `problems` instead of raised. Token lengths are those
-    of `model`'s tokenizer and maximum length, or of the config's model.
+    of `model`'s tokenizer and maximum length, or of the config's model; if that has no tokenizer
+    at hand they are left out, which is said.
     """
-    if path.endswith((".yaml", ".yml")):
+    is_recipe = path in recipes() and not Path(path).exists()
+    if is_recipe or path.endswith((".yaml", ".yml")):
         config = load(path, overrides)
         held_out = [read_task(folder) for folder in config.data.held_out]
-        encoder = load_encoder(config.model)
-        return check_sources(config.data.train, encoder.tokenizer, max_length(encoder), held_out)
-    encoder = load_encoder(ModelConfig(path=model))
+        return check_sources(config.data.train, *_tokenizer(config.model), held_out)
+    tokenizer, longest = _tokenizer(ModelConfig(path=model))
     if (Path(path) / "qrels").is_dir():
-        return check_folder(path, encoder.tokenizer, max_length(encoder))
-    return check_sources([Source(path=path)], encoder.tokenizer, max_length(encoder))
+        return check_folder(path, tokenizer, longest)
+    return check_sources([Source(path=path)], tokenizer, longest)
+
+
+def _tokenizer(model: ModelConfig) -> tuple[Any, int | None]:
+    """A tokenizer and its maximum length, or neither: data can be checked without one."""
+    try:
+        return load_tokenizer(model)
+    except UserError as error:
+        say(f"token lengths are left out: {error}")
+        return None, None
 
 
 def evaluate(

@@ -17,6 +17,7 @@ from tercet.configs import Columns, Source
 from tercet.data.beir import read_task
 from tercet.data.check import (
     FolderReport,
+    Overlap,
     Report,
     Split,
     check,
@@ -102,6 +103,25 @@ def test_a_shared_corpus_is_no_overlap(tmp_path: Path) -> None:
     (folder / "qrels" / "test.tsv").write_text(header + "2\tb\t1\n")
     rows = read_training([Source(path=str(folder))])
     assert overlap(rows, read_task(folder)).share == 0.0
+
+
+def test_a_folder_shows_what_its_splits_share_as_training_would_find_it(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    (folder / "qrels").mkdir(parents=True)
+    write(folder / "corpus.jsonl", [{"_id": i, "text": f"text {i.lower()}"} for i in "abcA"])
+    write(folder / "queries.jsonl", [{"_id": i, "text": f"query {i}"} for i in "1234"])
+    header = "query-id\tcorpus-id\tscore\n"
+    (folder / "qrels" / "train.tsv").write_text(header + "1\ta\t1\n1\tc\t0\n4\tc\t0\n")
+    (folder / "qrels" / "dev.tsv").write_text(header + "2\tc\t1\n4\tc\t1\n")
+    (folder / "qrels" / "test.tsv").write_text(header + "1\tA\t1\n2\tb\t1\n3\ta\t0\n")
+    report = check_folder(folder)
+    # train asks 1 and answers it with a; 4 and c are judged there but not trained on
+    assert report.overlaps == (Overlap("b/dev", 0, 0, 2, 1), Overlap("b/test", 1, 1, 2, 2))
+    rows = read_training([Source(path=str(folder))])
+    assert report.overlaps == tuple(overlap(rows, read_task(folder, s)) for s in ("dev", "test"))
+    assert "1 of 2 (50.00%)" in shown(report)
+    (folder / "qrels" / "train.tsv").unlink()
+    assert check_folder(folder).overlaps == ()
 
 
 def test_every_problem_of_a_file_is_found_in_one_reading(tmp_path: Path) -> None:

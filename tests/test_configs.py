@@ -60,6 +60,18 @@ def test_the_resolved_config_reads_back_equal(tmp_path) -> None:
         ),
         ("output: x", ["loss.matryoshka={dims: [4], weights: [1, 2]}"], "2 weights for 1 dims"),
         ("output: x", ["data.train=[{pth: a}]"], "data.train.0.path is missing"),
+        ("output: x", ["data.train=[3]"], "data.train.0: .* got 3$"),
+        ("output: x", ["loss.directions=[a]"], "loss.directions.0: .* got 'a'$"),
+        (
+            "output: x",
+            ["batch.micro_tokens=foo"],
+            "^a.yaml: batch.micro_tokens: input should be a valid integer or 'auto', got 'foo'$",
+        ),
+        (
+            "output: x",
+            ["batch.keep_tokens=-1"],
+            "^a.yaml: batch.keep_tokens: .* than or equal to 0 or 'auto', got -1$",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, overrides: list[str], complaint: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import pytrec_eval
 
 from tercet.errors import UserError
-from tercet.evaluation.metrics import METRICS, Qrels, Run, absent, score_runs
+from tercet.evaluation.metrics import METRICS, Qrels, Run, absent, known_metric, score_runs
 from tercet.evaluation.retrieval import MAIN_METRIC
 
 
@@ -113,3 +113,16 @@ def test_nan_is_refused_by_query_and_document() -> None:
 def test_no_judgements_are_refused() -> None:
     with pytest.raises(UserError, match="qrels are empty"):
         score_runs({}, {"q": {"d": 1.0}})
+
+
+def test_a_misspelt_metric_is_told_the_nearest() -> None:
+    assert [known_metric(name) for name in METRICS] == list(METRICS)
+    for wrong, right in (
+        ("ndgc@10", "ndcg@10"),
+        ("NDCG@10", "ndcg@10"),
+        ("recal@100", "recall@100"),
+    ):
+        with pytest.raises(UserError, match=f"unknown metric '{wrong}'; did you mean '{right}'"):
+            known_metric(wrong)
+    with pytest.raises(UserError, match="unknown metric 'x'; metrics: ndcg@10, "):
+        known_metric("x")

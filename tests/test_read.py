@@ -294,7 +294,7 @@ def pool(tmp_path: Path) -> TrainingSet:
 def test_mined_negatives_join_a_rows_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {"query_id": "1", "positive_ids": ["x"], "negative_ids": ["y", "z", "x"], "round": 1}
+    row = {"query_id": "1", "negative_ids": ["y", "z", "x"], "round": 1}  # all that is needed
     rows = with_mined(pool(tmp_path), mined(tmp_path / "m.parquet", [row]))
     assert rows.negatives[0].tolist() == [1, 2]  # z was there already, x is a positive
     assert rows.negatives[1].tolist() == []
@@ -317,7 +317,7 @@ def test_mined_negatives_join_a_rows_own(
 def test_a_mistake_in_a_mined_set_is_named(
     row: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
-    path = mined(tmp_path / "m.parquet", [{"positive_ids": ["x"], **row}])
+    path = mined(tmp_path / "m.parquet", [row])
     with pytest.raises(UserError) as caught:
         with_mined(pool(tmp_path), path)
     assert expected in str(caught.value)

@@ -15,6 +15,7 @@ from tercet.evaluation.retrieval import (
     comparison,
     evaluate_vectors,
     read_result,
+    read_run,
     score_task,
     task_fingerprint,
     write_result,
@@ -128,6 +129,11 @@ def test_a_trec_run_ranks_by_score_then_id_descending(tmp_path: Path) -> None:
         "q Q0 a 2 0.5 my_model",
         "q Q0 c 3 0.25 my_model",
     ]
-    with pytest.raises(UserError, match="id 'a b' is empty or has white space"):
-        write_run({"q": {"a b": 1.0}}, tmp_path / "bad.txt")
-    assert not (tmp_path / "bad.txt").exists()
+
+
+def test_ids_of_any_characters_survive_a_trec_run(tmp_path: Path) -> None:
+    ids = ["a b", "a_b", "a%20b", "100%", "tab\tline\n\x1c\u2028\xa0end", "größe/ü"]
+    run = {query: {document: 0.5 for document in ids} for query in ids}
+    write_run(run, tmp_path / "run.txt")
+    assert "a%20b Q0 " in (tmp_path / "run.txt").read_text(encoding="utf-8")
+    assert read_run(tmp_path / "run.txt") == run

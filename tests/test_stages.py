@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from tercet import stages
 from tercet.configs import ModelConfig, load
 from tercet.data import RetrievalTask, Texts, write_task
+from tercet.data.check import Report
 from tercet.errors import UserError
 from tercet.models import encode, load_encoder
 
@@ -118,3 +119,20 @@ def test_a_model_is_called_by_its_run() -> None:
     assert stages.name_of("runs/demo/model") == "demo"
     assert stages.name_of("embedded") == "all-MiniLM-L6-v2"
     assert stages.name_of("BAAI/bge-small-en-v1.5") == "bge-small-en-v1.5"
+
+
+def test_checking_a_recipe_reads_what_it_trains_on(tiny_model: Path, pairs: Path) -> None:
+    report = stages.check_data("tiny", [f"data.train={pairs}", f"model.path={tiny_model}"])
+    assert isinstance(report, Report) and report.rows == 48
+    assert report.lengths["queries"].max_length == 32  # the recipe's, not the model's
+
+
+def test_data_is_checked_without_a_tokenizer_too(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tercet.models.load.EMBEDDED_PACKAGE", "absent_package")
+    report = stages.check_data(str(pairs))
+    assert isinstance(report, Report) and report.rows == 48 and report.lengths == {}
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("token lengths are left out") and "\n" not in said
+    assert "pip install 'tercet[demo]'" in said

@@ -1,5 +1,7 @@
 """Vectors are computed once, and again as soon as anything that shapes them changes."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,47 @@ def test_a_killed_run_goes_on_at_the_missing_shard(
     monkeypatch.setattr(store_module, "SHARD", 2)
     model = tiny(tiny_model)
     texts = [*TEXTS, "where does the bamex live", "of"]
-    whole = vectors(model, texts, "query", folder=tmp_path)
-    shards = sorted(tmp_path.rglob("*.npy"))
-    assert len(shards) == 3
-    shards[1].unlink()
-    assert rows_computed(model, texts, tmp_path) == 2
-    np.testing.assert_array_equal(whole, vectors(model, texts, "query", folder=tmp_path))
+    calls: list[int] = []
+
+    def killed_at_the_third(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    handle = model.register_forward_pre_hook(killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        vectors(model, texts, "query", folder=tmp_path, batch_tokens=1_000)
+    handle.remove()
+    assert len(sorted(tmp_path.rglob("*.npy"))) == 2
+    assert rows_computed(model, texts, tmp_path) == 1
+    assert rows_computed(model, texts, tmp_path) == 0
+    # shards are encoded two by two, so padding and with it rounding may differ from one batch
+    whole = encode(model, texts, "query")
+    np.testing.assert_allclose(vectors(model, texts, "query", folder=tmp_path), whole, atol=1e-6)
+
+
+def test_shards_become_one_mapped_file_with_its_hash(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SHARD", 2)
+    found = vectors(tiny(tiny_model), TEXTS, "query", folder=tmp_path)
+    assert isinstance(found, np.memmap) and not found.flags.writeable
+    (file,) = tmp_path.rglob("*.npy")  # the shards are gone
+    manifest = json.loads(file.with_name("manifest.json").read_text())
+    assert manifest["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert manifest["shape"] == [3, 32]
+
+
+def test_a_run_killed_before_the_manifest_tidies_up(tiny_model: Path, tmp_path: Path) -> None:
+    model = tiny(tiny_model)
+    before = np.array(vectors(model, TEXTS, "query", folder=tmp_path))
+    (manifest,) = tmp_path.rglob("manifest.json")
+    manifest.unlink()
+    np.save(manifest.with_name("00000.npy"), before)
+    assert rows_computed(model, TEXTS, tmp_path) == 0
+    assert manifest.exists() and len(list(tmp_path.rglob("*.npy"))) == 1
+
+
+def test_no_texts_are_no_vectors(tiny_model: Path, tmp_path: Path) -> None:
+    found = vectors(tiny(tiny_model), [], "document", folder=tmp_path)
+    assert found.shape == (0, 32) and found.dtype == np.float32

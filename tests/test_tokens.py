@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tercet.data.tokens import token_cache
+from tercet.files import whole_folder
 
 TEXTS = ["one", "three", ""]
 
@@ -58,3 +62,44 @@ def test_an_interrupted_write_leaves_no_cache() -> None:
     letters = Letters()
     token_cache(TEXTS, letters, "key")
     assert letters.asked == len(TEXTS)
+
+
+ROUNDS = 20  # how close two renames fall is left to chance
+
+
+def fill_together(barrier: Barrier, folder: Path) -> None:
+    """The work of each process: every cache is missing when both look for it."""
+
+    def together(texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        barrier.wait(60)
+        return Letters()(texts)
+
+    for number in range(ROUNDS):
+        cache = token_cache(TEXTS, together, f"key {number}", folder)
+        assert cache[0].tolist() == [ord(letter) for letter in TEXTS[0]]
+        barrier.wait(60)
+
+
+def test_two_processes_that_fill_a_cache_at_once_both_read_it(tmp_path: Path) -> None:
+    context = get_context("spawn")
+    barrier = context.Barrier(2)
+    processes = [context.Process(target=fill_together, args=(barrier, tmp_path)) for _ in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    caches = list(tmp_path.iterdir())  # whole folders, nothing partial beside them
+    assert len(caches) == ROUNDS
+    assert all(len(list(cache.iterdir())) == 2 for cache in caches)
+
+
+def test_the_folder_that_is_there_first_stays(tmp_path: Path) -> None:
+    place = tmp_path / "cache"
+    for text in ("first", "second"):
+        with whole_folder(place, replace=False) as partial:
+            (partial / "a").write_text(text)
+    assert (place / "a").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [place]
+    with pytest.raises(OSError), whole_folder(place / "a", replace=False):
+        pass  # a file in the way is no cache
