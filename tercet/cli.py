@@ -163,7 +163,9 @@ def export(
 
 @data_app.command("check")
 def data_check(
-    path: Annotated[str, typer.Argument(help="A file of pairs, a BEIR folder, or a config.")],
+    path: Annotated[
+        str, typer.Argument(help="A file of pairs, a BEIR folder, a config, or a recipe.")
+    ],
     overrides: Overrides = None,
     model: Annotated[str, typer.Option(help="Whose tokenizer counts tokens.")] = "embedded",
 ) -> None:

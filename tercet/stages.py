@@ -24,6 +24,7 @@ from tercet.evaluation import (
     comparison,
     evaluate_vectors,
     installed_versions,
+    known_metric,
     read_result,
     score_runs,
     score_task,
@@ -283,6 +284,7 @@ def _dev_evaluator(config: Config) -> Evaluate | None:
     settings = config.evaluation
     if settings.dev is None:
         return None
+    known_metric(settings.metric)
     task = read_task(settings.dev, settings.dev_split)
     how = {"batch_tokens": settings.batch_tokens}
 

@@ -28,6 +28,12 @@ def write_lines(path: Path, rows: Iterable[dict]) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Fixtures that live longer than a test do not read the user's cache either."""
+    os.environ["TERCET_CACHE"] = str(tmp_path_factory.mktemp("session-cache"))
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads what another, or the user, has cached."""
