@@ -68,7 +68,7 @@ def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
     """
     run = prepare(config, evaluate)
     train(run)
-    run.tracker.finish()
+    _close(run)
     name = f"step-{run.best.get('step', run.step):08d}"
     last = run.checkpoints / f"step-{run.step:08d}"
     best = run.checkpoints / name
@@ -96,6 +96,18 @@ def prepare(config: Config, evaluate: Evaluate | None = None) -> Run:
         )
     _warn_of_overlap(config, data)
     return _set_up(config, accelerator, data, evaluate)
+
+
+def _close(run: Run) -> None:
+    """End the trackers and the process group, DDP first.
+
+    Otherwise DDP's reducer takes the last hold on the group down with it while it holds Python's
+    lock, which the group's own thread may be waiting for: a hang after the last step, seen with
+    gloo.
+    """
+    run.model = run.encoder
+    run.accelerator.free_memory()
+    run.tracker.finish()
 
 
 def read_data(config: DataConfig) -> TrainingSet:
