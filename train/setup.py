@@ -1,5 +1,6 @@
 """From a config to a trained checkpoint: check, load, resume, run."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -174,7 +175,9 @@ def _set_up(
     if config.train.compile:
         encoder.compile(dynamic=True)
     optimizer = adamw(encoder, [learned] if learned is not None else [], config.train)
-    model, optimizer = accelerator.prepare(encoder, optimizer)
+    with warnings.catch_warnings():  # the name below is on its way out, its successor not in yet
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers")
+        model, optimizer = accelerator.prepare(encoder, optimizer)
     run = Run(
         config=config,
         accelerator=accelerator,
