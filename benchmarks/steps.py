@@ -20,7 +20,7 @@ from tercet.models import EMBEDDED, freeze_unused, load_encoder, set_dropout
 from tercet.train.loop import Run, forward, gradient_of, plan_of
 from tercet.train.optim import adamw
 from tercet.train.plan import Plan
-from tercet.train.setup import batches_of, tokens_of
+from tercet.train.rows import batches_of, tokens_of
 from tercet.train.sizing import choose_micro_tokens
 from tercet.train.tracking import Tracker
 
@@ -76,15 +76,17 @@ class Ours:
             update={"batch": config.batch.model_copy(update={"size": len(data)})}
         )
         accelerator = Accelerator(cpu=True)
-        optimizer = adamw(model, [], settings)
+        optimizer = adamw(model, settings)
         prepared, optimizer = accelerator.prepare(model, optimizer)
         self.run = Run(
             config=config,
             accelerator=accelerator,
             encoder=model,
+            whole=model,
             model=prepared,
             optimizer=optimizer,
             log_temperature=None,
+            data=data.fingerprint,
             batches=batches_of(config, data),
             tokens=(
                 tokens_of(model, data.queries.texts, "query"),
@@ -93,6 +95,7 @@ class Ours:
             guide=None,
             tracker=Tracker(accelerator, config, 0),
             evaluate=None,
+            refresh=None,
             steps=1_000_000,
             eval_every=1,
             save_every=1,
@@ -128,7 +131,7 @@ class Theirs:
     ) -> None:
         self.model, self.loss = model, peer(model)
         self.texts = (data.queries.texts, data.documents.texts)
-        self.optimizer = adamw(model, [], TrainConfig(learning_rate=RATE))
+        self.optimizer = adamw(model, TrainConfig(learning_rate=RATE))
         self.collate = collate  # tokenise in every step, as its data loader does
         self.features = self._features()
 

@@ -164,6 +164,11 @@ class TrainConfig(Section):
     save_every: Count | None = None  # null: ten times in the run, at least 50 steps apart
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, value: Any) -> Any:
+        return "no" if value is False else value
+
 
 class MiningConfig(Section):
     """Hard negatives: how many, from which ranks, and what rules one out."""
@@ -174,6 +179,7 @@ class MiningConfig(Section):
     relative_margin: Share | None = 0.95  # keep scores below this share of the lowest positive's
     sampling: Literal["top", "random"] = "top"
     seed: Seed = 12
+    refresh_every: Count | None = None  # finetune mines anew each so many steps; null: never
 
 
 class EvaluationConfig(Section):

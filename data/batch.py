@@ -41,7 +41,6 @@ class Batches:
     ) -> None:
         self.data, self.order = data, order
         self.positives_per_row, self.negatives_per_row = positives_per_row, negatives_per_row
-        self.masks = known
         self.known = data.known_positives if known else Ragged.of([[]] * len(data.queries))
 
     def __call__(self, step: int) -> Batch:

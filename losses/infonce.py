@@ -14,6 +14,8 @@ from torch import Tensor
 from tercet.losses.tiled import TILE, Filter, MaskedSum, masked_logsumexp
 
 Sides = tuple[Tensor, Tensor]  # of the queries, of the documents
+# Vectors of both sides and, for each positive, the score that no negative may exceed.
+Limits = dict[str, tuple[Sides, Tensor]]
 
 # A direction puts the texts of one side against all texts of a side; 0: queries, 1: documents.
 DIRECTIONS = {
@@ -47,7 +49,8 @@ class InfoNCE(NamedTuple):
     loss: Tensor  # (): sum over this share, divided by all positives of the batch
     positive: Tensor  # (p,) cosine of each positive pair
     hardest: Tensor  # (p,) cosine of the hardest negative document, -inf if there is none
-    dropped: Tensor  # () int64, pairs left out by score (margin or guide)
+    by_margin: Tensor  # () int64, pairs the margin left out
+    by_guide: Tensor  # () int64, pairs the guide left out beside those
 
 
 def info_nce(
@@ -101,7 +104,9 @@ def info_nce(
                 _same_row(relations, pairs, row, column),
                 temperature,
                 hardness=hardness if name == "query_to_document" else 0.0,
-                filters=[Filter(v[row][pairs[:, row]], v[column], top) for v, top in limits],
+                filters=[
+                    Filter(v[row][pairs[:, row]], v[column], top) for v, top in limits.values()
+                ],
                 tile=tile,
             )
 
@@ -119,8 +124,11 @@ def info_nce(
         loss = (log_z - x).sum() / len(relations.positives)
         slope = 1 / temperature + hardness  # of a negative's logit in its cosine
         hardest = (sums["query_to_document"].highest / slope).detach()
-        dropped = torch.stack([s.dropped for s in sums.values()]).sum()
-    return InfoNCE(loss, cosine.detach(), hardest, dropped)
+        dropped = torch.stack([s.dropped for s in sums.values()]).sum(dim=0)
+    by = dict(zip(limits, dropped, strict=True))
+    none = torch.zeros((), dtype=torch.int64, device=x.device)
+    counts = by.get("margin", none), by.get("guide", none)
+    return InfoNCE(loss, cosine.detach(), hardest, *counts)
 
 
 def _at_least_float32(vectors: Tensor) -> Tensor:
@@ -135,15 +143,15 @@ def _holds_positive(direction: str) -> bool:
 
 def _limits(
     texts: Sides, cosine: Tensor, pairs: Tensor, margin: float | None, guide: Guide | None
-) -> list[tuple[Sides, Tensor]]:
-    """Vectors of both sides and, for each positive, the score a negative may not exceed."""
-    limits: list[tuple[Sides, Tensor]] = []
+) -> Limits:
+    """The filters that are on, by name."""
+    limits: Limits = {}
     if margin is not None:
-        limits.append(((texts[0].detach(), texts[1].detach()), cosine + margin))
+        limits["margin"] = (texts[0].detach(), texts[1].detach()), cosine + margin
     if guide is not None:
         score = (guide.queries[pairs[:, 0]] * guide.documents[pairs[:, 1]]).sum(dim=1)
         slack = score.abs() * guide.margin if guide.relative else guide.margin
-        limits.append(((guide.queries, guide.documents), score - slack))
+        limits["guide"] = (guide.queries, guide.documents), score - slack
     return limits
 
 
@@ -178,18 +186,19 @@ def _own_negatives(
     pairs: Tensor,
     temperature: float | Tensor,
     hardness: float,
-    limits: list[tuple[Sides, Tensor]],
+    limits: Limits,
 ) -> MaskedSum:
     """The same sum over each row's own negatives only; queries (p, H) follow `pairs`."""
     joined = _join(pairs[:, 0], relations.negatives)
     known = torch.cat([relations.positives, relations.ignored])
     code = pairs[joined[:, 0], 0] * len(documents) + joined[:, 1]
     joined = joined[~torch.isin(code, known[:, 0] * len(documents) + known[:, 1])]
-    keep = torch.ones(len(joined), dtype=torch.bool, device=joined.device)
-    for (q, d), ceiling in limits:
+    left = [len(joined)]
+    for (q, d), ceiling in limits.values():
         score = (q[pairs[joined[:, 0], 0]] * d[joined[:, 1]]).sum(dim=1)
-        keep &= score <= ceiling[joined[:, 0]]
-    row, document = joined[keep].unbind(dim=1)
+        joined = joined[score <= ceiling[joined[:, 0]]]
+        left.append(len(joined))
+    row, document = joined.unbind(dim=1)
     cosine = (queries[row] * documents[document]).sum(dim=1)
     x = cosine / temperature + hardness * cosine.detach()
     highest = x.new_full((len(pairs),), -torch.inf).scatter_reduce(0, row, x.detach(), "amax")
@@ -197,4 +206,4 @@ def _own_negatives(
     total = torch.zeros_like(shift).index_add(0, row, (x - shift[row]).exp())
     empty = total == 0
     lse = (shift + total.masked_fill(empty, 1.0).log()).masked_fill(empty, -torch.inf)
-    return MaskedSum(lse, highest, (~keep).sum())
+    return MaskedSum(lse, highest, -torch.tensor(left, device=x.device).diff())

@@ -20,7 +20,7 @@ class Filter(NamedTuple):
 class MaskedSum(NamedTuple):
     logsumexp: Tensor  # (R,) with gradient; -inf for a row without a column left
     highest: Tensor  # (R,) the largest logit of each row
-    dropped: Tensor  # () int64, pairs that a filter left out
+    dropped: Tensor  # (filters,) int64, pairs each left out that those before it had not
 
 
 def masked_logsumexp(
@@ -84,7 +84,7 @@ class _MaskedLogSumExp(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         highest = rows.new_full((len(rows),), -torch.inf)
         total = rows.new_zeros(len(rows))
-        dropped = torch.zeros((), dtype=torch.int64, device=rows.device)
+        dropped = torch.zeros(len(filters), dtype=torch.int64, device=rows.device)
         for r in tiles.row_slices():
             scaled = rows[r] * (scale + hardness)
             for c in tiles.column_slices():
@@ -127,14 +127,13 @@ class _MaskedLogSumExp(torch.autograd.Function):
 def _logits(
     scaled: Tensor, columns: Tensor, filters: Sequence[Filter], tiles: _Tiles, r: slice, c: slice
 ) -> tuple[Tensor, Tensor]:
-    """One tile of masked logits, and how many pairs the filters left out of it."""
+    """One tile of masked logits, and how many pairs each filter left out of it."""
     logits = scaled @ columns[c].T
     pairs = tiles.excluded(r, c)
     logits[pairs[:, 0], pairs[:, 1]] = -torch.inf
-    if not filters:
-        return logits, torch.zeros((), dtype=torch.int64, device=logits.device)
-    out = torch.zeros_like(logits, dtype=torch.bool)
-    for rows, others, ceiling in filters:
-        out |= rows[r] @ others[c].T > ceiling[r, None]
-    out &= logits != -torch.inf
-    return logits.masked_fill_(out, -torch.inf), out.sum()
+    dropped = torch.zeros(len(filters), dtype=torch.int64, device=logits.device)
+    for number, (rows, others, ceiling) in enumerate(filters):
+        out = (rows[r] @ others[c].T > ceiling[r, None]) & (logits != -torch.inf)
+        dropped[number] = out.sum()
+        logits.masked_fill_(out, -torch.inf)
+    return logits, dropped

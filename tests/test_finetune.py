@@ -36,7 +36,9 @@ KEYS = {
     "positive_score",
     "hardest_negative_score",
     "masked_known",
-    "masked_by_score",
+    "masked_same",
+    "masked_by_margin",
+    "masked_by_guide",
     "padded_per_real_token",
     "duplicate_tokens_saved",
     "recomputed",
@@ -131,14 +133,14 @@ def test_every_option_runs(
     if "learn_temperature" in options[0]:
         assert len({line["temperature"] for line in lines}) == 4
     if "guide" in options[0]:
-        assert sum(line["masked_by_score"] for line in lines) > 0
+        assert sum(line["masked_by_guide"] for line in lines) > 0
 
 
 def write_mined(path: Path, settings: list[str]) -> None:
     """Each question with the answers to the next two questions as its negatives."""
-    from tercet.train.setup import read_data
+    from tercet.train.rows import read_rows
 
-    data = read_data(load("tiny", settings).data)
+    data = read_rows(load("tiny", settings).data)
     ids = data.documents.ids
     count = len(data)
     rows = {
@@ -344,6 +346,7 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
             "set": settings,
             "kill_after": kill,
             "seen": seen,
+            "sharded": "sharded" in name,
         }
 
     jobs = [
@@ -355,6 +358,10 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
         job("whole-two", 2, dropout),
         job("killed-two", 2, dropout, kill=3),
         job("killed-two", 2, dropout),
+        job("sharded", 2, spread + learned),
+        job("whole-sharded", 2, dropout + learned),
+        job("killed-sharded", 2, dropout + learned, kill=3),
+        job("killed-sharded", 2, dropout + learned),
     ]
     (out / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     subprocess.run(
@@ -372,14 +379,15 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-def test_two_processes_train_the_same_model_as_one(runs: Path) -> None:
-    one, two = (read_log(runs / name / "run.jsonl") for name in ("one", "two"))
+@pytest.mark.parametrize("name", ["two", "sharded"])
+def test_two_processes_train_the_same_model_as_one(runs: Path, name: str) -> None:
+    one, two = (read_log(runs / run / "run.jsonl") for run in ("one", name))
     assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 9))
     for a, b in zip(one, two, strict=True):
         for key in ("loss", "grad_norm", "temperature", "positive_score", "in_batch_accuracy"):
             assert a[key] == pytest.approx(b[key], abs=1e-5), key
     last = "checkpoints/step-00000008"
-    found = differences(runs / "one" / last, runs / "two" / last)
+    found = differences(runs / "one" / last, runs / name / last)
     # A key bias adds the same to every score of a softmax: its gradient is rounding alone, which
     # Adam scales up to a full step.
     assert max(d for name, d in found.items() if not name.endswith("key.bias")) < 1e-5
@@ -393,7 +401,7 @@ def test_every_process_reads_the_same_batches(runs: Path) -> None:
     assert read[0] == read[1] == read[2] and len(read[0].splitlines()) == 8
 
 
-@pytest.mark.parametrize("name", ["", "-two"])
+@pytest.mark.parametrize("name", ["", "-two", "-sharded"])
 def test_a_killed_run_ends_in_the_same_bits(runs: Path, name: str) -> None:
     whole, killed = (
         runs / f"{kind}{name}" / "checkpoints/step-00000007" for kind in ("whole", "killed")

@@ -198,7 +198,10 @@ def test_the_report_counts_and_ranks() -> None:
     relations = Relations(torch.tensor([[0, 0], [1, 2]]), none, none)
     seen = info_nce(q, d, relations, 1.0, margin=-0.5)
     assert seen.positive.tolist() == pytest.approx([1.0, 1.0])
-    assert seen.dropped.item() == 1  # document 1 scores 0.99 for query 0, above 1.0 - 0.5
+    assert (seen.by_margin.item(), seen.by_guide.item()) == (
+        1,
+        0,
+    )  # document 1 scores 0.99 for query 0, above 1.0 - 0.5
     assert seen.hardest.tolist() == pytest.approx([0.0, 0.11], abs=0.01)
 
 

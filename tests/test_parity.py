@@ -47,7 +47,8 @@ def test_the_cases_are_what_their_names_say(found: Path, launch: str) -> None:
         expected = 1 if "single" in case["name"] else 13 if "batch 1" in case["name"] else 16
         assert case["rows"] == expected
         assert case["texts"] <= case["shown"] - (0 if expected == 1 else 20)  # repeats
-        assert (case["dropped"] > 0) == ("masks on" in case["name"])
+        assert (case["by_margin"] > 0) == ("masks on" in case["name"])
+        assert (case["by_guide"] > 0) == ("masks on" in case["name"])
         if "recomputed" in case["name"]:
             assert case["recomputed"] == 1
         if "kept" in case["name"]:

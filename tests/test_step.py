@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from tercet.configs import load
 from tercet.train import finetune, loop
 from tercet.train.loop import Run, gradient_of, plan_of
-from tercet.train.setup import _set_up, read_data
+from tercet.train.rows import read_rows
+from tercet.train.setup import _set_up
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -19,7 +20,8 @@ def run_of(tiny_model: Path, pairs: Path, out: Path, keep: int, *more: str) -> R
     options = ["train.dropout=0.3", "batch.size=16", "batch.micro_tokens=60", *more]
     config = load("tiny", [*where, *options, f"batch.keep_tokens={keep}"])
     out.mkdir(exist_ok=True)
-    return _set_up(config, Accelerator(cpu=True), read_data(config.data), None)
+    rows = read_rows(config.data)
+    return _set_up(config, Accelerator(cpu=True), rows, rows)
 
 
 def gradients(run: Run, step: int) -> tuple[list[torch.Tensor], float]:

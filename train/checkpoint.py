@@ -18,6 +18,7 @@ from torch import Tensor
 from tercet.errors import UserError
 from tercet.files import sha256, whole_folder, write_json
 from tercet.progress import say
+from tercet.train.shards import like, whole
 
 
 def save_checkpoint(
@@ -93,11 +94,11 @@ def drop_old(folder: Path, best: int) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> dict[str, Tensor]:
-    """Adam's averages and counters as `name/field` -> tensor."""
+    """Adam's averages and counters as `name/field` -> whole tensor; asked by all processes."""
     found = {}
     for parameter, fields in optimizer.state.items():
         for field, value in fields.items():
-            found[f"{names[parameter]}/{field}"] = torch.as_tensor(value)
+            found[f"{names[parameter]}/{field}"] = whole(torch.as_tensor(value))
     return found
 
 
@@ -116,7 +117,7 @@ def restore_optimizer(
         if name not in saved:
             raise UserError(f"the checkpoint holds no optimizer state for {name}; start afresh")
         optimizer.state[parameter] = {
-            field: value.clone() if field == "step" else value.to(parameter.device)
+            field: value.clone() if field == "step" else like(value, parameter)
             for field, value in saved[name].items()
         }
 

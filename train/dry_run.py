@@ -9,7 +9,7 @@ import torch
 
 from tercet.configs import Config
 from tercet.models import max_length
-from tercet.train.loop import Run, forward, gradient_of, plan_of
+from tercet.train.loop import Run, drawn_tokens, forward, gradient_of, plan_of
 from tercet.train.setup import prepare
 from tercet.train.sizing import bytes_per_token
 
@@ -62,13 +62,10 @@ def _used(run: Run) -> int:
 
 
 def _measure(run: Run) -> Forecast:
-    queries, documents = run.tokens
     batches = [run.batches(step) for step in range(min(SAMPLE, run.steps))]
     plans = [plan_of(run, batch) for batch in batches]
     tokens = sum(cut.tokens for cut in plans)
-    drawn = sum(
-        int(queries.lengths(b.asked).sum() + documents.lengths(b.shown).sum()) for b in batches
-    )
+    drawn = sum(drawn_tokens(run, batch) for batch in batches)
     limit = max_length(run.encoder)
     cut_off = sum(int((cut.lengths >= limit).sum()) for cut in plans)
     before = _used(run)

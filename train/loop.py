@@ -23,10 +23,11 @@ from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
 from tercet.progress import progress, say
 from tercet.train.checkpoint import drop_old, optimizer_tensors, save_checkpoint
-from tercet.train.objective import GuideVectors, objective
+from tercet.train.objective import GuideVectors, objective, report
 from tercet.train.optim import learning_rate
 from tercet.train.plan import Plan, plan
-from tercet.train.signals import effective_rank
+from tercet.train.shards import fill, whole
+from tercet.train.signals import effective_rank, masked_pairs
 from tercet.train.sizing import peak_megabytes
 from tercet.train.step import Outcome, batch_gradient
 from tercet.train.tracking import Tracker
@@ -40,15 +41,18 @@ class Run:
 
     config: Config
     accelerator: Accelerator
-    encoder: SentenceTransformer  # the model itself, for saving and evaluating
-    model: nn.Module  # the same, wrapped for this launch
+    encoder: SentenceTransformer  # the model itself; under FSDP this process's shards of it
+    whole: SentenceTransformer  # the same, or its copy to fill before saving and evaluating
+    model: nn.Module  # the encoder, wrapped for this launch
     optimizer: torch.optim.Optimizer
     log_temperature: nn.Parameter | None  # None: the temperature is fixed
+    data: str  # fingerprint of the rows that the run began with
     batches: Batches
     tokens: tuple[TokenCache, TokenCache]  # of all queries, of all documents
     guide: GuideVectors | None
     tracker: Tracker
     evaluate: Evaluate | None
+    refresh: Callable[["Run"], None] | None  # mines negatives anew when it is time
     steps: int
     eval_every: int
     save_every: int
@@ -57,6 +61,7 @@ class Run:
     step: int = 0  # finished steps
     best: dict[str, Any] = field(default_factory=dict)  # step and value of the metric
     skipped: int = 0  # steps left out because something was not finite
+    mined: dict[str, str] | None = None  # file and hash of the set mined inside the run
 
     @property
     def checkpoints(self) -> Path:
@@ -69,6 +74,8 @@ def train(run: Run) -> None:
     with progress("train", run.steps) as advance:
         advance(run.step)
         while run.step < run.steps:
+            if run.refresh is not None:
+                run.refresh(run)
             started = time.perf_counter()
             batch = run.batches(run.step)
             cut = plan_of(run, batch)
@@ -105,6 +112,12 @@ def plan_of(run: Run, batch: Batch) -> Plan:
     return plan(lengths, run.accelerator.num_processes, run.micro_tokens, apart)
 
 
+def drawn_tokens(run: Run, batch: Batch) -> int:
+    """Tokens of a batch if each text were encoded as often as the rows draw it."""
+    queries, documents = run.tokens
+    return int(queries.lengths(batch.asked).sum() + documents.lengths(batch.shown).sum())
+
+
 def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
     """Leave the gradient of the configured loss over `batch` in the parameters."""
     learned = run.log_temperature
@@ -115,7 +128,6 @@ def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
         lambda micro: forward(run, batch, micro),
         cut,
         len(batch.queries),
-        len(batch.positives),
         objective(run.config.loss, batch, temperature, run.accelerator.device, run.guide),
         keep_tokens=run.keep_tokens,
         seed=(run.config.train.seed, run.step),
@@ -137,17 +149,12 @@ def forward(run: Run, batch: Batch, micro: Indices) -> Tensor:
 
 def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, Any]:
     """What is logged of a step besides its speed."""
-    queries, documents = run.tokens
-    drawn = queries.lengths(batch.asked).sum() + documents.lengths(batch.shown).sum()
     return {
         "loss": outcome.loss,
-        "in_batch_accuracy": outcome.accuracy,
-        "positive_score": outcome.positive,
-        "hardest_negative_score": outcome.hardest,
-        "masked_known": len(batch.ignored) - len(batch.positives) if run.batches.masks else 0,
-        "masked_by_score": outcome.dropped,
+        **report(outcome.sums, len(batch.positives)),
+        **masked_pairs(batch, run.batches.data.documents.same),
         "padded_per_real_token": cut.padded / cut.tokens,
-        "duplicate_tokens_saved": 1 - cut.tokens / int(drawn),
+        "duplicate_tokens_saved": 1 - cut.tokens / drawn_tokens(run, batch),
         "recomputed": outcome.recomputed,
         "texts_at_max_length": int((cut.lengths >= max_length(run.encoder)).sum()),
         "effective_rank": effective_rank(outcome.vectors),
@@ -163,18 +170,20 @@ def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, An
 def save(run: Run) -> None:
     """Write a checkpoint of this step; keep it, the one before and the best."""
     run.accelerator.wait_for_everyone()
+    fill(run.whole, run.encoder)
+    tensors = optimizer_tensors(run.optimizer, parameter_names(run))
     if run.accelerator.is_main_process:
-        tensors = optimizer_tensors(run.optimizer, parameter_names(run))
         if run.log_temperature is not None:
             tensors["log_temperature"] = run.log_temperature
         state = {
             "best": run.best,
             "skipped": run.skipped,
             "micro_tokens": run.micro_tokens,
-            "data": run.batches.data.fingerprint,
+            "data": run.data,
+            "mined": run.mined,
             "scaler": run.accelerator.scaler and run.accelerator.scaler.state_dict(),
         }
-        save_checkpoint(run.checkpoints, run.step, run.encoder, tensors, state)
+        save_checkpoint(run.checkpoints, run.step, run.whole, tensors, state)
         drop_old(run.checkpoints, run.best.get("step", run.step))
     run.accelerator.wait_for_everyone()
 
@@ -189,9 +198,10 @@ def parameter_names(run: Run) -> dict[Tensor, str]:
 
 def _clip(run: Run) -> float:
     limit = run.config.train.max_grad_norm
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    learned = run.log_temperature
+    parameters = [*run.model.parameters(), *([] if learned is None else [learned])]
     norm = run.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)
-    return float(torch.as_tensor(norm))
+    return float(whole(torch.as_tensor(norm)))
 
 
 def _finite(run: Run, outcome: Outcome, norm: float) -> bool:
@@ -222,8 +232,12 @@ def _evaluate(run: Run) -> bool:
     """Log the dev metrics; whether this is the best step so far. On the main process only."""
     run.accelerator.wait_for_everyone()
     improved = False
+    if run.evaluate is not None:
+        fill(run.whole, run.encoder)
+    place = run.whole.device  # a copy goes back to where it waits
     if run.evaluate is not None and run.accelerator.is_main_process:
-        values = run.evaluate(run.encoder)
+        values = run.evaluate(run.whole.to(run.accelerator.device))
+        run.whole.to(place)
         run.tracker.log(run.step, {f"dev/{name}": value for name, value in values.items()})
         metric = run.config.evaluation.metric
         if metric not in values:

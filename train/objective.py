@@ -1,5 +1,7 @@
 """From the loss section of a config and one batch to a function of vectors."""
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from tercet.configs import LossConfig
 from tercet.data.batch import Batch
 from tercet.losses import Guide, InfoNCE, Relations, info_nce, matryoshka
-from tercet.train.step import Loss
+from tercet.train.step import Loss, Share, Terms
 
 
 class GuideVectors(NamedTuple):
@@ -54,10 +56,36 @@ def objective(
         guide=opinion,
     )
 
-    def loss(queries: Tensor, documents: Tensor, share: slice) -> InfoNCE:
-        wanted = partial(one_width, share=share)
+    def loss(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        wanted = partial(one_width, share=share.of(len(batch.positives)))
         if config.matryoshka is not None:
             wanted = matryoshka(wanted, config.matryoshka.dims, config.matryoshka.weights)
-        return wanted(queries, documents)
+        seen = wanted(queries, documents)
+        return Terms(seen.loss, _sums(seen))
 
     return loss
+
+
+def report(sums: Mapping[str, float], positives: int) -> dict[str, float]:
+    """What the log says of a batch with so many positives, from the sums of `objective`."""
+    return {
+        "in_batch_accuracy": sums["correct"] / positives,  # above every negative document
+        "positive_score": sums["positive"] / positives,  # mean cosine
+        "hardest_negative_score": sums["hardest"] / sums["rivalled"]
+        if sums["rivalled"]
+        else math.nan,
+        "masked_by_margin": round(sums["by_margin"]),
+        "masked_by_guide": round(sums["by_guide"]),
+    }
+
+
+def _sums(seen: InfoNCE) -> dict[str, Tensor]:
+    rivalled = seen.hardest > -torch.inf
+    return {
+        "correct": (seen.positive > seen.hardest).sum(),
+        "positive": seen.positive.sum(),
+        "hardest": seen.hardest[rivalled].sum(),
+        "rivalled": rivalled.sum(),
+        "by_margin": seen.by_margin,
+        "by_guide": seen.by_guide,
+    }

@@ -1,24 +1,20 @@
 """AdamW groups, and the learning rate as a pure function of the step."""
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
 from tercet.configs import TrainConfig
 
 
-def adamw(
-    model: nn.Module, extra: Iterable[nn.Parameter], config: TrainConfig
-) -> torch.optim.AdamW:
+def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with weight decay on matrices only.
 
-    Biases, normalisation weights and the loss's own parameters (`extra`) are not decayed.
+    Biases and normalisation weights are not decayed.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2] + list(extra), "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas

@@ -1,7 +1,6 @@
 """From a config to a trained checkpoint: check, load, resume, run."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,37 +8,25 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from tercet.configs import Config, DataConfig, ModelConfig
-from tercet.data import TrainingSet, read_task, read_training, with_mined
-from tercet.data.batch import Batches
-from tercet.data.check import overlap
-from tercet.data.order import Order
+from tercet.configs import Config, ModelConfig
+from tercet.data import TrainingSet, with_mined
 from tercet.data.rows import Indices
-from tercet.data.tokens import TokenCache, token_cache
 from tercet.errors import UserError
-from tercet.files import fingerprint
-from tercet.models import (
-    Role,
-    freeze_unused,
-    load_encoder,
-    max_length,
-    prompt_of,
-    resolve,
-    set_dropout,
-    tokenise,
-    vectors,
-)
-from tercet.models.store import tokenizer_fingerprint
+from tercet.models import freeze_unused, load_encoder, resolve, set_dropout, vectors
 from tercet.progress import say
 from tercet.train.checkpoint import load_checkpoint, newest, restore_optimizer
 from tercet.train.loop import Evaluate, Run, forward, parameter_names, plan_of, train
 from tercet.train.objective import GuideVectors
 from tercet.train.optim import adamw
 from tercet.train.output import claim_output, refuse_other_run
+from tercet.train.remine import Remine, refresher, resume
+from tercet.train.rows import batches_of, read_rows, tokens_of, warn_of_overlap
+from tercet.train.shards import choose_layers, whole_copy
 from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes
 from tercet.train.tracking import Tracker
 
@@ -59,15 +46,18 @@ class Trained:
     encoder: SentenceTransformer  # with the last weights
 
 
-def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
+def finetune(
+    config: Config, *, evaluate: Evaluate | None = None, remine: Remine | None = None
+) -> Trained:
     """Fine-tune `config.model` on `config.data` with InfoNCE.
 
     Runs in one process or under `accelerate launch` or torchrun; a run that was interrupted goes
     on from its newest sound checkpoint when called again with the same config. `evaluate` gets
-    the model and gives dev metrics; it is called on the main process only.
+    the model and gives dev metrics; it is called on the main process only. `remine` writes the
+    mined sets that mining.refresh_every asks for; all processes call it.
     Raises UserError for anything the user can mend, before the model is loaded where possible.
     """
-    run = prepare(config, evaluate)
+    run = prepare(config, evaluate, remine)
     train(run)
     _close(run)
     name = f"step-{run.best.get('step', run.step):08d}"
@@ -76,7 +66,7 @@ def finetune(config: Config, *, evaluate: Evaluate | None = None) -> Trained:
     return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.encoder)
 
 
-def prepare(config: Config, evaluate: Evaluate | None = None) -> Run:
+def prepare(config: Config, evaluate: Evaluate | None = None, remine: Remine | None = None) -> Run:
     """Check everything, load, resume if there is something to resume: ready for `train`."""
     accelerator = _accelerator(config)
     say(
@@ -87,16 +77,18 @@ def prepare(config: Config, evaluate: Evaluate | None = None) -> Run:
     resolve(config.model.path)  # a missing model should not wait for the data to be read
     if config.loss.false_negatives.guide is not None:
         resolve(config.loss.false_negatives.guide, GUIDE)
-    data = read_data(config.data)
+    rows = read_rows(config.data)
+    data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
     if not config.loss.in_batch_negatives and (
-        len(data.negatives.values) == 0 or config.data.negatives_per_row == 0
+        (len(data.negatives.values) == 0 and config.mining.refresh_every is None)
+        or config.data.negatives_per_row == 0
     ):
         raise UserError(
             "loss.in_batch_negatives: false leaves no negatives, for the rows have none of their "
             "own; mine some (data.mined) or name a column of them"
         )
-    _warn_of_overlap(config, data)
-    return _set_up(config, accelerator, data, evaluate)
+    warn_of_overlap(config, data)
+    return _set_up(config, accelerator, rows, data, evaluate, remine)
 
 
 def _close(run: Run) -> None:
@@ -111,39 +103,13 @@ def _close(run: Run) -> None:
     run.tracker.finish()
 
 
-def read_data(config: DataConfig) -> TrainingSet:
-    """The training rows, with the mined negatives if there are any."""
-    if not config.train:
-        raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
-    rows = read_training(config.train)
-    return rows if config.mined is None else with_mined(rows, config.mined)
-
-
-def batches_of(config: Config, data: TrainingSet) -> Batches:
-    """Every batch of the run, as a function of the step."""
-    sizes = tuple(int(n) for n in data.source_offsets[1:] - data.source_offsets[:-1])
-    order = Order(sizes, config.batch.size, config.train.seed, config.data.source_alpha)
-    return Batches(
-        data,
-        order,
-        positives_per_row=config.data.positives_per_row,
-        negatives_per_row=config.data.negatives_per_row,
-        known=config.loss.false_negatives.known,
-    )
-
-
-def tokens_of(encoder: SentenceTransformer, texts: Sequence[str], role: Role) -> TokenCache:
-    """The token cache of `texts` as this model reads them in this role."""
-    key = [tokenizer_fingerprint(encoder.tokenizer), prompt_of(encoder, role)]
-    return token_cache(
-        texts,
-        lambda chunk: tokenise(encoder, chunk, role),
-        fingerprint([*key, str(max_length(encoder))]),
-    )
-
-
 def _set_up(
-    config: Config, accelerator: Accelerator, data: TrainingSet, evaluate: Evaluate | None
+    config: Config,
+    accelerator: Accelerator,
+    rows: TrainingSet,
+    data: TrainingSet,
+    evaluate: Evaluate | None = None,
+    remine: Remine | None = None,
 ) -> Run:
     batches = batches_of(config, data)
     encoder = load_encoder(config.model)
@@ -171,25 +137,33 @@ def _set_up(
         )
         guide = _guide(config, data, accelerator.device)
     learned = _log_temperature(config, accelerator)
+    every = config.mining.refresh_every
     steps = config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
     if config.train.compile:
         encoder.compile(dynamic=True)
-    optimizer = adamw(encoder, [learned] if learned is not None else [], config.train)
+    whole = whole_copy(accelerator, encoder)
+    choose_layers(accelerator, encoder)
+    optimizer = adamw(encoder, config.train)
     with warnings.catch_warnings():  # the name below is on its way out, its successor not in yet
         warnings.filterwarnings("ignore", message=".*broadcast_buffers")
         model, optimizer = accelerator.prepare(encoder, optimizer)
+    if learned is not None:  # not before: FSDP looks for each parameter in the model
+        optimizer.add_param_group({"params": [learned], "weight_decay": 0.0})
     run = Run(
         config=config,
         accelerator=accelerator,
         encoder=encoder,
+        whole=whole,
         model=model,
         optimizer=optimizer,
         log_temperature=learned,
+        data=data.fingerprint,
         batches=batches,
         tokens=tokens,
         guide=guide,
         tracker=Tracker(accelerator, config, state.get("step", 0)),
         evaluate=evaluate,
+        refresh=remine and every and refresher(remine, rows, every),
         steps=steps,
         eval_every=config.train.eval_every or max(1, steps // 10),
         save_every=config.train.save_every or max(50, steps // 10),
@@ -198,6 +172,7 @@ def _set_up(
     )
     if resumed is not None:
         run.step, run.best, run.skipped = state["step"], state["best"], state["skipped"]
+        resume(run, rows, state)
         if learned is not None:
             learned.data.copy_(tensors["log_temperature"])
         restore_optimizer(optimizer, parameter_names(run), tensors)
@@ -231,6 +206,7 @@ def _set_sizes(run: Run, known: int | None) -> None:
 
 
 def _accelerator(config: Config) -> Accelerator:
+    AcceleratorState._reset_state()  # an earlier run of this process has fixed its precision
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
         log_with="wandb" if config.tracking.wandb else None,
@@ -240,14 +216,24 @@ def _accelerator(config: Config) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=24)),
         ],
     )
+    if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
+        raise UserError(  # Accelerate would compute in float32 without a word
+            f"train.mixed_precision: fp16 is not to be had on {accelerator.device}; use bf16"
+        )
     if accelerator.gradient_accumulation_steps != 1:
         raise UserError(
             "gradient accumulation adds no negatives: launch without it and raise batch.size, "
             "which needs no more memory here"
         )
     kind = accelerator.distributed_type.value
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"):
-        raise UserError(f"launched with {kind}: finetune runs under DDP; launch with --multi_gpu")
+    if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA") or (kind, accelerator.is_fsdp2) == (
+        "FSDP",
+        False,
+    ):
+        raise UserError(
+            f"launched with {kind}: finetune runs under DDP (--multi_gpu) and FSDP 2 "
+            "(--use_fsdp --fsdp_version 2)"
+        )
     return accelerator
 
 
@@ -268,20 +254,6 @@ def _guide(config: Config, data: TrainingSet, device: torch.device) -> GuideVect
         vectors(guide, data.queries.texts, "query", title="guide: queries"),
         vectors(guide, data.documents.texts, "document", title="guide: documents"),
     )
-
-
-def _warn_of_overlap(config: Config, data: TrainingSet) -> None:
-    watched = [(folder, "test") for folder in config.data.held_out]
-    if config.evaluation.dev is not None:
-        watched.append((config.evaluation.dev, config.evaluation.dev_split))
-    for folder, split in watched:
-        found = overlap(data, read_task(folder, split))
-        if found.share > config.data.max_overlap:
-            say(
-                f"warning: training holds {found.queries} of {found.of_queries} queries and "
-                f"{found.documents} of {found.of_documents} answers of {found.task}: "
-                "scores on it will look too good"
-            )
 
 
 def _same_data_or_refuse(config: Config, state: dict[str, Any], data: TrainingSet) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tercet.data.rows import Indices
 from tercet.train.plan import plan
+from tercet.train.shards import own_part
 
 SMALLEST = {"cpu": 1_024}  # padded tokens to start from; other devices start larger
 SMALLEST_ELSEWHERE = 8_192
@@ -78,7 +79,7 @@ def bytes_per_token(
     """Bytes that a kept graph holds for each padded token, counted on the longest texts."""
     micro = plan(lengths, 1, size).ranks[0][-1]
     held: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    weights = {own_part(p).untyped_storage().data_ptr() for p in model.parameters()}
 
     def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

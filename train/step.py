@@ -13,10 +13,28 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tercet.data.rows import Indices
-from tercet.losses import InfoNCE
 from tercet.train.plan import Plan
 
-Loss = Callable[[Tensor, Tensor, slice], InfoNCE]  # queries, documents, share of the positives
+
+class Share(NamedTuple):
+    """The part of a loss that one process answers for."""
+
+    rank: int
+    world: int
+
+    def of(self, count: int) -> slice:
+        """Its part of `count` things; the parts of all processes are all of them."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
+
+class Terms(NamedTuple):
+    """A loss's value over a share, and sums for the log: both add up over the processes."""
+
+    loss: Tensor  # () with gradient
+    sums: dict[str, Tensor]  # () each, without; the same names on every process
+
+
+Loss = Callable[[Tensor, Tensor, Share], Terms]  # queries, documents, share
 Forward = Callable[[Indices], Tensor]  # texts of a micro-batch -> vectors with gradient
 
 
@@ -24,10 +42,7 @@ class Outcome(NamedTuple):
     """What a step saw, equal on every process. The gradients are in the parameters."""
 
     loss: float
-    accuracy: float  # share of positives that score above every negative document of the batch
-    positive: float  # mean cosine of the positive pairs
-    hardest: float  # mean score of the hardest negatives; NaN if there was none
-    dropped: int  # pairs left out by score
+    sums: dict[str, float]
     recomputed: float  # share of padded tokens that went through the encoder twice
     vectors: Tensor  # (Q + D, H) embeddings of the batch, no gradient
 
@@ -38,7 +53,6 @@ def batch_gradient(
     forward: Forward,
     plan: Plan,
     queries: int,
-    positives: int,
     loss: Loss,
     *,
     keep_tokens: int,
@@ -71,10 +85,10 @@ def batch_gradient(
     everything = _gather(accelerator, torch.cat([g.detach() for g in graphs]), plan)
     everything.requires_grad_()
 
-    share = slice(positives * rank // world, positives * (rank + 1) // world)
-    seen = loss(everything[:queries], everything[queries:], share)
-    seen.loss.backward()
-    gradient, sums = _sum_over_ranks(accelerator, everything, seen, extra)
+    terms = loss(everything[:queries], everything[queries:], Share(rank, world))
+    terms.loss.backward()
+    gradient, report = _sum_over_ranks(accelerator, everything, terms, extra)
+    value, *sums = report.tolist()  # waits for the device, once
 
     # DDP and FSDP average the ranks' gradients, but ours are parts of one sum: the only place
     # where the world size enters.
@@ -89,11 +103,8 @@ def batch_gradient(
             accelerator.backward(vectors, gradient=piece.to(vectors.dtype))
     again = sum(plan.cost(micro) for micros in plan.ranks for micro in micros[kept:])
     return Outcome(
-        loss=float(sums[0]),
-        accuracy=float(sums[1] / positives),
-        positive=float(sums[2] / positives),
-        hardest=float(sums[3] / sums[4]) if sums[4] else float("nan"),
-        dropped=int(sums[5]),
+        loss=value,
+        sums=dict(zip(terms.sums, sums, strict=True)),
         recomputed=again / plan.padded,
         vectors=everything.detach(),
     )
@@ -113,18 +124,11 @@ def _gather(accelerator: Accelerator, local: Tensor, plan: Plan) -> Tensor:
 
 
 def _sum_over_ranks(
-    accelerator: Accelerator, vectors: Tensor, seen: InfoNCE, extra: tuple[nn.Parameter, ...]
+    accelerator: Accelerator, vectors: Tensor, terms: Terms, extra: tuple[nn.Parameter, ...]
 ) -> tuple[Tensor, Tensor]:
     """One collective: the gradient of all vectors, the loss's own gradients, and the report."""
-    found = seen.hardest > -torch.inf
-    report = [
-        seen.loss.detach(),
-        (seen.positive > seen.hardest).sum(),
-        seen.positive.sum(),
-        seen.hardest[found].sum(),
-        found.sum(),
-        seen.dropped,
-    ]
+    # float32 counts whole pairs up to 2 ** 24, and to seven digits beyond
+    report = [terms.loss.detach(), *terms.sums.values()]
     assert vectors.grad is not None  # the loss indexes them all
     own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in extra]
     parts = [vectors.grad, *own, torch.stack([r.to(vectors) for r in report])]

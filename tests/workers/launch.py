@@ -5,6 +5,10 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 
 def run_ranks(world: int, work: Callable[[int], None]) -> None:
@@ -38,3 +42,17 @@ def _fork(rank: int, world: int, port: int, work: Callable[[int], None]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def sharding_accelerator(**settings: Any) -> Accelerator:
+    """An Accelerator as `accelerate launch --use_fsdp --fsdp_version 2` gives on GPUs.
+
+    On CPUs Accelerate takes DDP instead, though its FSDP code and torch's run there just as well:
+    only that choice is made otherwise here.
+    """
+    accelerator = Accelerator(**settings)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=True
+    )
+    return accelerator

@@ -19,15 +19,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import BertConfig, BertModel
 
 from tercet.data.batch import Batch, Batches
 from tercet.data.order import Order
 from tercet.data.rows import Indices, Ragged, Texts, TrainingSet
-from tercet.losses import Guide, InfoNCE, Relations, info_nce
+from tercet.losses import Guide, Relations, info_nce
 from tercet.train.plan import plan
-from tercet.train.step import batch_gradient
-from tests.workers.launch import run_ranks
+from tercet.train.shards import whole
+from tercet.train.step import Share, Terms, batch_gradient
+from tests.workers.launch import run_ranks, sharding_accelerator
 
 MARGIN, GUIDE_MARGIN, HARDNESS = 0.05, 0.1, 3.0
 MICRO_TOKENS = 30
@@ -163,8 +165,9 @@ def compare(
         **(masks if case.masks else {}),
     )
 
-    def share_of(queries: Tensor, documents: Tensor, share: slice) -> InfoNCE:
-        return loss(queries, documents, share=share)
+    def share_of(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        seen = loss(queries, documents, share=share.of(len(batch.positives)))
+        return Terms(seen.loss, {"by_margin": seen.by_margin, "by_guide": seen.by_guide})
 
     def forward(micro: Indices) -> Tensor:
         own = [texts[i] for i in (micro if len(micro) else [0])]
@@ -178,7 +181,6 @@ def compare(
         forward,
         plan(lengths, accelerator.num_processes, MICRO_TOKENS),
         count,
-        len(batch.positives),
         share_of,
         keep_tokens=KEEP[case.keep],
         seed=(0, case.step),
@@ -194,7 +196,7 @@ def compare(
         "loss": [outcome.loss, want.item()],
         "temperature": [float(learned.grad), float(log_t.grad)],
         "recomputed": outcome.recomputed,
-        "dropped": outcome.dropped,
+        **outcome.sums,
         "texts": len(texts),
         "shown": len(batch.asked) + len(batch.shown),
         "rows": len(batch.rows),
@@ -240,21 +242,14 @@ def work(rank: int, world: int, out: Path) -> None:
 
 
 def work_sharded(rank: int, out: Path) -> None:
-    """The same under torch's own FSDP: parameters and gradients live in shards."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    accelerator = Accelerator(cpu=True)
-    mesh = init_device_mesh("cpu", (accelerator.num_processes,))
+    """The same under FSDP: parameters and gradients live in shards."""
+    accelerator = sharding_accelerator(cpu=True)
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = ["BertLayer"]
     torch.manual_seed(0)
     plain = Encoder()
     model = copy.deepcopy(plain)
-    for layer in model.bert.encoder.layer:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-
-    def whole(gradient: Any) -> Tensor:
-        return gradient.full_tensor()
+    model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
+    assert isinstance(model.bert.encoder.layer[0], FSDPModule)
 
     by_masks = {known: all_rows(known) for known in (True, False)}
     found = [

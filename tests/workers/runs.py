@@ -1,8 +1,8 @@
 """Training runs in real processes, one after another, for the price of one start.
 
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...],
-"kill_after": step or null, "seen": path or null}. `seen` gets the texts of every batch as each
-rank read them.
+"kill_after": step or null, "seen": path or null, "sharded": bool}. `seen` gets the texts of every
+batch as each rank read them.
 """
 
 import json
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from tercet.configs import load
-from tercet.train import finetune, loop
-from tests.workers.launch import run_ranks
+from tercet.train import finetune, loop, setup
+from tests.workers.launch import run_ranks, sharding_accelerator
 
 
 def work(rank: int, job: dict[str, Any]) -> None:
@@ -26,6 +26,8 @@ def work(rank: int, job: dict[str, Any]) -> None:
         _die_after(job["kill_after"])
     if job.get("seen"):
         _record_batches(Path(job["seen"]) / f"rank{rank}of{job['world']}.jsonl")
+    if job.get("sharded"):
+        setup.Accelerator = sharding_accelerator  # type: ignore[assignment]
     finetune(config)
 
 

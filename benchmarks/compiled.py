@@ -1,0 +1,51 @@
+"""Whether `train.compile` pays: the same training step with and without torch.compile.
+
+python -m benchmarks.compiled [--rounds N] [--batch N] [--out FOLDER]
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import RESULTS, alternate, medians, ratio, seconds, write_result
+from benchmarks.steps import Ours, student
+from benchmarks.train_step import BATCH, LENGTH, pairs_for
+
+PLAIN, COMPILED = "plain", "compiled"
+
+
+def measure(size: int, rounds: int) -> dict[str, Any]:
+    """Seconds of both steps, of the first compiled one, and what each computed."""
+    data = pairs_for(size)
+    plain = Ours(data, student(LENGTH))
+    model = student(LENGTH)
+    model.compile(dynamic=True)  # as train/setup.py does
+    compiled = Ours(data, model, micro_tokens=plain.run.micro_tokens)
+    first = {}
+    compiling = seconds(lambda: first.update({COMPILED: vars(compiled())}))
+    first[PLAIN] = vars(plain())
+    times = alternate({PLAIN: plain, COMPILED: compiled}, rounds)
+    return {
+        "batch": size,
+        "micro_tokens": plain.run.micro_tokens,
+        "first_compiled_step_seconds": compiling,
+        "first_step": first,
+        "seconds": times,
+        "medians": medians(times),
+        "times_faster": ratio(times, PLAIN, COMPILED),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    found = measure(options.batch, options.rounds)
+    path = write_result("compiled", found, options.out)
+    print(f"compiled: {found['times_faster']:.2f} times as fast; {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Hard negatives mined again inside the run, with its current weights.
+
+Xiong et al. 2021 (ANCE, arXiv:2007.00808): negatives that were hard for the first weights are
+easy for later ones. Every round is a file of its own, so that a checkpoint can name the one it
+trained on; a run that goes on from it reads the same.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from tercet.data import TrainingSet, with_mined
+from tercet.data.rows import Indices
+from tercet.errors import UserError
+from tercet.files import sha256
+from tercet.progress import say
+from tercet.train.loop import Run
+from tercet.train.rows import batches_of
+from tercet.train.shards import fill
+
+# Encoder, rows, positions of the queries to mine for, file to write, round. All processes call it.
+Remine = Callable[[SentenceTransformer, TrainingSet, Indices, Path, int], object]
+
+
+def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], None]:
+    """What the loop calls before each step: mines anew if `every` steps have passed.
+
+    Only the queries of the steps up to the next round are mined for. The first round comes
+    before the first step, unless the run begins with a mined set (data.mined).
+    """
+
+    def refresh(run: Run) -> None:
+        begun_with = run.step == 0 and run.config.data.mined is not None
+        if run.step % every or begun_with:
+            return
+        steps = range(run.step, min(run.step + every, run.steps))
+        chosen = [rows.row_query[run.batches.order.batch(step)[0]] for step in steps]
+        asked = np.unique(np.concatenate(chosen))
+        name = f"mined/step-{run.step:08d}.parquet"
+        say(f"step {run.step}: mining {len(asked)} queries anew with the current weights")
+        fill(run.whole, run.encoder)
+        place = run.whole.device
+        encoder = run.whole.to(run.accelerator.device)
+        remine(encoder, rows, asked, Path(run.config.output) / name, run.step // every)
+        run.whole.to(place)
+        run.accelerator.wait_for_everyone()
+        use(run, rows, name)
+
+    return refresh
+
+
+def use(run: Run, rows: TrainingSet, name: str, hashed: str | None = None) -> None:
+    """Take the negatives of a mined set below the output folder for all steps to come.
+
+    Raises UserError if it is not there any more, or not what it was when `hashed`.
+    """
+    path = Path(run.config.output) / name
+    if not path.is_file() or hashed not in (None, sha256(path)):
+        raise UserError(
+            f"{path}: missing or changed, and the checkpoint of step {run.step} was trained on it; "
+            "put it back, or start afresh with overwrite=true"
+        )
+    run.batches = batches_of(run.config, with_mined(rows, path))
+    run.mined = {"file": name, "sha256": sha256(path)}
+
+
+def resume(run: Run, rows: TrainingSet, state: dict[str, Any]) -> None:
+    """Go on with the mined set that a checkpoint names, if it names one."""
+    if mined := state.get("mined"):
+        use(run, rows, mined["file"], mined["sha256"])

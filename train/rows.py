@@ -1,0 +1,61 @@
+"""What a run reads: rows, the order of its batches, cached tokens, and what must stay unseen."""
+
+from collections.abc import Sequence
+
+from sentence_transformers import SentenceTransformer
+
+from tercet.configs import Config, DataConfig
+from tercet.data import TrainingSet, read_task, read_training
+from tercet.data.batch import Batches
+from tercet.data.check import overlap
+from tercet.data.order import Order
+from tercet.data.tokens import TokenCache, token_cache
+from tercet.errors import UserError
+from tercet.files import fingerprint
+from tercet.models import Role, max_length, prompt_of, tokenise
+from tercet.models.store import tokenizer_fingerprint
+from tercet.progress import say
+
+
+def read_rows(config: DataConfig) -> TrainingSet:
+    """The training rows as they are on disk, with no negatives but their own."""
+    if not config.train:
+        raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
+    return read_training(config.train)
+
+
+def batches_of(config: Config, data: TrainingSet) -> Batches:
+    """Every batch of the run, as a function of the step."""
+    sizes = tuple(int(n) for n in data.source_offsets[1:] - data.source_offsets[:-1])
+    order = Order(sizes, config.batch.size, config.train.seed, config.data.source_alpha)
+    return Batches(
+        data,
+        order,
+        positives_per_row=config.data.positives_per_row,
+        negatives_per_row=config.data.negatives_per_row,
+        known=config.loss.false_negatives.known,
+    )
+
+
+def tokens_of(encoder: SentenceTransformer, texts: Sequence[str], role: Role) -> TokenCache:
+    """The token cache of `texts` as this model reads them in this role."""
+    key = [tokenizer_fingerprint(encoder.tokenizer), prompt_of(encoder, role)]
+    return token_cache(
+        texts,
+        lambda chunk: tokenise(encoder, chunk, role),
+        fingerprint([*key, str(max_length(encoder))]),
+    )
+
+
+def warn_of_overlap(config: Config, data: TrainingSet) -> None:
+    watched = [(folder, "test") for folder in config.data.held_out]
+    if config.evaluation.dev is not None:
+        watched.append((config.evaluation.dev, config.evaluation.dev_split))
+    for folder, split in watched:
+        found = overlap(data, read_task(folder, split))
+        if found.share > config.data.max_overlap:
+            say(
+                f"warning: training holds {found.queries} of {found.of_queries} queries and "
+                f"{found.documents} of {found.of_documents} answers of {found.task}: "
+                "scores on it will look too good"
+            )
