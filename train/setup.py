@@ -163,7 +163,7 @@ def _set_up(
         guide=guide,
         tracker=Tracker(accelerator, config, state.get("step", 0)),
         evaluate=evaluate,
-        refresh=remine and every and refresher(remine, rows, every),
+        refresh=refresher(remine, rows, every) if remine and every else None,
         steps=steps,
         eval_every=config.train.eval_every or max(1, steps // 10),
         save_every=config.train.save_every or max(50, steps // 10),

@@ -244,7 +244,9 @@ def work(rank: int, world: int, out: Path) -> None:
 def work_sharded(rank: int, out: Path) -> None:
     """The same under FSDP: parameters and gradients live in shards."""
     accelerator = sharding_accelerator(cpu=True)
-    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = ["BertLayer"]
+    plugin = accelerator.state.fsdp_plugin
+    assert plugin is not None
+    plugin.transformer_cls_names_to_wrap = ["BertLayer"]
     torch.manual_seed(0)
     plain = Encoder()
     model = copy.deepcopy(plain)
