@@ -93,6 +93,7 @@ class Ours:
                 tokens_of(model, data.documents.texts, "document"),
             ),
             guide=None,
+            teacher=None,
             tracker=Tracker(accelerator, config, 0),
             evaluate=None,
             refresh=None,

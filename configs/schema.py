@@ -70,6 +70,7 @@ class DataConfig(Section):
     """What to train on, and what must stay unseen."""
 
     train: tuple[Source, ...] = ()
+    corpus: tuple[str, ...] = ()  # files of texts without labels, for distillation
     mined: str | None = None  # a mined set (Parquet) whose negatives join the rows by query id
     positives_per_row: Count | None = None  # drawn anew each epoch; null: all of them
     negatives_per_row: Annotated[int, Field(ge=0)] = 1  # drawn anew each epoch
@@ -143,6 +144,37 @@ class LossConfig(Section):
         return self
 
 
+class DistilConfig(Section):
+    """Learn from a teacher's vectors: the weight of each term, and what it compares."""
+
+    teacher: tuple[str, ...] = ()  # models; null: no distillation
+    combine: Literal["concatenate", "average"] = "concatenate"  # several teachers' unit vectors
+    projection: bool | None = None  # a Dense layer to the teacher's width; null: if it differs
+    infonce: NotNegative = 0.0  # the loss of the section above
+    align: NotNegative = 1.0  # to give the teacher's own vectors (LEAF, arXiv:2509.12539)
+    relational: NotNegative = 0.0  # to call the same texts similar (Jasper, arXiv:2412.19048)
+    listwise_kl: NotNegative = 0.0  # to rank a row's documents alike (arXiv:1503.02531)
+    margin_mse: NotNegative = 0.0  # to set positives apart from negatives alike (arXiv:2010.02666)
+    teacher_temperature: Positive = 0.05  # listwise_kl: of the teacher's scores
+    calibration: Literal["none", "min_max", "standard"] = "none"  # listwise_kl: of its lists
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _one_needs_no_list(cls, value: Any) -> Any:
+        return () if value is None else [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> "DistilConfig":
+        if self.teacher and not any((self.align, self.relational, self.listwise_kl, self.margin_mse)):
+            raise ValueError("a teacher is named and every weight of it is 0")
+        return self
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether a term compares a query with its documents; the others look at texts alone."""
+        return not self.teacher or any((self.infonce, self.listwise_kl, self.margin_mse))
+
+
 class TrainConfig(Section):
     """The loop."""
 
@@ -209,6 +241,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     batch: BatchConfig = BatchConfig()
     loss: LossConfig = LossConfig()
+    distil: DistilConfig = DistilConfig()
     train: TrainConfig = TrainConfig()
     mining: MiningConfig = MiningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

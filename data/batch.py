@@ -1,4 +1,7 @@
-"""Batch t of a run, whole: its distinct texts and what is known of every pair among them."""
+"""Batch t of a run, whole: its distinct texts and what is known of every pair among them.
+
+`Batches` draws rows; `TextBatches` draws single texts, for a teacher that needs no pairs.
+"""
 
 from typing import NamedTuple
 
@@ -13,7 +16,7 @@ _POSITIVES, _NEGATIVES = 1, 2  # keys that keep the two draws of a row apart
 class Batch(NamedTuple):
     """One global batch. Pairs are positions in `queries` and `documents`, not in the data."""
 
-    rows: Indices  # (B,) rows of the training set
+    rows: Indices  # (B,) what the order drew: rows of the training set, or texts
     queries: Indices  # (Q,) distinct, ascending
     documents: Indices  # (D,) distinct, ascending
     positives: Indices  # (P, 2)
@@ -68,6 +71,10 @@ class Batches:
             np.concatenate([positive, negative]),
         )
 
+    def ids(self, batch: Batch) -> list[str]:
+        """Ids of the queries that the rows of a batch ask, for a person to look them up."""
+        return [self.data.queries.ids[q] for q in self.data.row_query[batch.rows]]
+
     def _draw(
         self, lists: Ragged, rows: Indices, count: int | None, what: int, epoch: int
     ) -> tuple[Indices, Indices]:
@@ -88,3 +95,30 @@ class Batches:
         place[place == len(documents)] = 0
         there = documents[place] == answer
         return np.stack([owner[there], place[there]], axis=1)
+
+
+class TextBatches:
+    """Batch t of single texts, queries and documents alike, as a pure function of (data, order, t).
+
+    Each distinct text of the data is drawn once in an epoch. The batches hold no pairs.
+    """
+
+    def __init__(self, data: TrainingSet, size: int, seed: int) -> None:
+        self.data = data
+        self.queries, self.documents = (
+            np.unique(texts.identical) for texts in (data.queries, data.documents)
+        )
+        self.order = Order((len(self.queries) + len(self.documents),), size, seed)
+
+    def __call__(self, step: int) -> Batch:
+        rows, _ = self.order.batch(step)
+        first = len(self.queries)
+        queries = np.sort(self.queries[rows[rows < first]])
+        documents = np.sort(self.documents[rows[rows >= first] - first])
+        none = np.zeros((0, 2), dtype=np.int64)
+        return Batch(rows, queries, documents, none, none, none, queries, documents)
+
+    def ids(self, batch: Batch) -> list[str]:
+        """Ids of the texts of a batch, for a person to look them up."""
+        queries, documents = self.data.queries.ids, self.data.documents.ids
+        return [*(queries[q] for q in batch.queries), *(documents[d] for d in batch.documents)]

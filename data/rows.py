@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -112,6 +112,21 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.row_query)
+
+    @classmethod
+    def empty(cls) -> "TrainingSet":
+        """No text and no row."""
+        none = np.zeros(0, dtype=np.int64)
+        nothing = Texts([], [])
+        return cls(nothing, nothing, none, Ragged.of([]), Ragged.of([]), np.zeros(1, np.int64))
+
+    def with_documents(self, texts: Sequence[str]) -> "TrainingSet":
+        """The same rows beside more documents, named by their hash; texts that are there stay out."""
+        there = set(self.documents.texts)
+        new = {text_hash(text): text for text in texts if text not in there}
+        fresh = {id_: text for id_, text in new.items() if id_ not in self.documents.index}
+        documents = Texts([*self.documents.ids, *fresh], [*self.documents.texts, *fresh.values()])
+        return replace(self, documents=documents)
 
     @cached_property
     def fingerprint(self) -> str:

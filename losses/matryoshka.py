@@ -1,16 +1,27 @@
 """Any loss at several widths (Kusupati et al. 2022, arXiv:2205.13147)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from tercet.losses.infonce import InfoNCE
 
-Loss = Callable[[Tensor, Tensor], InfoNCE]
+class Seen(Protocol):
+    """A named tuple with a field `loss`, and whatever else a loss reports."""
+
+    @property
+    def loss(self) -> Tensor: ...
+    def _replace(self, **fields: Any) -> Self: ...
 
 
-def matryoshka(loss: Loss, dims: Sequence[int], weights: Sequence[float] | None = None) -> Loss:
+Report = TypeVar("Report", bound=Seen)
+Loss = Callable[[Tensor, Tensor], Report]
+
+
+def matryoshka(
+    loss: Loss[Report], dims: Sequence[int], weights: Sequence[float] | None = None
+) -> Loss[Report]:
     """The weighted sum of `loss` over the first d dimensions for each d, renormalised.
 
     What it reports beside the loss (scores, dropped pairs) is that of the widest.
@@ -18,7 +29,7 @@ def matryoshka(loss: Loss, dims: Sequence[int], weights: Sequence[float] | None 
     """
     weight = dict(zip(dims, weights or [1.0] * len(dims), strict=True))
 
-    def nested(queries: Tensor, documents: Tensor) -> InfoNCE:
+    def nested(queries: Tensor, documents: Tensor) -> Report:
         if max(dims) > queries.shape[1]:
             raise ValueError(f"matryoshka dims {list(dims)} exceed the width {queries.shape[1]}")
         parts = {d: loss(_narrow(queries, d), _narrow(documents, d)) for d in dims}

@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from tercet.configs import Config
-from tercet.data.batch import Batch, Batches
+from tercet.data.batch import Batch, Batches, TextBatches
 from tercet.data.rows import Indices
 from tercet.data.tokens import TokenCache
 from tercet.errors import UserError
@@ -30,6 +30,7 @@ from tercet.train.shards import fill, whole
 from tercet.train.signals import effective_rank, masked_pairs
 from tercet.train.sizing import peak_megabytes
 from tercet.train.step import Outcome, batch_gradient
+from tercet.train.teacher import Teacher
 from tercet.train.tracking import Tracker
 
 Evaluate = Callable[[SentenceTransformer], dict[str, float]]
@@ -47,9 +48,10 @@ class Run:
     optimizer: torch.optim.Optimizer
     log_temperature: nn.Parameter | None  # None: the temperature is fixed
     data: str  # fingerprint of the rows that the run began with
-    batches: Batches
+    batches: Batches | TextBatches
     tokens: tuple[TokenCache, TokenCache]  # of all queries, of all documents
     guide: GuideVectors | None
+    teacher: Teacher | None
     tracker: Tracker
     evaluate: Evaluate | None
     refresh: Callable[["Run"], None] | None  # mines negatives anew when it is time
@@ -128,7 +130,9 @@ def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
         lambda micro: forward(run, batch, micro),
         cut,
         len(batch.queries),
-        objective(run.config.loss, batch, temperature, run.accelerator.device, run.guide),
+        objective(
+            run.config, batch, temperature, run.accelerator.device, run.guide, run.teacher
+        ),
         keep_tokens=run.keep_tokens,
         seed=(run.config.train.seed, run.step),
         extra=() if learned is None else (learned,),
@@ -212,12 +216,10 @@ def _finite(run: Run, outcome: Outcome, norm: float) -> bool:
 
 
 def _refuse_or_skip(run: Run, batch: Batch, outcome: Outcome, norm: float) -> None:
-    data = run.batches.data
-    ids = [data.queries.ids[q] for q in data.row_query[batch.rows]]
     path = Path(run.config.output) / f"nonfinite-step-{run.step + 1}.json"
     if run.accelerator.is_main_process:
         found = {"loss": repr(outcome.loss), "grad_norm": repr(norm)}
-        write_json(path, found | {"step": run.step + 1, "query_ids": ids})
+        write_json(path, found | {"step": run.step + 1, "ids": run.batches.ids(batch)})
     what = f"step {run.step + 1}: loss {outcome.loss}, gradient norm {norm}; rows in {path}"
     if run.config.train.on_nonfinite == "stop":
         run.tracker.log(run.step + 1, {"loss": outcome.loss, "grad_norm": norm})

@@ -1,8 +1,7 @@
-"""From the loss section of a config and one batch to a function of vectors."""
+"""From the sections `loss` and `distil` of a config and one batch to a function of vectors."""
 
 import math
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +9,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tercet.configs import LossConfig
+from tercet.configs import Config
 from tercet.data.batch import Batch
-from tercet.losses import Guide, InfoNCE, Relations, info_nce, matryoshka
+from tercet.losses import (
+    Guide,
+    InfoNCE,
+    Relations,
+    align,
+    info_nce,
+    listwise_kl,
+    margin_mse,
+    matryoshka,
+    relational,
+)
 from tercet.train.step import Loss, Share, Terms
+from tercet.train.teacher import Teacher
+
+Term = Callable[[Tensor, Tensor, Share], Terms]
 
 
 class GuideVectors(NamedTuple):
@@ -24,51 +36,153 @@ class GuideVectors(NamedTuple):
 
 
 def objective(
-    config: LossConfig,
+    config: Config,
     batch: Batch,
     temperature: float | Tensor,
     device: torch.device,
     guide: GuideVectors | None = None,
+    teacher: Teacher | None = None,
 ) -> Loss:
-    """The configured loss of `batch`, ready for `train.step.batch_gradient`."""
+    """The configured loss of `batch`, ready for `train.step.batch_gradient`.
 
-    def tensor(array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    A weighted sum of terms, each at every width of `loss.matryoshka`. With a teacher the log gets
+    each term's value apart.
+    """
+    terms: dict[str, tuple[float, Term]] = {}
+    if teacher is None or config.distil.infonce:
+        weight = 1.0 if teacher is None else config.distil.infonce
+        terms["infonce"] = weight, _contrast(config, batch, temperature, device, guide)
+    if teacher is not None:
+        terms |= _teaching(config, batch, temperature, device, teacher)
 
-    masks = config.false_negatives
-    opinion = guide and Guide(
-        tensor(guide.queries[batch.queries]),
-        tensor(guide.documents[batch.documents]),
-        masks.guide_margin,
-        masks.guide_relative,
-    )
-    one_width = partial(
-        info_nce,
-        relations=Relations(
-            tensor(batch.positives), tensor(batch.negatives), tensor(batch.ignored)
-        ),
-        temperature=temperature,
-        directions=config.directions,
-        joint=config.partition == "joint",
-        in_batch_negatives=config.in_batch_negatives,
-        hardness=config.hardness,
-        margin=masks.margin,
-        guide=opinion,
-    )
+    def one_width(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        found = {name: (w, term(queries, documents, share)) for name, (w, term) in terms.items()}
+        loss = torch.stack([w * part.loss for w, part in found.values()]).sum()
+        sums = {k: v for _, part in found.values() for k, v in part.sums.items()}
+        if teacher is not None:
+            sums |= {f"loss/{name}": part.loss.detach() for name, (_, part) in found.items()}
+        return Terms(loss, sums)
 
     def loss(queries: Tensor, documents: Tensor, share: Share) -> Terms:
-        wanted = partial(one_width, share=share.of(len(batch.positives)))
-        if config.matryoshka is not None:
-            wanted = matryoshka(wanted, config.matryoshka.dims, config.matryoshka.weights)
-        seen = wanted(queries, documents)
-        return Terms(seen.loss, _sums(seen))
+        nested = config.loss.matryoshka
+        if nested is None:
+            return one_width(queries, documents, share)
+        wanted = matryoshka(
+            lambda q, d: one_width(q, d, share), nested.dims, nested.weights
+        )
+        return wanted(queries, documents)
 
     return loss
 
 
+def _contrast(
+    config: Config,
+    batch: Batch,
+    temperature: float | Tensor,
+    device: torch.device,
+    guide: GuideVectors | None,
+) -> Term:
+    settings, masks = config.loss, config.loss.false_negatives
+    opinion = guide and Guide(
+        _tensor(guide.queries[batch.queries], device),
+        _tensor(guide.documents[batch.documents], device),
+        masks.guide_margin,
+        masks.guide_relative,
+    )
+    pairs = (batch.positives, batch.negatives, batch.ignored)
+    relations = Relations(*(_tensor(p, device) for p in pairs))
+
+    def term(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        seen = info_nce(
+            queries,
+            documents,
+            relations,
+            temperature,
+            directions=settings.directions,
+            joint=settings.partition == "joint",
+            in_batch_negatives=settings.in_batch_negatives,
+            hardness=settings.hardness,
+            margin=masks.margin,
+            guide=opinion,
+            share=share.of(len(batch.positives)),
+        )
+        return Terms(seen.loss, _sums(seen))
+
+    return term
+
+
+def _teaching(
+    config: Config,
+    batch: Batch,
+    temperature: float | Tensor,
+    device: torch.device,
+    teacher: Teacher,
+) -> dict[str, tuple[float, Term]]:
+    """The terms whose weight is not 0. The vectors of the batch's texts are looked up once."""
+    settings = config.distil
+    sides = teacher.of(batch.queries, batch.documents, device)
+    texts = torch.cat(sides)
+
+    def aligned(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        student = torch.cat([queries, documents])
+        shown = texts[:, : student.shape[1]]  # of a narrower student, the first dimensions
+        return Terms(align(student, shown, share=share.of(len(texts))), {})
+
+    def related(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        student = torch.cat([queries, documents])
+        same = student.shape[1] == texts.shape[1]
+        own = share.of(len(texts))
+        loss = relational(student, texts, share=own, **({} if same else {"cosine": 0.0}))
+        return Terms(loss, {})
+
+    def ranked(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        pairs = _tensor(np.unique(np.concatenate([batch.positives, batch.negatives]), axis=0), device)
+        scores = (sides[0][pairs[:, 0]] * sides[1][pairs[:, 1]]).sum(dim=1)
+        loss = listwise_kl(
+            queries,
+            documents,
+            pairs,
+            scores,
+            temperature=temperature,
+            teacher_temperature=settings.teacher_temperature,
+            calibration=settings.calibration,
+            share=share.of(len(queries)),
+        )
+        return Terms(loss, {})
+
+    def apart(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        triples = _tensor(_triples(batch), device)
+        asked = sides[0][triples[:, 0]]
+        margins = (asked * (sides[1][triples[:, 1]] - sides[1][triples[:, 2]])).sum(dim=1)
+        own = share.of(len(triples))
+        return Terms(margin_mse(queries, documents, triples, margins, share=own), {})
+
+    found = {
+        "align": (settings.align, aligned),
+        "relational": (settings.relational, related),
+        "listwise_kl": (settings.listwise_kl, ranked),
+        "margin_mse": (settings.margin_mse, apart),
+    }
+    return {name: (weight, term) for name, (weight, term) in found.items() if weight}
+
+
+def _triples(batch: Batch) -> NDArray[np.int64]:
+    """(m, 3) query, positive and negative, for each positive and each own negative of a query."""
+    positives, negatives = batch.positives, batch.negatives
+    better, worse = np.nonzero(positives[:, :1] == negatives[:, 0])
+    return np.column_stack([positives[better], negatives[worse, 1]])
+
+
+def _tensor(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
 def report(sums: Mapping[str, float], positives: int) -> dict[str, float]:
     """What the log says of a batch with so many positives, from the sums of `objective`."""
-    return {
+    found = {name: value for name, value in sums.items() if name.startswith("loss/")}
+    if "correct" not in sums:
+        return found
+    return found | {
         "in_batch_accuracy": sums["correct"] / positives,  # above every negative document
         "positive_score": sums["positive"] / positives,  # mean cosine
         "hardest_negative_score": sums["hardest"] / sums["rivalled"]

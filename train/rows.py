@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, DataConfig
-from tercet.data import TrainingSet, read_task, read_training
-from tercet.data.batch import Batches
+from tercet.data import TrainingSet, read_corpus, read_task, read_training
+from tercet.data.batch import Batches, TextBatches
 from tercet.data.check import overlap
 from tercet.data.order import Order
 from tercet.data.tokens import TokenCache, token_cache
@@ -18,14 +18,20 @@ from tercet.progress import say
 
 
 def read_rows(config: DataConfig) -> TrainingSet:
-    """The training rows as they are on disk, with no negatives but their own."""
-    if not config.train:
+    """The training rows as they are on disk, with no negatives but their own.
+
+    The texts of `config.corpus` join the documents, and belong to no row.
+    """
+    if not config.train and not config.corpus:
         raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
-    return read_training(config.train)
+    rows = read_training(config.train) if config.train else TrainingSet.empty()
+    return rows.with_documents(read_corpus(config.corpus)) if config.corpus else rows
 
 
-def batches_of(config: Config, data: TrainingSet) -> Batches:
-    """Every batch of the run, as a function of the step."""
+def batches_of(config: Config, data: TrainingSet) -> Batches | TextBatches:
+    """Every batch of the run, as a function of the step: of rows, or of texts if those suffice."""
+    if not config.distil.needs_pairs:
+        return TextBatches(data, config.batch.size, config.train.seed)
     sizes = tuple(int(n) for n in data.source_offsets[1:] - data.source_offsets[:-1])
     order = Order(sizes, config.batch.size, config.train.seed, config.data.source_alpha)
     return Batches(

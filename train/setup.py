@@ -28,6 +28,7 @@ from tercet.train.remine import Remine, refresher, resume
 from tercet.train.rows import batches_of, read_rows, tokens_of, warn_of_overlap
 from tercet.train.shards import choose_layers, whole_copy
 from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes
+from tercet.train.teacher import add_projection, load_teacher, resolve_teachers
 from tercet.train.tracking import Tracker
 
 GUIDE = "loss.false_negatives.guide"
@@ -74,12 +75,13 @@ def prepare(config: Config, evaluate: Evaluate | None = None, remine: Remine | N
         f"device {accelerator.device}, mixed precision {accelerator.mixed_precision}"
     )
     refuse_other_run(config)
+    resolve_teachers(config)
     resolve(config.model.path)  # a missing model should not wait for the data to be read
     if config.loss.false_negatives.guide is not None:
         resolve(config.loss.false_negatives.guide, GUIDE)
     rows = read_rows(config.data)
     data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
-    if not config.loss.in_batch_negatives and (
+    if not config.loss.in_batch_negatives and config.distil.needs_pairs and (
         (len(data.negatives.values) == 0 and config.mining.refresh_every is None)
         or config.data.negatives_per_row == 0
     ):
@@ -113,6 +115,9 @@ def _set_up(
 ) -> Run:
     batches = batches_of(config, data)
     encoder = load_encoder(config.model)
+    teacher = load_teacher(config, data, accelerator.device)
+    if teacher is not None:
+        add_projection(encoder, teacher.width, config.distil.projection)
     freeze_unused(encoder)
     width, nested = encoder.get_embedding_dimension() or 0, config.loss.matryoshka
     if nested is not None and max(nested.dims) > width:
@@ -161,6 +166,7 @@ def _set_up(
         batches=batches,
         tokens=tokens,
         guide=guide,
+        teacher=teacher,
         tracker=Tracker(accelerator, config, state.get("step", 0)),
         evaluate=evaluate,
         refresh=refresher(remine, rows, every) if remine and every else None,
