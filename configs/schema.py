@@ -4,6 +4,7 @@ A section belongs to the stage that reads it. The YAML files beside this module 
 its meaning; defaults live here and nowhere else.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]  # NumPy takes no negative ones
+LAYERS = re.compile(r"all|even|(first|last|every):[1-9][0-9]*")
 Format = Literal["auto", "jsonl", "csv", "parquet", "dataset", "beir"]
 Direction = Literal[
     "query_to_document", "document_to_query", "query_to_query", "document_to_document"
@@ -214,6 +216,60 @@ class MiningConfig(Section):
     refresh_every: Count | None = None  # finetune mines anew each so many steps; null: never
 
 
+class Scratch(Section):
+    """The shape of a student that starts from random weights (a BERT)."""
+
+    layers: Count = 3
+    width: Count = 384
+    heads: Count = 12
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> "Scratch":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be shared by {self.heads} heads")
+        return self
+
+
+class StudentConfig(Section):
+    """A smaller model made from `model`."""
+
+    kind: Literal["cut", "static", "scratch"] = "cut"
+    vocabulary: Count | Literal["used"] | None = None  # tokens that stay; null: all
+    characters: Literal["all", "used"] = "all"  # which single characters stay whatever the count
+    layers: str | tuple[int, ...] = "all"  # cut: which transformer layers stay, counted from 0
+    dims: Count | None = None  # cut, static: of the vectors, by PCA; null: the model's
+    sif: NotNegative = 1e-4  # static: weight of a token is sif / (sif + its share); 0: all weigh 1
+    scratch: Scratch = Scratch()  # scratch: its shape
+    corpus: tuple[str, ...] = ()  # files of texts for counts and PCA; none: the texts of data.train
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _one_file_needs_no_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("layers")
+    @classmethod
+    def _layers_make_sense(cls, value: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        if isinstance(value, str) and not LAYERS.fullmatch(value):
+            raise ValueError("should be all, even, first:3, last:3, every:2 or a list of layers")
+        if not isinstance(value, str) and len(set(value)) != len(value):
+            raise ValueError("names a layer twice")
+        return value
+
+    @model_validator(mode="after")
+    def _settings_fit_the_kind(self) -> "StudentConfig":
+        if self.kind != "cut" and self.layers != "all":
+            raise ValueError(f"layers are chosen for kind: cut, not for {self.kind}")
+        if self.kind == "scratch" and self.dims is not None:
+            raise ValueError("dims are of kinds cut and static; set scratch.width")
+        return self
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether what is asked depends on a corpus."""
+        return self.kind == "static" or bool(self.vocabulary) or self.dims is not None
+
+
 class EvaluationConfig(Section):
     """What is measured during the run and after it."""
 
@@ -244,5 +300,6 @@ class Config(Section):
     distil: DistilConfig = DistilConfig()
     train: TrainConfig = TrainConfig()
     mining: MiningConfig = MiningConfig()
+    student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()

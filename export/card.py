@@ -76,6 +76,35 @@ which is not always what is true.
 """
 
 
+MADE = """\
+---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [sentence-transformers, feature-extraction, retrieval, tercet]
+---
+
+# {{ name }}
+
+{{ how }}
+
+{{ table }}
+{% if settings %}
+```yaml
+{{ settings }}```
+{% endif %}
+It was not trained after that: measure it on your own data before you use it.
+"""
+
+
+def made_card(
+    name: str, how: str, table: str = "", settings: Mapping[str, object] | None = None
+) -> str:
+    """Markdown for a model made from others without training: a cut one, or a merged one."""
+    strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    asked = yaml.safe_dump(_without_paths(settings), sort_keys=False) if settings else ""
+    return strict.from_string(MADE).render(name=name, how=how, table=table, settings=asked)
+
+
 HUB_NAMES = {"embedded": "sentence-transformers/all-MiniLM-L6-v2"}
 
 

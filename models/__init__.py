@@ -12,16 +12,24 @@ from tercet.models.load import (
     resolve,
     set_dropout,
 )
+from tercet.models.merge import merge_models
 from tercet.models.store import model_fingerprint, vectors
+from tercet.models.student import Size, Student, make_student
+from tercet.models.vocabulary import Corpus
 
 __all__ = [
     "EMBEDDED",
+    "Corpus",
     "Role",
+    "Size",
+    "Student",
     "default_device",
     "encode",
     "freeze_unused",
     "load_encoder",
+    "make_student",
     "max_length",
+    "merge_models",
     "model_fingerprint",
     "pad",
     "prompt_of",

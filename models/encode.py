@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 from torch import Tensor
 
 from tercet.errors import UserError
@@ -55,8 +55,12 @@ def encode(
 def tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role) -> list[TokenIds]:
     """Token ids of each text with its prompt and special tokens, cut to the maximum length."""
     prompt = prompt_of(model, role)
+    prompted = [prompt + text for text in texts]
+    if isinstance(model[0], StaticEmbedding):  # no special tokens, no maximum
+        encodings = model.tokenizer.encode_batch_fast(prompted, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
     encoded = model.tokenizer(
-        [prompt + text for text in texts],
+        prompted,
         truncation=True,
         max_length=max_length(model),
         return_attention_mask=False,
@@ -91,7 +95,15 @@ def token_batches(lengths: NDArray[np.integer], budget: int) -> list[NDArray[np.
 
 
 def pad(model: SentenceTransformer, tokens: Sequence[TokenIds], role: Role) -> Features:
-    """The input of one forward pass, (B, longest) int64, on the model's device."""
+    """The input of one forward pass, (B, longest) int64, on the model's device.
+
+    For a static model all tokens end to end, (tokens,), and where each text begins, (B,).
+    """
+    if isinstance(model[0], StaticEmbedding):
+        flat = torch.from_numpy(np.concatenate(tokens).astype(np.int64))
+        ends = torch.from_numpy(np.cumsum([len(ids) for ids in tokens]))
+        starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+        return {"input_ids": flat.to(model.device), "offsets": starts.to(model.device)}
     tokenizer = model.tokenizer
     width = max(len(ids) for ids in tokens)
     ids = np.full((len(tokens), width), tokenizer.pad_token_id or 0, dtype=np.int64)

@@ -9,6 +9,7 @@ import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.util import batch_to_device
 from torch import nn
 from transformers.utils.hub import cached_file
 
@@ -84,9 +85,9 @@ def freeze_unused(model: SentenceTransformer) -> list[str]:
 
     BERT's pooler is one: DDP would wait for its gradient and weight decay would shrink it.
     """
-    features = model.tokenizer(["a"], return_tensors="pt").to(model.device)
+    features = batch_to_device(model.preprocess(["a"]), model.device)
     with torch.enable_grad():
-        model(dict(features))["sentence_embedding"].float().pow(3).sum().backward()
+        model(features)["sentence_embedding"].float().pow(3).sum().backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     for name, parameter in model.named_parameters():
         parameter.grad = None
@@ -168,6 +169,8 @@ def _set_max_length(model: SentenceTransformer, config: ModelConfig) -> None:
     if config.max_length is None:
         return
     body = getattr(model[0], "auto_model", None)
+    if body is None:
+        raise UserError(f"model.max_length: {config.path} has no transformer, so no maximum")
     limit = getattr(getattr(body, "config", None), "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise UserError(

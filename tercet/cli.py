@@ -122,6 +122,45 @@ def mine(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def student(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Cut a model down: layers, vocabulary, width; or a static student, or a new small BERT."""
+    from tercet.configs import load
+    from tercet.progress import is_main_process
+    from tercet.report import console_table, size_table
+    from tercet.stages import student
+
+    settings = load(config, overrides or ())
+    if not is_main_process():
+        return
+    made = student(settings)
+    _show(console_table(size_table(made.before, made.after)))
+    if settings.student.vocabulary is not None:
+        print(f"the vocabulary holds {made.covered:.2%} of the tokens of the texts")
+    print(f"model: {Path(settings.output) / 'model'}")
+
+
+@app.command()
+def merge(
+    models: Annotated[list[str], typer.Argument(help="Two or more models of one architecture.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    weights: Annotated[
+        str | None, typer.Option(help="One for each model: 0.3,0.7. Without: all the same.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
+) -> None:
+    """Average the weights of models, such as a base and its fine-tuned self."""
+    from tercet.stages import merge
+
+    try:
+        shares = [float(w) for w in weights.split(",")] if weights else [1.0] * len(models)
+    except ValueError:
+        raise UserError(f"--weights: numbers with commas between, got {weights!r}") from None
+    merge(models, shares, out, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    print(f"model: {out}")
+
+
+@app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder, a hub name, or 'embedded'.")],
     data: Annotated[list[Path], typer.Option(help="A BEIR folder; may be repeated.")],

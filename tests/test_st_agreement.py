@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses
 from torch import Tensor
 
-from tercet.losses import Guide, Relations, info_nce
+from tercet.losses import Guide, Relations, align, info_nce, listwise_kl, margin_mse
 from tests.conftest import NAMES, answer, question
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,3 +147,56 @@ def test_gist_embed(
     plain = ours(model, negatives, directions=directions, joint=True)
     assert abs(plain.item() - mine.item()) > 1e-3  # the guide did leave something out
     assert mine.item() > 0.1  # and not all
+
+
+def opinions(negatives: int) -> Tensor:
+    """(COUNT, 1 + negatives) what a teacher might say of the documents of each row."""
+    random = torch.Generator().manual_seed(2)
+    return torch.randn(COUNT, 1 + negatives, generator=random)
+
+
+def sides(model: SentenceTransformer, negatives: int) -> tuple[Tensor, Tensor]:
+    queries, *documents = columns(negatives)
+    return embed(model, queries), torch.cat([embed(model, column) for column in documents])
+
+
+@pytest.mark.parametrize("negatives", [1, 2])
+def test_margin_mse(model: SentenceTransformer, negatives: int) -> None:
+    said = opinions(negatives)
+    want = losses.MarginMSELoss(model)(features(model, negatives), said)
+    row = torch.arange(COUNT)
+    triples = [torch.stack([row, row, row + COUNT * (k + 1)], 1) for k in range(negatives)]
+    margins = [said[:, 0] - said[:, k + 1] for k in range(negatives)]
+    agree(model, margin_mse(*sides(model, negatives), torch.cat(triples), torch.cat(margins)), want)
+
+
+@pytest.mark.parametrize("negatives", [1, 2])
+@pytest.mark.parametrize(("student", "teacher"), [(1.0, 1.0), (0.05, 0.3)])
+def test_distill_kl_div(
+    model: SentenceTransformer, negatives: int, student: float, teacher: float
+) -> None:
+    said = opinions(negatives)
+    theirs = losses.DistillKLDivLoss(
+        model, student_temperature=student, teacher_temperature=teacher
+    )
+    want = theirs(features(model, negatives), said) / student**2  # Hinton's factor, left out here
+    row = torch.arange(COUNT)
+    pairs = [torch.stack([row, row + COUNT * k], dim=1) for k in range(1 + negatives)]
+    mine = listwise_kl(
+        *sides(model, negatives),
+        torch.cat(pairs),
+        said.T.flatten(),
+        temperature=student,
+        teacher_temperature=teacher,
+    )
+    agree(model, mine, want)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "mse"])
+def test_embed_distill(model: SentenceTransformer, guide: SentenceTransformer, metric: str) -> None:
+    with torch.no_grad():
+        teacher = torch.cat(sides(guide, 1))
+    theirs = losses.EmbedDistillLoss(model, distance_metric=metric)  # type: ignore[arg-type]
+    want = theirs(features(model, 1), teacher.view(3, COUNT, -1).transpose(0, 1))
+    factor = 1 / 2 if metric == "cosine" else 1 / teacher.shape[1]
+    agree(model, align(torch.cat(sides(model, 1)), teacher) * factor, want)
