@@ -1,6 +1,7 @@
 """Text -> vectors."""
 
 from tercet.models.encode import encode, pad, token_batches, tokenise
+from tercet.models.heads import add_dense
 from tercet.models.load import (
     EMBEDDED,
     Role,
@@ -23,6 +24,7 @@ __all__ = [
     "Role",
     "Size",
     "Student",
+    "add_dense",
     "default_device",
     "encode",
     "freeze_unused",

@@ -91,6 +91,18 @@ def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def distil(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train a student on a teacher's vectors; cut it from a model first, if the config says so."""
+    from tercet.configs import load
+    from tercet.progress import is_main_process
+    from tercet.stages import distil
+
+    model = distil(load(config, overrides or ()))
+    if is_main_process():
+        print(f"model: {model}")
+
+
+@app.command()
 def plan(config: ConfigPath, overrides: Overrides = None) -> None:
     """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run."""
     from tercet.configs import load

@@ -13,7 +13,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import Config, ModelConfig, Source, load, save
+from tercet.configs import Config, ModelConfig, Source, StudentConfig, load, save
 from tercet.configs.load import recipes
 from tercet.data import RetrievalTask, read_corpus, read_task, read_training
 from tercet.data.check import FolderReport, Report, check_folder, check_sources
@@ -52,10 +52,12 @@ from tercet.models import (
     vectors,
 )
 from tercet.models.tokenizer import load_tokenizer
+from tercet.processes import on_main
 from tercet.progress import is_main_process, say
 from tercet.report import delta_line, markdown_table, model_table, size_table
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
+from tercet.train.output import refuse_other_run
 
 MINED = "mined.parquet"
 PROOF_TEXTS = 64  # training texts on which an export is compared with its checkpoint
@@ -80,6 +82,28 @@ def finetune(config: Config) -> Path:
         write_json(run / "summary.json", _summary(trained))
         export_run(run, run / "model")
     return run / "model"
+
+
+def distil(config: Config) -> Path:
+    """Train a student on the vectors of `config.distil.teacher`, then export it as `finetune` does.
+
+    If `config.student` cuts anything, the student is first made of `config.model`, in
+    `<output>/student`; otherwise `config.model` itself is trained.
+    """
+    if not config.distil.teacher:
+        raise UserError("distil.teacher is missing: name the model to learn from")
+    if config.student == StudentConfig():
+        return finetune(config)
+    folder = Path(config.output) / "student"
+
+    def make() -> None:
+        refuse_other_run(config)
+        if config.overwrite or not (folder / "model").exists():
+            student(config.model_copy(update={"output": str(folder), "overwrite": True}))
+
+    on_main(make)
+    body = config.model.model_copy(update={"path": str(folder / "model")})
+    return finetune(config.model_copy(update={"model": body}))
 
 
 def mine(config: Config) -> Mined:

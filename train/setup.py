@@ -80,6 +80,8 @@ def prepare(config: Config, evaluate: Evaluate | None = None, remine: Remine | N
     if config.loss.false_negatives.guide is not None:
         resolve(config.loss.false_negatives.guide, GUIDE)
     rows = read_rows(config.data)
+    if config.distil.needs_pairs and len(rows) == 0:
+        raise UserError("data.train is missing: only distillation by vectors does without pairs")
     data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
     if not config.loss.in_batch_negatives and config.distil.needs_pairs and (
         (len(data.negatives.values) == 0 and config.mining.refresh_every is None)

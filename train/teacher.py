@@ -12,6 +12,7 @@ from torch import Tensor
 from tercet.configs import Config, ModelConfig
 from tercet.data import TrainingSet
 from tercet.data.rows import Indices
+from tercet.errors import UserError
 from tercet.models import add_dense, load_encoder, resolve, vectors
 from tercet.models.store import Vectors
 
@@ -27,6 +28,11 @@ class Teacher:
         self._sides = queries, documents
         self._average = average
         widths = [v.shape[1] for v in documents]
+        if average and len(set(widths)) > 1:
+            raise UserError(
+                f"distil.combine: average needs teachers of one width, these have {widths}; "
+                "use concatenate"
+            )
         self.width = widths[0] if average else sum(widths)
 
     def of(self, queries: Indices, documents: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
