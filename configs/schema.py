@@ -167,7 +167,9 @@ class DistilConfig(Section):
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> "DistilConfig":
-        if self.teacher and not any((self.align, self.relational, self.listwise_kl, self.margin_mse)):
+        if self.teacher and not any(
+            (self.align, self.relational, self.listwise_kl, self.margin_mse)
+        ):
             raise ValueError("a teacher is named and every weight of it is 0")
         return self
 

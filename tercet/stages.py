@@ -58,6 +58,7 @@ from tercet.report import delta_line, markdown_table, model_table, size_table
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
 from tercet.train.output import refuse_other_run
+from tercet.train.rows import read_rows
 
 MINED = "mined.parquet"
 PROOF_TEXTS = 64  # training texts on which an export is compared with its checkpoint
@@ -166,9 +167,10 @@ def _corpus(config: Config) -> Corpus:
     """The texts that a student is fitted to: those it is asked for, or those of training."""
     if config.student.corpus:
         return {"document": read_corpus(config.student.corpus)}
-    if config.data.train:
-        rows = read_training(config.data.train)
-        return {"query": rows.queries.texts, "document": rows.documents.texts}
+    if config.data.train or config.data.corpus:
+        rows = read_rows(config.data)
+        found: Corpus = {"query": rows.queries.texts, "document": rows.documents.texts}
+        return {role: texts for role, texts in found.items() if texts}
     if config.student.needs_texts:
         raise UserError(
             "student.corpus is missing: cutting a vocabulary, a PCA and a static student need "

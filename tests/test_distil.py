@@ -20,7 +20,7 @@ from tercet.configs import Config, ModelConfig, load
 from tercet.data import read_training
 from tercet.data.batch import Batches, TextBatches
 from tercet.errors import UserError
-from tercet.models import add_dense, encode, load_encoder, store
+from tercet.models import add_dense, encode, load_encoder
 from tercet.train.objective import objective
 from tercet.train.rows import batches_of, read_rows
 from tercet.train.step import Share
@@ -92,7 +92,12 @@ def test_a_wider_teacher_gets_a_projection_that_is_saved(
 def test_texts_alone_are_enough(tiny_model: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "texts.txt"
     corpus.write_text("\n".join([*texts(), texts()[0]]), encoding="utf-8")
-    where = [f"output={tmp_path / 'run'}", f"model.path={tiny_model}", f"data.corpus=[{corpus}]"]
+    where = [
+        f"output={tmp_path / 'run'}",
+        f"model.path={tiny_model}",
+        f"data.corpus=[{corpus}]",
+        "data.train=[]",
+    ]
     config = load("tiny", [*where, f"distil.teacher={tiny_model}", "student.layers=[1]"])
     model = stages.distil(config)
     assert (model / "modules.json").exists()
@@ -210,7 +215,12 @@ def test_processes_agree_and_a_killed_run_goes_on(
             "set": [f"output={tmp_path / name}", *some],
             "kill_after": kill,
         }
-        for name, world, kill in (("one", 1, None), ("two", 2, None), ("cut", 2, 3), ("cut", 2, None))
+        for name, world, kill in (
+            ("one", 1, None),
+            ("two", 2, None),
+            ("cut", 2, 3),
+            ("cut", 2, None),
+        )
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     subprocess.run(
@@ -237,7 +247,7 @@ def test_processes_agree_and_a_killed_run_goes_on(
     ("change", "complaint"),
     [
         (["distil.teacher=null"], "distil.teacher is missing"),
-        (["distil.teacher=/no/such/model"], "distil.teacher: .*no such"),
+        (["distil.teacher=/no/such/model"], "distil.teacher: .*does not exist"),
         (["distil.align=0"], "every weight of it is 0"),
         (["data.train=[]", "distil.infonce=1"], "data.train is missing"),
         (["distil.combine=average"], "distil.combine: average"),

@@ -130,9 +130,7 @@ def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
         lambda micro: forward(run, batch, micro),
         cut,
         len(batch.queries),
-        objective(
-            run.config, batch, temperature, run.accelerator.device, run.guide, run.teacher
-        ),
+        objective(run.config, batch, temperature, run.accelerator.device, run.guide, run.teacher),
         keep_tokens=run.keep_tokens,
         seed=(run.config.train.seed, run.step),
         extra=() if learned is None else (learned,),

@@ -67,9 +67,7 @@ def objective(
         nested = config.loss.matryoshka
         if nested is None:
             return one_width(queries, documents, share)
-        wanted = matryoshka(
-            lambda q, d: one_width(q, d, share), nested.dims, nested.weights
-        )
+        wanted = matryoshka(lambda q, d: one_width(q, d, share), nested.dims, nested.weights)
         return wanted(queries, documents)
 
     return loss
@@ -136,7 +134,9 @@ def _teaching(
         return Terms(loss, {})
 
     def ranked(queries: Tensor, documents: Tensor, share: Share) -> Terms:
-        pairs = _tensor(np.unique(np.concatenate([batch.positives, batch.negatives]), axis=0), device)
+        pairs = _tensor(
+            np.unique(np.concatenate([batch.positives, batch.negatives]), axis=0), device
+        )
         scores = (sides[0][pairs[:, 0]] * sides[1][pairs[:, 1]]).sum(dim=1)
         loss = listwise_kl(
             queries,

@@ -83,9 +83,13 @@ def prepare(config: Config, evaluate: Evaluate | None = None, remine: Remine | N
     if config.distil.needs_pairs and len(rows) == 0:
         raise UserError("data.train is missing: only distillation by vectors does without pairs")
     data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
-    if not config.loss.in_batch_negatives and config.distil.needs_pairs and (
-        (len(data.negatives.values) == 0 and config.mining.refresh_every is None)
-        or config.data.negatives_per_row == 0
+    if (
+        not config.loss.in_batch_negatives
+        and config.distil.needs_pairs
+        and (
+            (len(data.negatives.values) == 0 and config.mining.refresh_every is None)
+            or config.data.negatives_per_row == 0
+        )
     ):
         raise UserError(
             "loss.in_batch_negatives: false leaves no negatives, for the rows have none of their "

@@ -35,7 +35,9 @@ class Teacher:
             )
         self.width = widths[0] if average else sum(widths)
 
-    def of(self, queries: Indices, documents: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
+    def of(
+        self, queries: Indices, documents: Indices, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         """(Q, T) and (D, T) unit vectors of texts given by their positions in the data."""
         wanted = zip(self._sides, (queries, documents), strict=True)
         found = [self._combined([v[rows] for v in side]).to(device) for side, rows in wanted]
@@ -60,7 +62,9 @@ def load_teacher(config: Config, data: TrainingSet, device: torch.device) -> Tea
     for path in settings.teacher:
         model = load_encoder(ModelConfig(path=path, trust_remote_code=trust), WHERE).to(device)
         sides[0].append(vectors(model, data.queries.texts, "query", title="teacher: queries"))
-        sides[1].append(vectors(model, data.documents.texts, "document", title="teacher: documents"))
+        sides[1].append(
+            vectors(model, data.documents.texts, "document", title="teacher: documents")
+        )
     return Teacher(*sides, settings.combine == "average") if settings.teacher else None
 
 
