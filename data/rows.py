@@ -121,7 +121,7 @@ class TrainingSet:
         return cls(nothing, nothing, none, Ragged.of([]), Ragged.of([]), np.zeros(1, np.int64))
 
     def with_documents(self, texts: Sequence[str]) -> "TrainingSet":
-        """The same rows beside more documents, named by their hash; texts that are there stay out."""
+        """The same rows beside more documents, named by their hash; known texts are left out."""
         there = set(self.documents.texts)
         new = {text_hash(text): text for text in texts if text not in there}
         fresh = {id_: text for id_, text in new.items() if id_ not in self.documents.index}

@@ -128,10 +128,8 @@ def _teaching(
 
     def related(queries: Tensor, documents: Tensor, share: Share) -> Terms:
         student = torch.cat([queries, documents])
-        same = student.shape[1] == texts.shape[1]
-        own = share.of(len(texts))
-        loss = relational(student, texts, share=own, **({} if same else {"cosine": 0.0}))
-        return Terms(loss, {})
+        shown = texts[:, : student.shape[1]]
+        return Terms(relational(student, shown, share=share.of(len(texts))), {})
 
     def ranked(queries: Tensor, documents: Tensor, share: Share) -> Terms:
         pairs = _tensor(
