@@ -123,7 +123,7 @@ def _set_up(
     encoder = load_encoder(config.model)
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
-        add_projection(encoder, teacher.width, config.distil.projection)
+        add_projection(encoder, teacher.width, config.distil)
     freeze_unused(encoder)
     width, nested = encoder.get_embedding_dimension() or 0, config.loss.matryoshka
     if nested is not None and max(nested.dims) > width:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from tercet.configs import Config, ModelConfig
+from tercet.configs import Config, DistilConfig, ModelConfig
 from tercet.data import TrainingSet
 from tercet.data.rows import Indices
 from tercet.errors import UserError
@@ -68,12 +68,18 @@ def load_teacher(config: Config, data: TrainingSet, device: torch.device) -> Tea
     return Teacher(*sides, settings.combine == "average") if settings.teacher else None
 
 
-def add_projection(encoder: SentenceTransformer, width: int, wanted: bool | None) -> None:
+def add_projection(encoder: SentenceTransformer, width: int, settings: DistilConfig) -> None:
     """Let the encoder end in vectors of the teacher's width.
 
     The layer begins as a map that keeps lengths, and changes nothing if the widths are equal.
+    Raises UserError if vectors of different widths would have to be compared.
     """
-    own = encoder.get_embedding_dimension() or 0
+    own, wanted = encoder.get_embedding_dimension() or 0, settings.projection
+    if wanted is False and own != width and (settings.align or settings.relational):
+        raise UserError(
+            f"distil.projection: false, but the model has {own} dimensions and the teacher {width}; "
+            "align and relational compare them one by one"
+        )
     if wanted or (wanted is None and own != width):
         generator = torch.Generator().manual_seed(0)
         weight = torch.empty(width, own)
