@@ -25,7 +25,8 @@ def static_student(
     narrowed by a PCA to `dims` (None: as wide as the teacher, so that training can align it with
     the teacher's index), times sif / (sif + p): p is the token's share of counts (V,), so
     frequent tokens say little (Arora et al. 2017, SIF). Special tokens are zero. The result gives
-    unit vectors where the teacher does, of texts of any length and without prompts, which would move all of them alike.
+    unit vectors where the teacher does, of texts of any length and without prompts, which
+    would move all of them alike.
     Raises UserError if `dims` is more than the teacher's or the vocabulary can span.
     """
     table = token_vectors(teacher)
