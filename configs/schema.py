@@ -240,7 +240,7 @@ class StudentConfig(Section):
     characters: Literal["all", "used"] = "all"  # which single characters stay whatever the count
     layers: str | tuple[int, ...] = "all"  # cut: which transformer layers stay, counted from 0
     dims: Count | None = None  # cut, static: of the vectors, by PCA; null: the model's
-    sif: NotNegative = 1e-4  # static: weight of a token is sif / (sif + its share); 0: all weigh 1
+    sif: NotNegative = 1e-3  # static: weight of a token is sif / (sif + its share); 0: all weigh 1
     scratch: Scratch = Scratch()  # scratch: its shape
     corpus: tuple[str, ...] = ()  # files of texts for counts and PCA; none: the texts of data.train
 

@@ -52,7 +52,7 @@ def principal_directions(vectors: NDArray[np.floating], dims: int) -> NDArray[np
         raise UserError(f"student.dims: {dims} is more than the model's width {vectors.shape[1]}")
     exact = np.asarray(vectors, dtype=np.float64)
     moments, directions = np.linalg.eigh(exact.T @ exact)
-    found = int((moments > moments[-1] * 1e-10).sum()) if moments[-1] > 0 else 0
+    found = int((moments > moments[-1] * 1e-13).sum()) if moments[-1] > 0 else 0
     if found < dims:
         raise UserError(
             f"student.dims: a PCA to {dims} dimensions needs more texts: the {len(vectors)} there "

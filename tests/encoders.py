@@ -87,9 +87,8 @@ def unigram() -> list[tuple[str, float]]:
 
 def roberta_tokenizer() -> PreTrainedTokenizerBase:
     model = json.loads(byte_bpe(S).to_str())["model"]
-    return RobertaTokenizer(
-        vocab=model["vocab"], merges=[" ".join(m) for m in model["merges"]], model_max_length=LENGTH
-    )
+    merges: Any = [tuple(pair) for pair in model["merges"]]
+    return RobertaTokenizer(vocab=model["vocab"], merges=merges, model_max_length=LENGTH)
 
 
 def mpnet_tokenizer() -> PreTrainedTokenizerBase:
