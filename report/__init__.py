@@ -1,6 +1,7 @@
 """What a person reads: tables made from results, never typed."""
 
 from tercet.report.plan import forecast_table
+from tercet.report.store import store_table
 from tercet.report.table import (
     console_table,
     delta_line,
@@ -16,4 +17,5 @@ __all__ = [
     "forecast_table",
     "markdown_table",
     "model_table",
+    "store_table",
 ]
