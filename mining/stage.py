@@ -17,8 +17,10 @@ from tercet.errors import UserError
 from tercet.files import sha256, whole_file, write_json
 from tercet.mining.search import top_k
 from tercet.mining.select import RULES, Selection, rule_text, select
+from tercet.models import Vectors
 from tercet.progress import progress
 
+Lookup = Vectors | NDArray[np.float32]
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 SCHEMA = pa.schema(
     [
@@ -48,8 +50,8 @@ class MinedCounts:
 
 def mine(
     rows: TrainingSet,
-    query_vectors: NDArray[np.float32],
-    document_vectors: NDArray[np.float32],
+    query_vectors: Lookup,
+    document_vectors: Lookup,
     config: MiningConfig,
     out: Path,
     *,
@@ -90,8 +92,8 @@ def mine(
 
 def _check(
     rows: TrainingSet,
-    query_vectors: NDArray[np.float32],
-    document_vectors: NDArray[np.float32],
+    query_vectors: Lookup,
+    document_vectors: Lookup,
     config: MiningConfig,
 ) -> None:
     if config.skip >= config.depth:
@@ -120,9 +122,7 @@ def _choose(
     return chosen
 
 
-def _lowest(
-    query: NDArray[np.float32], documents: NDArray[np.float32], known: NDArray[np.int64]
-) -> float:
+def _lowest(query: NDArray[np.float32], documents: Lookup, known: NDArray[np.int64]) -> float:
     """Score of the known positive least like the query."""
     return float((documents[known] @ query).min())
 

@@ -14,6 +14,7 @@ from tercet.models.load import (
     set_dropout,
 )
 from tercet.models.merge import merge_models
+from tercet.models.shards import Vectors
 from tercet.models.store import model_fingerprint, vectors
 from tercet.models.student import Size, Student, make_student
 from tercet.models.vocabulary import Corpus
@@ -25,6 +26,7 @@ __all__ = [
     "Size",
     "Student",
     "add_dense",
+    "Vectors",
     "default_device",
     "encode",
     "freeze_unused",

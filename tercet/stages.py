@@ -110,7 +110,8 @@ def distil(config: Config) -> Path:
 def mine(config: Config) -> Mined:
     """Mine hard negatives for `config.data.train` with `config.model`.
 
-    Writes `<output>/mined.parquet`, `mining.json` and the resolved config as `mine.yaml`.
+    Writes `<output>/mined.parquet`, `mining.json` and the resolved config as `mine.yaml`. Under
+    `accelerate launch` the processes share the encoding.
     """
     folder = writable_folder(Path(config.output))
     path = folder / MINED
@@ -123,11 +124,13 @@ def mine(config: Config) -> Mined:
     model = load_encoder(config.model).to(default_device())
     queries = vectors(model, rows.queries.texts, "query", title="encode queries")
     documents = vectors(model, rows.documents.texts, "document", title="encode documents")
-    save(config, folder / "mine.yaml")
-    counts = mine_rows(
-        rows, queries, documents, config.mining, path, miner=model_fingerprint(model)
-    )
-    return Mined(path, counts)
+    miner = model_fingerprint(model)
+
+    def choose() -> MinedCounts:
+        save(config, folder / "mine.yaml")
+        return mine_rows(rows, queries, documents, config.mining, path, miner=miner)
+
+    return Mined(path, on_main(choose))
 
 
 def student(config: Config) -> Student:
@@ -249,7 +252,8 @@ def evaluate(
     """Score `model`, every model of `against` and BM25 on BEIR folders.
 
     Each result is written below `out` as JSON with a TREC run file beside it. Returned by task,
-    in the order `against`, BM25, `model`.
+    in the order `against`, BM25, `model`. Under `accelerate launch` the processes share the
+    encoding, the main one does the rest, and all return the results.
     """
     paths = (*against, model)
     _refuse_twice("models", [name_of(path) for path in paths])
@@ -268,29 +272,34 @@ def evaluate(
     results = []
     for task in tasks:
         found = [evaluate_model(encoder, name, task, out) for name, encoder in encoders]
-        results += [*found[:-1], evaluate_bm25(task, out), found[-1]]
+        lexical = on_main(lambda task=task: evaluate_bm25(task, out))
+        results += [*found[:-1], lexical, found[-1]]
     return results
 
 
 def evaluate_model(
     encoder: SentenceTransformer, name: str, task: RetrievalTask, out: Path
 ) -> Result:
-    """Score one loaded model on one task and write the result."""
+    """Score one loaded model on one task and write the result. All processes meet here."""
     start = time.perf_counter()
     title = f"{name} on {task.name}"
     queries = vectors(encoder, task.queries.texts, "query", title=f"{title}: queries")
     documents = vectors(encoder, task.documents.texts, "document", title=f"{title}: documents")
-    run = evaluate_vectors(task, queries, documents)
-    result = score_task(
-        task,
-        run,
-        model=name,
-        fingerprints={"model": model_fingerprint(encoder)},
-        prompts={role: prompt_of(encoder, role) for role in ("query", "document")},
-        seconds=time.perf_counter() - start,
-    )
-    write_run(run, write_result(result, out).with_suffix(".run"), name)
-    return result
+
+    def search_and_score() -> Result:
+        run = evaluate_vectors(task, queries, documents)
+        result = score_task(
+            task,
+            run,
+            model=name,
+            fingerprints={"model": model_fingerprint(encoder)},
+            prompts={role: prompt_of(encoder, role) for role in ("query", "document")},
+            seconds=time.perf_counter() - start,
+        )
+        write_run(run, write_result(result, out).with_suffix(".run"), name)
+        return result
+
+    return on_main(search_and_score)
 
 
 def evaluate_bm25(task: RetrievalTask, out: Path) -> Result:

@@ -22,6 +22,7 @@ from tercet.losses import (
     matryoshka,
     relational,
 )
+from tercet.models import Vectors
 from tercet.train.step import Loss, Share, Terms
 from tercet.train.teacher import Teacher
 
@@ -31,8 +32,8 @@ Term = Callable[[Tensor, Tensor, Share], Terms]
 class GuideVectors(NamedTuple):
     """A guide model's unit vectors of every query and document of the training set."""
 
-    queries: NDArray[np.float32]
-    documents: NDArray[np.float32]
+    queries: Vectors | NDArray[np.float32]
+    documents: Vectors | NDArray[np.float32]
 
 
 def objective(

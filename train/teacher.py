@@ -13,8 +13,7 @@ from tercet.configs import Config, DistilConfig, ModelConfig
 from tercet.data import TrainingSet
 from tercet.data.rows import Indices
 from tercet.errors import UserError
-from tercet.models import add_dense, load_encoder, resolve, vectors
-from tercet.models.store import Vectors
+from tercet.models import Vectors, add_dense, load_encoder, resolve, vectors
 
 WHERE = "distil.teacher"
 
@@ -77,8 +76,8 @@ def add_projection(encoder: SentenceTransformer, width: int, settings: DistilCon
     own, wanted = encoder.get_embedding_dimension() or 0, settings.projection
     if wanted is False and own != width and (settings.align or settings.relational):
         raise UserError(
-            f"distil.projection: false, but the model has {own} dimensions and the teacher {width}; "
-            "align and relational compare them one by one"
+            f"distil.projection: false, but the model has {own} dimensions and the teacher "
+            f"{width}; align and relational compare them one by one"
         )
     if wanted or (wanted is None and own != width):
         generator = torch.Generator().manual_seed(0)
