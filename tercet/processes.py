@@ -1,7 +1,8 @@
 """The launch: how many processes work together and which one this is, whoever started them.
 
-`wait_for_everyone`, `share_mistakes` and `on_main` are meetings: each process of the launch has to
-call them, in the same order. One process alone meets itself.
+Every function here but `process_index`, `process_count` and `launch` is a meeting: each
+process of the launch has to call it, in the same order. All see one disk. One process alone meets
+itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ def on_main(work: Callable[[], Found]) -> Found:
 
 
 def launch() -> PartialState:
-    """What Accelerate knows of it. The first call joins; an Accelerator made later shares it."""
+    """What Accelerate knows of it. The first call joins; an Accelerator shares it."""
     unwanted = parse_flag_from_env("ACCELERATE_USE_CPU")
     absent = torch.accelerator.current_accelerator(check_available=True) is None
     return PartialState(cpu=unwanted or absent, timeout=PATIENCE)
