@@ -1,5 +1,6 @@
 """What a person reads: tables made from results, never typed."""
 
+from tercet.report.mining import mining_page
 from tercet.report.plan import forecast_table
 from tercet.report.table import (
     console_table,
@@ -15,5 +16,6 @@ __all__ = [
     "fill_marked",
     "forecast_table",
     "markdown_table",
+    "mining_page",
     "model_table",
 ]

@@ -110,14 +110,14 @@ def mine(config: ConfigPath, overrides: Overrides = None) -> None:
     from tercet.progress import is_main_process
     from tercet.stages import mine
 
-    settings = load(config, overrides or ())
+    mined = mine(load(config, overrides or ()))
     if not is_main_process():
         return
-    mined = mine(settings)
     counts = mined.counts
-    dropped = ", ".join(f"{n:,} {rule}" for rule, n in counts.dropped.items())
+    dropped = ", ".join(f"{n:,} {rule}" for rule, n in counts.dropped.items() if n)
     print(f"{counts.kept:,} negatives for {counts.queries:,} queries ({counts.without:,} got none)")
-    print(f"dropped: {dropped}")
+    print(f"of {counts.candidates:,} candidates: {dropped or 'none dropped'}")
+    print(f"page: {mined.page}")
     print(f"mined: {mined.path}  (train on it with data.mined={mined.path})")
 
 
