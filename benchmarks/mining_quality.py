@@ -249,6 +249,7 @@ def fit_judge(pairs: Sequence[tuple[str, str, float]], out: Path) -> None:
         report_to="none",
         save_strategy="no",
         logging_steps=20,
+        dataloader_pin_memory=torch.cuda.is_available(),
         seed=0,
     )
     trainer = CrossEncoderTrainer(
@@ -280,7 +281,7 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
 
 def _note(name: str, task: dict[str, Any]) -> str:
     judge, mined = task["judge"], task["mined"]
-    kept = ", ".join(f"{c} {found['kept'] / found['queries']:.2f}" for c, found in mined.items())
+    kept = "; ".join(f"{c} {found['kept'] / found['queries']:.2f}" for c, found in mined.items())
     rate = mined[RESCORED]["false_negatives"]
     interval = f"{rate['rate']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
     return (

@@ -136,9 +136,11 @@ def _exact(space: Space, depth: int) -> _List:
     return _List(*shared_top_k(space.queries, space.documents, depth))
 
 
-def _approximate(space: Space, depth: int, index: Any) -> _List:
-    """Searched by the main process: FAISS has threads of its own, and training it is not shared."""
-    return on_main(lambda: _List(*ann_top_k(space.queries, space.documents, depth, index=index)))
+def _approximate(space: Space, depth: int, index: Any) -> _List | None:
+    """On the main process alone: FAISS has threads of its own, and training it is not shared."""
+    with share_mistakes():
+        if process_index() == 0:
+            return _List(*ann_top_k(space.queries, space.documents, depth, index=index))
 
 
 def _lexical(queries: Sequence[str], documents: Sequence[str], depth: int) -> _List:
@@ -151,8 +153,8 @@ def _lexical(queries: Sequence[str], documents: Sequence[str], depth: int) -> _L
     return _List(np.concatenate(scores), np.concatenate(positions))
 
 
-def _kept(folder: Path, depth: int, prefix: bool, search: Callable[[], _List]) -> _List:
-    """The list under `folder`, searched and written first if it is not there.
+def _kept(folder: Path, depth: int, prefix: bool, search: Callable[[], _List | None]) -> _List:
+    """The list under `folder`, searched by all and written by the main process if it is not there.
 
     prefix: the best k of a deeper list are the best k, so a deeper list serves as well.
     """
@@ -161,7 +163,7 @@ def _kept(folder: Path, depth: int, prefix: bool, search: Callable[[], _List]) -
         path = folder / f"{depth:08d}"
         found = search()
         with share_mistakes():
-            if process_index() == 0:
+            if found is not None and process_index() == 0:
                 _write(path, found)
     scores, positions = (np.load(path / name, mmap_mode="r") for name in _FILES)
     return _List(scores[:, :depth], positions[:, :depth], _facts(path)["recall"])

@@ -118,12 +118,12 @@ def ceiling(lowest_positive: Floats, margin: float) -> Floats:
 def outside(count: int, texts: Indices, banned: Indices, seed: int, key: int) -> Indices:
     """At most `count` of D documents, drawn by (seed, key), none of a banned text.
 
-    texts (D,) tells equal texts, as in `Evidence`; no text is drawn twice. The draw walks a keyed
-    permutation of the corpus, so it ends, and needs no list of it.
+    texts (D,) tells equal texts, as in `Evidence`, and is -1 for documents nobody may draw; no text
+    is drawn twice. The draw walks a keyed permutation of the corpus, so it needs no list of it.
     """
     total = len(texts)
     drawn: list[int] = []
-    seen = set(banned.tolist())
+    seen = {-1, *banned.tolist()}
     for start in range(0, total, _WALK):
         steps = np.arange(start, min(start + _WALK, total))
         for document in permute(steps, total, seed, key).tolist():

@@ -106,18 +106,18 @@ def _fill(
     """Documents from outside the candidates for queries with fewer negatives than asked for."""
     missing = config.negatives - negatives.counts(len(asked))
     same = asked.documents.same
-    held_out = np.flatnonzero(asked.held_out)
+    open_to_all = np.where(asked.held_out, -1, same)
     drawn = []
     for query in range(len(asked)):
         if missing[query] <= 0:
             drawn.append(np.zeros(0, dtype=np.int64))
             continue
         listed = np.asarray(found.positions[query])
-        banned = [listed[listed >= 0], asked.positives[query], asked.own[query], held_out]
+        banned = [listed[listed >= 0], asked.positives[query], asked.own[query]]
         drawn.append(
             outside(
                 int(missing[query]),
-                same,
+                open_to_all,
                 same[np.concatenate(banned)],
                 config.seed,
                 int(asked.keys[query]),

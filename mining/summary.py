@@ -69,7 +69,8 @@ def histograms(settled: Settled) -> dict[str, Any]:
     }
     depth = verdicts.shape[1]
     ranks = {"kept": negatives.ranks[negatives.ranks > 0], "dropped": np.nonzero(dropped)[1] + 1}
-    by_rank = np.unique(np.linspace(1, depth + 1, min(BINS, depth) + 1).round())
+    width = -(-depth // BINS)  # ranks in a bin
+    by_rank = np.arange(1, depth + width + 1, width)
     charts = {"scores": _histogram(scores, _span(scores)), "ranks": _histogram(ranks, by_rank)}
     if rescored is not None and negatives.rescores is not None:
         rescores = {
@@ -138,11 +139,11 @@ def _cut(text: str) -> str:
 
 
 def _span(groups: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-    """Edges of `BINS` bins that hold every score; a single score gets a bin round it."""
+    """Edges of `BINS` bins that hold every score, and are no narrower than can be told apart."""
     filled = [values for values in groups.values() if len(values)]
     ends = [end for values in filled for end in (values.min(), values.max())]
     low, high = (float(min(ends)), float(max(ends))) if ends else (0.0, 1.0)
-    return np.linspace(low, high if high > low else low + 1e-3, BINS + 1)
+    return np.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), BINS + 1)
 
 
 def _histogram(

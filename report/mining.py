@@ -50,6 +50,7 @@ def mining_page(found: Mapping[str, Any]) -> str:
     )
     environment.filters |= {"count": "{:,}".format, "percent": _percent}
     text = (resources.files("tercet.report") / TEMPLATE).read_text(encoding="utf-8")
+    told = {name: _set(value) for name, value in found["settings"].items()}
     counts, candidates = found["counts"], max(1, found["counts"]["candidates"])
     kept = counts["kept"] - counts["filled"]
     return environment.from_string(text).render(
@@ -60,7 +61,7 @@ def mining_page(found: Mapping[str, Any]) -> str:
         rules=[
             {
                 "name": name.replace("_", " "),
-                "text": RULES[name].format(**found["settings"]),
+                "text": RULES[name].format(**told),
                 "dropped": dropped,
                 "share": dropped / candidates,
             }
@@ -75,6 +76,13 @@ def mining_page(found: Mapping[str, Any]) -> str:
         ],
         settings=list(_flat(found["settings"])),
     )
+
+
+def _set(value: Any) -> Any:
+    """A setting as a sentence names it."""
+    if isinstance(value, Mapping):
+        return {name: _set(inner) for name, inner in value.items()}
+    return "(not set)" if value is None else value
 
 
 def _tiles(counts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -101,7 +109,12 @@ def _chart(name: str, histogram: Mapping[str, Any]) -> dict[str, Any]:
     groups = [
         _group(group, values, edges) for group, values in histogram.items() if group != "edges"
     ]
-    return {"title": title, "text": text, "ticks": map("{:.4g}".format, ticks), "groups": groups}
+    return {
+        "title": title,
+        "text": text,
+        "ticks": [f"{tick:.4g}" for tick in ticks],
+        "groups": groups,
+    }
 
 
 def _group(name: str, values: Sequence[int], edges: Sequence[float]) -> dict[str, Any]:

@@ -95,9 +95,9 @@ def mine(config: Config) -> Mined:
         writable_folder(folder)
         if path.exists() and not config.overwrite:
             raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
-        asked = _asked(config)
         models = _mining_models(config)
         scorer = _scorer(config.mining.rescore)
+        asked = _asked(config)
     spaces, miner = {}, ""
     for source, settings in models.items():
         encoder = load_encoder(settings).to(default_device())

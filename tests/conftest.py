@@ -116,17 +116,16 @@ def judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     folder = tmp_path_factory.mktemp("judge")
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     torch.manual_seed(0)
-    body = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=64,
-            num_labels=1,
-        )
+    settings = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
     )
+    settings.num_labels = 1
+    body = BertForSequenceClassification(settings)
     body.save_pretrained(folder / "body")
     tokenizer.save_pretrained(folder / "body")
     model = CrossEncoder(str(folder / "body"), num_labels=1, device="cpu")

@@ -119,6 +119,13 @@ def test_what_it_says_is_what_was_counted(summary: dict[str, Any]) -> None:
         x, y, width, height = (float(bar[a] or "nan") for a in ("x", "y", "width", "height"))
         assert 0 <= x <= x + width <= 100 and y >= 0 and y + height == pytest.approx(100, abs=0.01)
     labels = [attributes for tag, attributes in found.tags if tag == "svg"]
+    ticks = [attributes for tag, attributes in found.tags if attributes.get("class") == "axis"]
+    assert len(ticks) == len(labels) and page.count("<span>1</span>") == 2  # one below each chart
+    widths = {
+        high - low
+        for low, high in zip(charts["ranks"]["edges"], charts["ranks"]["edges"][1:], strict=False)
+    }
+    assert widths == {2} and "None" not in text
     assert len(labels) == 5 and all(a["role"] == "img" and a["aria-label"] for a in labels)
 
 

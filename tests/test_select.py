@@ -173,22 +173,38 @@ def test_a_random_draw_depends_on_seed_query_and_document_alone() -> None:
     assert set(first[1:]) < set(without)  # another rule's victim leaves the rest of the draw alone
 
 
+def often(scores: list[float], queries: int, **settings: Any) -> NDArray[np.int64]:
+    """How often each candidate is kept, over so many queries with the same candidates."""
+    one = facts(scores)
+    shape = (queries, len(scores))
+    places = np.broadcast_to(one.positions, shape)
+    no = np.zeros(shape, dtype=bool)
+    block = Evidence(
+        positions=places,
+        texts=places,
+        scores=np.broadcast_to(one.scores, shape),
+        known=no,
+        own=no,
+        held_out=no,
+        likeness=None,
+        lowest=np.ones(queries),
+        luck=luck_of(np.arange(queries), places, 12),
+    )
+    config = MiningConfig(relative_margin=None, **settings)
+    return (select(block, config) == KEPT).sum(axis=0)
+
+
 def test_random_draws_reach_every_fit_candidate_alike() -> None:
-    taken = np.zeros(10)
-    for query in range(2000):
-        taken[kept(chosen([0.5] * 10, sampling="random", query=query))] += 1
+    taken = often([0.5] * 10, 2000, sampling="random", negatives=2)
     assert (abs(taken - 400) < 100).all()  # 5.6 standard deviations of Binomial(2000, 0.2)
 
 
 def test_softmax_draws_follow_the_softmax() -> None:
     scores, temperature = np.array([0.9, 0.8, 0.7, 0.5]), 0.2
     expected = np.exp(scores / temperature) / np.exp(scores / temperature).sum()
-    settings = {"sampling": "softmax", "temperature": temperature, "negatives": 1}
-    taken = np.zeros(4)
-    for query in range(4000):
-        taken[kept(chosen(scores.tolist(), query=query, **settings))] += 1
-    spread = np.sqrt(expected * (1 - expected) / 4000)
-    assert (abs(taken / 4000 - expected) < 4 * spread).all()
+    taken = often(scores.tolist(), 20_000, sampling="softmax", temperature=temperature, negatives=1)
+    spread = np.sqrt(expected * (1 - expected) / 20_000)
+    assert (abs(taken / 20_000 - expected) < 4 * spread).all()
 
 
 def test_filling_draws_other_texts_and_ends_when_there_are_none() -> None:
@@ -199,6 +215,8 @@ def test_filling_draws_other_texts_and_ends_when_there_are_none() -> None:
         assert not set(texts[drawn].tolist()) & {0, 7}
     assert len({tuple(outside(3, texts, np.array([0]), 12, key)) for key in range(20)}) > 10
     assert sorted(texts[outside(9, texts, np.array([0, 7]), 12, 1)]) == [2, 3, 5, 6]
+    closed = np.where(texts == 3, -1, texts)
+    assert sorted(texts[outside(9, closed, np.array([0, 7]), 12, 1)]) == [2, 5, 6]
     assert outside(9, np.array([0, 0]), np.array([0]), 12, 1).tolist() == []
 
 
