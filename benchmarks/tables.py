@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import guide_mask, loss_stage, mining_quality, quality, train_step
+from benchmarks import encoding, guide_mask, loss_stage, mining_quality, quality, train_step
 from benchmarks.machine import RESULTS
 from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
 
 ROOT = Path(__file__).parent.parent
-SPEED = ("train_step", "loss_stage", "guide_mask")
+SPEED = ("train_step", "loss_stage", "guide_mask", "encoding")
 Result = dict[str, Any]
 
 
@@ -58,6 +58,8 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         found["loss_stage"] = markdown_table(loss_stage.rows(loss)) + "\n\n" + _loss_notes(loss)
     if guide := results.get("guide_mask"):
         found["guide_mask"] = markdown_table(guide_mask.rows(guide)) + "\n\n" + _guide_notes(guide)
+    if texts := results.get("encoding"):
+        found["encoding"] = markdown_table(encoding.rows(texts)) + "\n\n" + _encoding_notes(texts)
     return found
 
 
@@ -74,6 +76,8 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
             memory = {side: run["extra_mb"] for side, run in one["memory"].items()}
             share = memory["ours"] / memory["theirs"]
             rows.append(_row(f"{what}, loss alone", one["times_faster"], share))
+    if texts := results.get("encoding"):
+        rows.append(_row("encode, its best batch size", texts["times_faster"]))
     return rows
 
 
@@ -120,6 +124,16 @@ def _guide_notes(found: Result) -> str:
         f"Batch {found['batch']}, width {found['width']}: "
         f"{found['times_faster']:.0f} times faster. "
         f"Gradients differ by {found['gradient_difference']:.0e}."
+    )
+
+
+def _encoding_notes(found: Result) -> str:
+    each = found["tokens"] / found["documents"]
+    return (
+        f"{found['documents']:,} documents of {found['corpus']}, on average {each:.0f} tokens: "
+        f"{found['times_faster']:.2f} times faster, {found['times_faster_stored']:.2f} times into "
+        f"a store on the disk. {found['share_of_peak']:.0%} of the machine's matrix peak on real "
+        f"tokens. Vectors differ by at most {found['largest_difference']:.0e}."
     )
 
 

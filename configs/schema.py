@@ -227,7 +227,7 @@ class EvaluationConfig(Section):
     dev: str | None = None  # a BEIR folder
     dev_split: str = "dev"
     metric: str = "ndcg@10"  # decides which checkpoint is best
-    batch_tokens: Count = 4_096  # padded tokens in one forward pass
+    batch_tokens: Count | None = None  # padded tokens in one forward pass; null: by device
 
 
 class TrackingConfig(Section):

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from tercet.data.rows import RetrievalTask
@@ -18,7 +16,7 @@ from tercet.errors import UserError
 from tercet.evaluation.metrics import Run, absent, score_runs
 from tercet.evaluation.significance import Delta, bootstrap_interval, compare
 from tercet.files import fingerprint, whole_file, write_json
-from tercet.mining.search import top_k
+from tercet.mining.search import Rows, top_k
 
 MAIN_METRIC = "ndcg@10"
 UNKNOWN_LANGUAGE = ("und-Zyyy",)  # ISO's codes for it; MTEB averages a list of none to NaN
@@ -60,8 +58,8 @@ class Result:
 
 def evaluate_vectors(
     task: RetrievalTask,
-    query_vectors: NDArray[np.float32],
-    document_vectors: NDArray[np.float32],
+    query_vectors: Rows,
+    document_vectors: Rows,
     k: int = 100,
 ) -> Run:
     """The k documents of largest inner product for each query; row i belongs to position i."""

@@ -1,6 +1,7 @@
 """The exact k nearest documents of every query, streamed tile by tile in bounded memory."""
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,9 +18,18 @@ _POSITION_MASK = (1 << _POSITION_BITS) - 1
 _SIGN_FLIP = 0x7FFF_FFFF
 
 
+class Rows(Protocol):
+    """(N, H) float32 vectors that need not be in memory: an array, a memory map, a store."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> NDArray[np.float32]: ...
+
+
 def top_k(
-    queries: NDArray[np.float32],
-    documents: NDArray[np.float32],
+    queries: Rows,
+    documents: Rows,
     k: int,
     *,
     tile_queries: int = TILE_QUERIES,
@@ -35,7 +45,10 @@ def top_k(
     `device` defaults to CUDA where there is one. Raises UserError naming a row that holds NaN,
     infinity or values so large that a score would overflow.
     """
-    if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
+    if (
+        not len(queries.shape) == len(documents.shape) == 2
+        or queries.shape[1] != documents.shape[1]
+    ):
         raise ValueError(f"queries {queries.shape} and documents {documents.shape} do not fit")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -54,7 +67,7 @@ def top_k(
     return _decode([keys for keys in best if keys is not None], len(queries))
 
 
-def check_finite(vectors: NDArray[np.float32], what: str) -> None:
+def check_finite(vectors: Rows, what: str) -> None:
     """Raise UserError naming the first row whose squared length is not a finite number.
 
     Where all squared lengths are finite in float32, so is every inner product (Cauchy-Schwarz).
@@ -73,9 +86,7 @@ def _tiles(total: int, size: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, total)) for start in range(0, total, size)]
 
 
-def _padded(
-    vectors: NDArray[np.float32], size: int, place: torch.device
-) -> Iterator[tuple[int, Tensor]]:
+def _padded(vectors: Rows, size: int, place: torch.device) -> Iterator[tuple[int, Tensor]]:
     """(start, tile) with each tile (size, H) in float32, zeros after the last row."""
     for start, stop in _tiles(len(vectors), size):
         tile = np.zeros((size, vectors.shape[1]), dtype=np.float32)

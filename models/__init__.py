@@ -12,11 +12,13 @@ from tercet.models.load import (
     resolve,
     set_dropout,
 )
+from tercet.models.shards import Vectors
 from tercet.models.store import model_fingerprint, vectors
 
 __all__ = [
     "EMBEDDED",
     "Role",
+    "Vectors",
     "default_device",
     "encode",
     "freeze_unused",

@@ -1,23 +1,48 @@
 """Texts -> vectors, in batches of equal work instead of equal counts."""
 
-from collections.abc import Callable, Sequence
+import copy
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 from torch import Tensor
 
 from tercet.errors import UserError
 from tercet.models.load import Role, max_length, prompt_of
-from tercet.progress import progress
+from tercet.progress import Advance, progress
 
 Features = dict[str, Tensor | int]
+Forward = Callable[[Features], dict[str, Tensor]]
 TokenIds = NDArray[np.int32]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 WINDOW = 8_192  # texts tokenised and length-sorted together: bounds memory on any corpus
-BATCH_TOKENS = 4_096  # padded tokens in one forward pass: fits a CPU's caches
+CPU_TOKENS = 2_048  # padded tokens in one forward pass of one thread: fits a core's caches
+ACCELERATOR_TOKENS = 32_768  # the same where a large product is needed to fill the device
 BATCH_COST = 1 / 32  # of the budget: what a batch costs beside its tokens
+
+
+class _Part(NamedTuple):
+    """Some texts on their way through the model."""
+
+    order: NDArray[np.int64]  # of every text: its place among the distinct ones
+    vectors: NDArray[np.float32]  # (distinct, H), filled batch by batch
+
+
+class _Batch(NamedTuple):
+    part: _Part
+    places: NDArray[np.int64]  # among the distinct texts
+    tokens: list[TokenIds]
+    last: bool  # of its part
 
 
 def encode(
@@ -25,31 +50,149 @@ def encode(
     texts: Sequence[str],
     role: Role,
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
+    truncate_dim: int | None = None,
     title: str = "encode",
 ) -> NDArray[np.float32]:
     """(N, H) sentence embeddings, in the order of `texts`; equal texts are computed once.
 
     The prompt of `role` is put before each text; what exceeds the model's maximum length is cut.
-    The vectors are those of `SentenceTransformer.encode` up to rounding.
-    Raises UserError naming the text if a vector is not finite.
+    The vectors are those of `SentenceTransformer.encode` up to rounding. `truncate_dim` (default:
+    the model's own) keeps the first dimensions; where the model gives unit vectors they are then
+    made unit vectors again. `batch_tokens` bounds the padded tokens of a forward pass (default: by
+    device). Raises UserError naming the first row whose vector is not finite.
     """
-    place: dict[str, int] = {}
-    order = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
-    distinct = list(place)
-    vectors = np.empty((len(distinct), model.get_embedding_dimension() or 0), dtype=np.float32)
+    distinct, order = _distinct(texts)
+    parts = (distinct[start : start + WINDOW] for start in range(0, len(distinct), WINDOW))
+    found = [np.empty((0, vector_width(model, truncate_dim)), dtype=np.float32)]
+    with progress(title, len(distinct)) as advance:
+        found += encode_parts(
+            model, parts, role, advance, batch_tokens=batch_tokens, truncate_dim=truncate_dim
+        )
+    vectors = np.concatenate(found)[order]
+    refuse_nonfinite(vectors, texts)
+    return vectors
+
+
+def encode_parts(
+    model: SentenceTransformer,
+    parts: Iterable[Sequence[str]],
+    role: Role,
+    advance: Advance,
+    *,
+    batch_tokens: int | None = None,
+    truncate_dim: int | None = None,
+) -> Iterator[NDArray[np.float32]]:
+    """The vectors (n, H) of one part after the other, as `encode` gives them but unchecked.
+
+    Batches are cut within a part, so its bytes depend on it alone: neither on the other parts nor,
+    on a CPU, on the number of threads. The next part is tokenised while this one is computed.
+    """
+    budget = batch_tokens or (CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS)
+    width = vector_width(model, truncate_dim)
+
+    def read(texts: Sequence[str]) -> list[_Batch]:
+        distinct, order = _distinct(texts)
+        part = _Part(order, np.empty((len(distinct), width), dtype=np.float32))
+        tokens = tokenise(model, distinct, role)
+        # longest first: what does not fit into memory fails at once, and the last to end are short
+        cut = token_batches(np.array([len(ids) for ids in tokens]), budget)[::-1]
+        return [_Batch(part, b, [tokens[i] for i in b], last=b is cut[-1]) for b in cut]
+
+    def compute(batch: _Batch) -> tuple[_Batch, Tensor]:
+        with torch.inference_mode():
+            features = _padded(model, batch.tokens) | prompt
+            return batch, _cut(forward(features)["sentence_embedding"], model, width)
+
+    prompt = _prompt_length(model, role)  # asked for here, as no two threads may use a tokenizer
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), progress(title, len(distinct)) as advance:
-        for start in range(0, len(distinct), WINDOW):
-            tokens = tokenise(model, distinct[start : start + WINDOW], role)
-            for batch in token_batches(np.array([len(t) for t in tokens]), batch_tokens):
-                features = pad(model, [tokens[i] for i in batch], role)
-                vectors[start + batch] = model(features)["sentence_embedding"].float().cpu()
-                advance(len(batch))
-    model.train(was_training)
-    refuse_nonfinite(vectors, lambda i: repr(distinct[i][:80]))
-    return vectors[order]
+    try:
+        with ThreadPoolExecutor(1) as reader, _workers(model) as (pool, workers, forward):
+            batches = (batch for part in _ahead(reader, read, parts, 1) for batch in part)
+            for batch, found in _ahead(pool, compute, batches, 2 * workers):
+                batch.part.vectors[batch.places] = found.cpu().numpy()
+                advance(len(batch.places))
+                if batch.last:
+                    order, part = batch.part
+                    advance(len(order) - len(part))  # texts that came twice
+                    yield part[order]
+    finally:
+        model.train(was_training)
+
+
+def vector_width(model: SentenceTransformer, truncate_dim: int | None = None) -> int:
+    """H: dimensions of the model's vectors, cut to `truncate_dim` or as the model itself says.
+
+    Raises UserError if that is more than there are.
+    """
+    full = model.get_embedding_dimension() or 0
+    if truncate_dim is not None and not 1 <= truncate_dim <= full:
+        raise UserError(f"truncate_dim: {truncate_dim} is not between 1 and the model's {full}")
+    return truncate_dim or full
+
+
+def _cut(vectors: Tensor, model: SentenceTransformer, width: int) -> Tensor:
+    """(B, width) float32, unit vectors again if they were."""
+    if vectors.shape[1] == width:
+        return vectors.float()
+    cut = vectors[:, :width].float()
+    return F.normalize(cut, dim=1) if any(isinstance(m, Normalize) for m in model) else cut
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct texts in order of appearance, and the place of each text among them."""
+    place: dict[str, int] = {}
+    order = np.array([place.setdefault(text, len(place)) for text in texts], dtype=np.int64)
+    return list(place), order
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[Given], Made], items: Iterable[Given], count: int
+) -> Iterator[Made]:
+    """What `work` makes of each item, in order; `count` more are under way in the pool."""
+    waiting: deque[Future[Made]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@contextmanager
+def _workers(
+    model: SentenceTransformer,
+) -> Iterator[tuple[ThreadPoolExecutor, int, Forward]]:
+    """Threads to run the model in, how many, and how to run it there.
+
+    On a CPU every thread that torch may use takes whole batches: none waits for the others within
+    an operation, and the number of threads leaves no trace in the bytes. Each has modules of its
+    own over the same weights, as some models keep tables between calls (rotary, ALiBi). For an
+    accelerator one thread queues the work.
+    """
+    threads = torch.get_num_threads() if model.device.type == "cpu" else 1
+    if threads == 1:
+        with ThreadPoolExecutor(1) as pool:
+            yield pool, 1, model
+        return
+    own = threading.local()
+    shared = [*model.parameters(), *model.buffers(), model.tokenizer]
+
+    def forward(features: Features) -> dict[str, Tensor]:
+        if not hasattr(own, "model"):
+            own.model = copy.deepcopy(model, {id(part): part for part in shared})
+        return own.model(features)
+
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool, threads, forward
+    finally:
+        torch.set_num_threads(threads)  # what a worker sets is the default of new threads, too
 
 
 def tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role) -> list[TokenIds]:
@@ -92,6 +235,28 @@ def token_batches(lengths: NDArray[np.integer], budget: int) -> list[NDArray[np.
 
 def pad(model: SentenceTransformer, tokens: Sequence[TokenIds], role: Role) -> Features:
     """The input of one forward pass, (B, longest) int64, on the model's device."""
+    return _padded(model, tokens) | _prompt_length(model, role)
+
+
+def pools_without_prompt(model: SentenceTransformer) -> bool:
+    """Whether the prompt's tokens are left out of the pooling."""
+    return any(isinstance(m, Pooling) and not m.include_prompt for m in model)
+
+
+def refuse_nonfinite(
+    vectors: NDArray[np.floating], texts: Sequence[str], first_row: int = 0
+) -> None:
+    """Raise UserError naming the first row that holds NaN or infinity; rows[0] is `first_row`."""
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        bad = int(np.flatnonzero(~finite)[0])
+        raise UserError(
+            f"the model gave a vector that is not finite for {int((~finite).sum())} texts, the "
+            f"first in row {first_row + bad}: {texts[bad][:80]!r}; its weights are damaged"
+        )
+
+
+def _padded(model: SentenceTransformer, tokens: Sequence[TokenIds]) -> Features:
     tokenizer = model.tokenizer
     width = max(len(ids) for ids in tokens)
     ids = np.full((len(tokens), width), tokenizer.pad_token_id or 0, dtype=np.int64)
@@ -104,32 +269,19 @@ def pad(model: SentenceTransformer, tokens: Sequence[TokenIds], role: Role) -> F
     features: Features = {"input_ids": input_ids, "attention_mask": attention_mask}
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = torch.zeros_like(input_ids)
-    if pools_without_prompt(model):
-        features["prompt_length"] = _prompt_tokens(model, role)
     return features
 
 
-def pools_without_prompt(model: SentenceTransformer) -> bool:
-    """Whether the prompt's tokens are left out of the pooling."""
-    return any(isinstance(m, Pooling) and not m.include_prompt for m in model)
+def _prompt_length(model: SentenceTransformer, role: Role) -> Features:
+    """What the pooling has to know of the prompt, if anything.
 
-
-def refuse_nonfinite(vectors: NDArray[np.floating], name: Callable[[int], str]) -> None:
-    """Raise UserError naming the first row that holds NaN or infinity."""
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        bad = int(np.flatnonzero(~finite)[0])
-        raise UserError(
-            f"the model gave a vector that is not finite for {int((~finite).sum())} texts, the "
-            f"first {name(bad)}; its weights are damaged"
-        )
-
-
-def _prompt_tokens(model: SentenceTransformer, role: Role) -> int:
-    """Tokens of the prompt, the opening special token included, the closing one not."""
+    Its tokens, the opening special token included, the closing one not.
+    """
+    if not pools_without_prompt(model):
+        return {}
     prompt = prompt_of(model, role)
     if not prompt:
-        return 0
+        return {"prompt_length": 0}
     with_end = model.tokenizer(prompt)["input_ids"]
     closing = len(with_end) and with_end[-1] in model.tokenizer.all_special_ids
-    return len(with_end) - int(closing)
+    return {"prompt_length": len(with_end) - int(closing)}

@@ -1,7 +1,6 @@
 """From a path to a SentenceTransformer, the container every stage trains and encodes with."""
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ from transformers.utils.hub import cached_file
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
 from tercet.files import sha256
+from tercet.processes import launch
 
 Role = Literal["query", "document"]
 
@@ -45,9 +45,7 @@ def load_encoder(config: ModelConfig, where: str = "model.path") -> SentenceTran
 
 def default_device() -> torch.device:
     """The accelerator this process was given, or the CPU if there is none or it is not wanted."""
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
-        return torch.device("cpu")
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return launch().device or torch.device("cpu")
 
 
 def resolve(path: str, where: str = "model.path") -> str:

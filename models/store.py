@@ -1,24 +1,35 @@
-"""Vectors computed once: memory-mapped shards under a fingerprint of all that shapes them."""
+"""Vectors computed once: a store of shards under a fingerprint of all that shapes them."""
 
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
-from tercet.files import cache_folder, fingerprint, sha256, whole_file, write_json
-from tercet.models.encode import BATCH_TOKENS, encode
+from tercet.files import cache_folder, fingerprint
+from tercet.models.encode import encode_parts, refuse_nonfinite, vector_width
 from tercet.models.load import Role, max_length, prompt_of
+from tercet.models.shards import (
+    LEAST_ROWS,
+    MOST_SHARDS,
+    Manifest,
+    Vectors,
+    alone,
+    begin,
+    finish,
+    open_vectors,
+    unsound,
+    write_shard,
+)
+from tercet.processes import on_main, process_count, process_index, share_mistakes
+from tercet.progress import progress
 
-Vectors = NDArray[np.float32]
-FORMAT = 2
+DTYPE = "float32"
 UNTOLD = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a model's config
-SHARD = 8_192  # texts per file: what a killed run can lose
 
 
 def vectors(
@@ -27,61 +38,72 @@ def vectors(
     role: Role,
     *,
     folder: Path | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
+    truncate_dim: int | None = None,
     title: str = "encode",
-) -> NDArray[np.float32]:
-    """(N, H) vectors of `texts`, memory-mapped and read-only, computed if they are not stored yet.
+) -> Vectors:
+    """(N, H) float32 vectors of `texts`: read from their store, or computed for it first.
 
-    `folder` is the store (default: the user's cache). Shards are written whole, so a run that
-    was killed goes on at the first missing one; the last makes one file of them. Beside it,
-    `manifest.json` holds its shape and SHA-256.
+    `folder` holds a store for each fingerprint (default: the user's cache). Every process of a
+    launch has to call this; shard s is made by process s modulo their number, its bytes the same
+    however many there are. What a killed run finished is kept, a shard whose bytes have changed
+    since is made again, and a second run on the same texts waits for the first.
+    `batch_tokens` and `truncate_dim` are those of `encode`; the latter changes the fingerprint.
+    Raises UserError for a vector that is not finite (naming its row), for a disk that does not
+    take the shards (those written stay), and for a store of a newer version.
     """
+    width = vector_width(model, truncate_dim)
+    facts = _facts(model, texts, role, width)
     if not texts:
-        return np.empty((0, model.get_embedding_dimension() or 0), dtype=np.float32)
-    key = fingerprint([str(FORMAT), model_fingerprint(model), prompt_of(model, role), *texts])
-    place = (folder or cache_folder() / "vectors") / key
-    whole, manifest = place / "all.npy", place / "manifest.json"
-    if not (whole.exists() and manifest.exists()):
-        if not whole.exists():
-            shards = []
-            for number, start in enumerate(range(0, len(texts), SHARD)):
-                part = texts[start : start + SHARD]
-                run = partial(encode, model, part, role, batch_tokens=batch_tokens, title=title)
-                shards.append(_shard(place / f"{number:05d}.npy", run))
-            _join(shards, whole)
-        shape = np.load(whole, mmap_mode="r").shape
-        facts = {"format": FORMAT, "fingerprint": key, "shape": shape, "sha256": sha256(whole)}
-        write_json(manifest, facts)
-        for shard in place.glob("[0-9]*.npy"):
-            shard.unlink(missing_ok=True)
-    return np.load(whole, mmap_mode="r")
+        return Vectors((), (0, width), facts.fingerprint)
+    place = stores_folder(folder) / facts.fingerprint
+
+    def make(manifest: Manifest) -> None:
+        own = range(process_index(), manifest.shards, process_count())
+        missing = unsound(place, manifest, own)
+        if not missing:
+            return
+        rows = [manifest.rows_of(shard) for shard in missing]
+        parts = (texts[r.start : r.stop] for r in rows)
+        how = {"batch_tokens": batch_tokens, "truncate_dim": truncate_dim}
+        with progress(title, sum(map(len, rows))) as advance:
+            encoded = encode_parts(model, parts, role, advance, **how)
+            for shard, r, found in zip(missing, rows, encoded, strict=True):
+                refuse_nonfinite(found, texts[r.start : r.stop], r.start)
+                write_shard(place, shard, found)
+
+    with ExitStack() as held:
+        on_main(lambda: held.enter_context(alone(place)))
+        manifest = on_main(lambda: begin(place, facts))
+        with share_mistakes():
+            make(manifest)
+        manifest = on_main(lambda: finish(place, manifest))
+        return open_vectors(place, manifest)
 
 
-def _shard(path: Path, run: Callable[[], Vectors]) -> Vectors:
-    """A shard's vectors, memory-mapped, computed first if it is not there.
-
-    Mapped once and kept: another process that is done with the same texts may remove the file.
-    """
-    try:
-        return np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        vectors = run()
-    with whole_file(path) as unfinished:
-        with unfinished.open("wb") as file:
-            np.save(file, vectors)
-        return np.load(unfinished, mmap_mode="r")
+def stores_folder(folder: Path | None = None) -> Path:
+    """Where the stores are: `folder`, or the default in the user's cache."""
+    return folder or cache_folder() / "vectors"
 
 
-def _join(shards: Sequence[Vectors], path: Path) -> None:
-    """One file of all shards, without holding more than one in memory."""
-    shape = (sum(map(len, shards)), shards[0].shape[1])
-    with whole_file(path) as unfinished:
-        joined = np.lib.format.open_memmap(unfinished, "w+", dtype=np.float32, shape=shape)
-        start = 0
-        for shard in shards:
-            joined[start : start + len(shard)] = shard
-            start += len(shard)
-        joined.flush()
+def _facts(model: SentenceTransformer, texts: Sequence[str], role: Role, width: int) -> Manifest:
+    """The manifest of a store that is still empty."""
+    made_by, prompt = model_fingerprint(model), prompt_of(model, role)
+    body = getattr(model[0], "auto_model", None)
+    return Manifest(
+        fingerprint=fingerprint([made_by, prompt, str(width), DTYPE, *texts]),
+        model=str(getattr(body, "name_or_path", "")),
+        model_fingerprint=made_by,
+        role=role,
+        prompt=prompt,
+        max_length=max_length(model),
+        model_dtype=str(model.dtype).removeprefix("torch."),
+        dtype=DTYPE,
+        dim=width,
+        rows=len(texts),
+        shard_rows=max(LEAST_ROWS, -(-len(texts) // MOST_SHARDS)),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def model_fingerprint(model: SentenceTransformer) -> str:

@@ -2,6 +2,7 @@
 
 from tercet.report.mining import mining_page
 from tercet.report.plan import forecast_table
+from tercet.report.store import store_table
 from tercet.report.table import (
     console_table,
     delta_line,
@@ -18,4 +19,5 @@ __all__ = [
     "markdown_table",
     "mining_page",
     "model_table",
+    "store_table",
 ]

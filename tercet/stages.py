@@ -51,7 +51,7 @@ from tercet.models import (
 )
 from tercet.models.cross import CrossScorer, load_scorer
 from tercet.models.tokenizer import load_tokenizer
-from tercet.processes import share_mistakes
+from tercet.processes import on_main, share_mistakes
 from tercet.progress import is_main_process, say
 from tercet.report import delta_line, markdown_table, mining_page, model_table
 from tercet.train import Evaluate, Trained
@@ -104,9 +104,12 @@ def mine(config: Config) -> Mined:
         spaces[source] = space_of(encoder, asked)
         miner = miner or model_fingerprint(encoder)
     counts = mine_asked(asked, spaces, config.mining, path, miner=miner, scorer=scorer)
-    if is_main_process():
+
+    def write() -> None:
         save(config, folder / "mine.yaml")
         write_text(page, mining_page(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))))
+
+    on_main(write)
     return Mined(path, counts, page)
 
 
@@ -197,7 +200,8 @@ def evaluate(
     """Score `model`, every model of `against` and BM25 on BEIR folders.
 
     Each result is written below `out` as JSON with a TREC run file beside it. Returned by task,
-    in the order `against`, BM25, `model`.
+    in the order `against`, BM25, `model`. Under `accelerate launch` the processes share the
+    encoding, the main one does the rest, and all return the results.
     """
     paths = (*against, model)
     _refuse_twice("models", [name_of(path) for path in paths])
@@ -216,29 +220,34 @@ def evaluate(
     results = []
     for task in tasks:
         found = [evaluate_model(encoder, name, task, out) for name, encoder in encoders]
-        results += [*found[:-1], evaluate_bm25(task, out), found[-1]]
+        lexical = on_main(lambda task=task: evaluate_bm25(task, out))
+        results += [*found[:-1], lexical, found[-1]]
     return results
 
 
 def evaluate_model(
     encoder: SentenceTransformer, name: str, task: RetrievalTask, out: Path
 ) -> Result:
-    """Score one loaded model on one task and write the result."""
+    """Score one loaded model on one task and write the result. All processes meet here."""
     start = time.perf_counter()
     title = f"{name} on {task.name}"
     queries = vectors(encoder, task.queries.texts, "query", title=f"{title}: queries")
     documents = vectors(encoder, task.documents.texts, "document", title=f"{title}: documents")
-    run = evaluate_vectors(task, queries, documents)
-    result = score_task(
-        task,
-        run,
-        model=name,
-        fingerprints={"model": model_fingerprint(encoder)},
-        prompts={role: prompt_of(encoder, role) for role in ("query", "document")},
-        seconds=time.perf_counter() - start,
-    )
-    write_run(run, write_result(result, out).with_suffix(".run"), name)
-    return result
+
+    def search_and_score() -> Result:
+        run = evaluate_vectors(task, queries, documents)
+        result = score_task(
+            task,
+            run,
+            model=name,
+            fingerprints={"model": model_fingerprint(encoder)},
+            prompts={role: prompt_of(encoder, role) for role in ("query", "document")},
+            seconds=time.perf_counter() - start,
+        )
+        write_run(run, write_result(result, out).with_suffix(".run"), name)
+        return result
+
+    return on_main(search_and_score)
 
 
 def evaluate_bm25(task: RetrievalTask, out: Path) -> Result:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 NAMES = [a + b + c for a in ("ba", "do", "ki", "lu") for b in ("me", "na", "ri") for c in "xsgt"]
 PLACES = ["forest", "river", "desert", "city", "cave", "meadow", "harbour", "valley"]
+Run = Callable[..., tuple[int, str, str]]  # words typed -> status, stdout, stderr
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -38,6 +40,26 @@ def no_shared_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads what another, or the user, has cached."""
     monkeypatch.setenv("TERCET_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Type a command in an empty folder; get status, standard output and standard error."""
+    from tercet import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def type_command(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tercet", *map(str, words)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return type_command
 
 
 @pytest.fixture

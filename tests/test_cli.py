@@ -2,33 +2,11 @@
 
 import json
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tercet import cli
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Type a command in an empty folder; get status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def type_command(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tercet", *map(str, words)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return type_command
+from tests.conftest import Run
 
 
 @pytest.fixture

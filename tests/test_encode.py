@@ -73,7 +73,7 @@ def test_no_text_gives_no_vector(model: SentenceTransformer) -> None:
 def test_damaged_weights_are_refused(model: SentenceTransformer) -> None:
     with torch.no_grad():
         next(model.parameters())[:] = torch.nan
-    with pytest.raises(UserError, match="not finite for 5 texts, the first 'a bamex is"):
+    with pytest.raises(UserError, match="not finite for 6 texts, the first in row 0: 'a bamex is"):
         encode(model, TEXTS, "document")
 
 

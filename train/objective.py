@@ -11,14 +11,15 @@ from torch import Tensor
 from tercet.configs import LossConfig
 from tercet.data.batch import Batch
 from tercet.losses import Guide, InfoNCE, Relations, info_nce, matryoshka
+from tercet.models import Vectors
 from tercet.train.step import Loss
 
 
 class GuideVectors(NamedTuple):
     """A guide model's unit vectors of every query and document of the training set."""
 
-    queries: NDArray[np.float32]
-    documents: NDArray[np.float32]
+    queries: Vectors | NDArray[np.float32]
+    documents: Vectors | NDArray[np.float32]
 
 
 def objective(

@@ -169,7 +169,7 @@ def _set_up(
             tokens_of(encoder, data.queries.texts, "query"),
             tokens_of(encoder, data.documents.texts, "document"),
         )
-        guide = _guide(config, data, accelerator.device)
+    guide = _guide(config, data, accelerator.device)
     learned = _log_temperature(config, accelerator)
     steps = config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
     if config.train.compile:
@@ -236,7 +236,7 @@ def _accelerator(config: Config) -> Accelerator:
         log_with="wandb" if config.tracking.wandb else None,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            # The others wait while one process tokenises, encodes for a guide, or evaluates.
+            # The others wait while one process tokenises or evaluates.
             InitProcessGroupKwargs(timeout=timedelta(hours=24)),
         ],
     )

@@ -1,0 +1,131 @@
+"""Encoding a real corpus: ours beside sentence-transformers' `encode` at its best batch size.
+
+python -m benchmarks.encoding --data FOLDER [--documents N] [--rounds N] [--quick] [--out FOLDER]
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import print as show
+from sentence_transformers import SentenceTransformer
+
+from benchmarks.machine import RESULTS, alternate, gemm_peak, medians, ratio, write_result
+from benchmarks.steps import body_parameters, student
+from tercet.data import read_task
+from tercet.models import encode, tokenise, vectors
+from tercet.report.table import console_table
+
+MAX_LENGTH = 256  # tokens; what the model was published with
+SIZES = (8, 16, 32, 64, 128)  # the peer's batches; its default is 32
+TRIAL = 1_000  # documents, spread over all, on which its best one is found
+Encode = Callable[[], NDArray[np.float32]]
+
+
+def theirs(model: SentenceTransformer, texts: list[str], size: int) -> NDArray[np.float32]:
+    """The peer's vectors in the peer's way."""
+    return model.encode(texts, batch_size=size, show_progress_bar=False)
+
+
+def best_size(model: SentenceTransformer, texts: list[str]) -> tuple[int, dict[str, list[float]]]:
+    """The peer's fastest batch size on some of the texts, and what each took."""
+    sample = texts[:: max(1, len(texts) // TRIAL)]
+    runs = {str(size): (lambda size=size: theirs(model, sample, size)) for size in SIZES}
+    times = alternate(runs, 2)
+    found = medians(times)
+    return int(min(found, key=found.__getitem__)), times
+
+
+def computed(model: SentenceTransformer, run: Encode) -> tuple[int, NDArray[np.float32]]:
+    """Tokens that went through the model, padding included, and the vectors."""
+    tokens: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, given: tokens.append(given[0]["input_ids"].numel())
+    )
+    made = run()
+    hook.remove()
+    return sum(tokens), made
+
+
+def measure(texts: list[str], rounds: int) -> dict[str, Any]:
+    """Times, padding and agreement of both sides; ours also into a store on the disk."""
+    model = student(MAX_LENGTH).eval()
+    size, trial = best_size(model, texts)
+    peer = f"theirs, batch {size}"
+
+    def stored() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            vectors(model, texts, "document", folder=Path(folder))
+
+    plain: dict[str, Encode] = {
+        "ours": lambda: encode(model, texts, "document"),
+        peer: lambda: theirs(model, texts, size),
+    }
+    times = alternate({**plain, "ours, stored": stored}, rounds)
+    tokens = sum(len(ids) for ids in tokenise(model, texts, "document"))
+    padded, found = {}, {}
+    for name, run in plain.items():
+        padded[name], found[name] = computed(model, run)
+    middle, peak = medians(times), gemm_peak()
+    return {
+        "documents": len(texts),
+        "tokens": tokens,
+        "peer": peer,
+        "trial_seconds": trial,
+        "seconds": times,
+        "medians": middle,
+        "tokens_per_second": {name: tokens / seconds for name, seconds in middle.items()},
+        "padded_per_real": {name: count / tokens for name, count in padded.items()},
+        "times_faster": ratio(times, peer, "ours"),
+        "times_faster_stored": ratio(times, peer, "ours, stored"),
+        "gemm_peak": peak,
+        "share_of_peak": 2 * body_parameters(model) * tokens / middle["ours"] / peak,
+        "largest_difference": float(np.abs(found["ours"] - found[peer]).max()),
+    }
+
+
+def rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """The table of the result."""
+    own, padded = found["medians"]["ours"], found["padded_per_real"]
+    return [
+        {
+            "Encoding": f"**{name}**" if name == "ours" else name,
+            "Seconds": f"{seconds:.1f}",
+            "Time / ours": f"{seconds / own:.2f}",
+            "Real tokens / s": f"{found['tokens_per_second'][name]:,.0f}",
+            "Computed / real tokens": f"{padded[name]:.3f}" if name in padded else "",
+        }
+        for name, seconds in found["medians"].items()
+    ]
+
+
+def documents(folder: Path, count: int) -> list[str]:
+    """The first documents of a BEIR folder."""
+    return read_task(folder).documents.texts[:count]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="a BEIR folder")
+    parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a twentieth, one round")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    count = options.documents // 20 if options.quick else options.documents
+    found = measure(documents(options.data, count), 1 if options.quick else options.rounds)
+    found["corpus"] = options.data.resolve().name
+    path = write_result("encoding", found, options.out)
+    show(console_table(rows(found)))
+    print(
+        f"{found['times_faster']:.2f} times as fast as {found['peer']}; vectors differ by at most "
+        f"{found['largest_difference']:.1e}; {path}"
+    )
+
+
+if __name__ == "__main__":
+    main()

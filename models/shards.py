@@ -1,0 +1,293 @@
+"""Vectors on disk: files of rows, each with its hash, under a manifest that says what they are.
+
+A store is a folder: `00000.npy`, `00001.npy`, ... of `shard_rows` rows each, and `manifest.json`.
+While one is being filled, `00000.sha256` beside a shard holds its hash; the manifest takes the
+hashes over when no shard is missing. Every file is written whole or not at all.
+"""
+
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tercet.errors import UserError
+from tercet.files import sha256, whole_file, write_json, write_text
+from tercet.progress import say
+
+if sys.platform != "win32":
+    import fcntl
+
+FORMAT = 3  # of a store; raised when a reader of today could not read it
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+LEAST_ROWS = 512  # of a shard: fewer sort too badly by length
+MOST_SHARDS = 128  # keeps what a killed run loses below 1 %, and open files few
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store holds and what made it."""
+
+    fingerprint: str  # of everything that shapes the vectors, texts included
+    model: str  # where it came from, for people
+    model_fingerprint: str
+    role: str
+    prompt: str
+    max_length: int  # tokens
+    model_dtype: str
+    dtype: str  # of the stored numbers
+    dim: int
+    rows: int
+    shard_rows: int
+    created: str  # ISO 8601, UTC
+    hashes: tuple[str, ...] = ()  # SHA-256 of each shard; none before the last one is there
+
+    @property
+    def shards(self) -> int:
+        """How many files the rows are in."""
+        return -(-self.rows // self.shard_rows)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard was there once."""
+        return len(self.hashes) == self.shards
+
+    def rows_of(self, shard: int) -> range:
+        """The rows of the whole that this shard holds."""
+        return range(self.rows)[shard * self.shard_rows : (shard + 1) * self.shard_rows]
+
+
+class Vectors:
+    """(N, H) float32 vectors over memory-mapped shards: read-only, cheap to open, never all read.
+
+    Indexed like an array by a slice, by integers (n,) or by one. `np.asarray` reads the whole.
+    """
+
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(
+        self, shards: Sequence[NDArray[np.float32]], shape: tuple[int, int], fingerprint: str
+    ) -> None:
+        """shards: each (rows, H), all but the last of the same number of rows."""
+        self.shape, self.fingerprint = shape, fingerprint
+        self._shards = tuple(shards)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(
+        self, rows: slice | int | np.integer | NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            if step == 1:
+                return self._between(start, stop)
+            return self._gather(np.arange(start, stop, step))
+        if isinstance(rows, (int, np.integer)):
+            return self._gather(np.array([rows]))[0]
+        return self._gather(np.asarray(rows))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("the shards are separate files: one array of them is a copy")
+        return np.array(self[:], dtype=dtype, copy=copy)
+
+    def _between(self, start: int, stop: int) -> NDArray[np.float32]:
+        parts, first = [np.empty((0, self.shape[1]), dtype=np.float32)], 0
+        for shard in self._shards:
+            part = shard[max(0, start - first) : max(0, stop - first)]
+            if len(part) == stop - start:
+                return part  # within one file: nothing is copied
+            parts.append(part)
+            first += len(shard)
+        return np.concatenate(parts)
+
+    def _gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        if not np.issubdtype(rows.dtype, np.integer) or rows.ndim != 1:
+            raise IndexError(f"rows are integers (n,), not {rows.dtype} {rows.shape}")
+        rows = np.where(rows < 0, rows + len(self), rows)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"row out of range: there are {len(self)}")
+        found = np.empty((len(rows), self.shape[1]), dtype=np.float32)
+        shard, within = np.divmod(rows, len(self._shards[0]) if self._shards else 1)
+        for number in np.unique(shard):
+            here = shard == number
+            found[here] = self._shards[number][within[here]]
+        return found
+
+
+def read_manifest(place: Path) -> Manifest | None:
+    """The manifest of a store; None if there is none that can be used.
+
+    Raises UserError if a newer version wrote it.
+    """
+    written = written_format(place)
+    if written is not None and written > FORMAT:
+        raise UserError(
+            f"{place}: written by a newer version of tercet (format {written}, this one reads "
+            f"{FORMAT}); update tercet, or remove the folder"
+        )
+    if written != FORMAT:
+        return None
+    found: dict[str, Any] = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    try:
+        hashes = tuple(str(shard["sha256"]) for shard in found.pop("shards"))
+        found.pop("format")
+        return Manifest(**found, hashes=hashes)
+    except (KeyError, TypeError):
+        return None
+
+
+def written_format(place: Path) -> int | None:
+    """The version of the store's layout; None if there is no manifest or no reading it."""
+    try:
+        return int(json.loads((place / MANIFEST).read_text(encoding="utf-8"))["format"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_manifest(place: Path, manifest: Manifest) -> None:
+    """Write it whole; for each shard its number of rows and its hash, if they are all known."""
+    facts = asdict(manifest)
+    shards = [
+        {"rows": len(manifest.rows_of(shard)), "sha256": digest}
+        for shard, digest in enumerate(facts.pop("hashes"))
+    ]
+    write_json(place / MANIFEST, {"format": FORMAT, **facts, "shards": shards})
+
+
+def shard_path(place: Path, shard: int) -> Path:
+    """Where a shard is, or is to be."""
+    return place / f"{shard:05d}.npy"
+
+
+def write_shard(place: Path, shard: int, vectors: NDArray[np.float32]) -> None:
+    """Write the rows of a shard, then its hash. Raises UserError if the disk does not take them."""
+    path, buffer = shard_path(place, shard), io.BytesIO()
+    np.save(buffer, vectors)  # to a file it would hide the reason why writing failed
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    with _disk(place):
+        with whole_file(path) as partial:
+            partial.write_bytes(buffer.getbuffer())
+        write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
+
+
+def known_hash(place: Path, manifest: Manifest, shard: int) -> str | None:
+    """The SHA-256 a shard should have; None if it was never finished."""
+    note = shard_path(place, shard).with_suffix(".sha256")
+    try:
+        return note.read_text(encoding="utf-8").split()[0]
+    except (FileNotFoundError, UnicodeDecodeError, IndexError):
+        return manifest.hashes[shard] if shard < len(manifest.hashes) else None
+
+
+def unsound(place: Path, manifest: Manifest, shards: Sequence[int]) -> list[int]:
+    """Those of `shards` that are missing or whose bytes are not what they were when written."""
+
+    def sound(shard: int) -> bool:
+        path, digest = shard_path(place, shard), known_hash(place, manifest, shard)
+        if digest is None or not path.is_file():
+            return False
+        if sha256(path) == digest:
+            return True
+        say(f"{path} is damaged")
+        return False
+
+    with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
+        return [
+            shard for shard, good in zip(shards, pool.map(sound, shards), strict=True) if not good
+        ]
+
+
+def begin(place: Path, facts: Manifest) -> Manifest:
+    """The manifest of a store that is there, or of one that is begun now with these facts.
+
+    For the holder of the lock: clears away what killed runs left behind.
+    """
+    with _disk(place):
+        for partial in place.glob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        found = read_manifest(place)
+        if found is None:
+            write_manifest(place, facts)
+    return found or facts
+
+
+def finish(place: Path, manifest: Manifest) -> Manifest:
+    """Take the hashes of new shards into the manifest, and note that the store was used."""
+    with _disk(place):
+        notes = list(place.glob("*.sha256"))
+        if notes or not manifest.complete:
+            manifest = replace(manifest, hashes=_all_hashes(place, manifest))
+            write_manifest(place, manifest)
+            for note in notes:
+                note.unlink()
+        os.utime(place / MANIFEST)
+    return manifest
+
+
+def open_vectors(place: Path, manifest: Manifest) -> Vectors:
+    """Map the shards of a finished store."""
+    maps = [np.load(shard_path(place, s), mmap_mode="r") for s in range(manifest.shards)]
+    return Vectors(maps, (manifest.rows, manifest.dim), manifest.fingerprint)
+
+
+@contextmanager
+def alone(place: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold a store's lock, waiting for the run that has it; it dies with its process.
+
+    Gives whether it is held: without `wait` it may not be. Where the system or the file system has
+    no such locks it counts as held: files are written whole, and two runs write the same.
+    """
+    with _disk(place):
+        place.mkdir(parents=True, exist_ok=True)
+        file = (place / LOCK).open("w")
+    with file:
+        yield _locked(file.fileno(), place, wait)
+
+
+@contextmanager
+def _disk(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{place}: cannot be written ({error.strerror or error}); make room (tercet store "
+            "prune) or set TERCET_CACHE to another folder, then run again: finished shards stay"
+        ) from None
+
+
+def _all_hashes(place: Path, manifest: Manifest) -> tuple[str, ...]:
+    hashes = [known_hash(place, manifest, shard) for shard in range(manifest.shards)]
+    if None in hashes:
+        raise UserError(
+            f"{shard_path(place, hashes.index(None))} is not there, though a process has made it; "
+            "TERCET_CACHE has to be on a disk that all processes share"
+        )
+    return tuple(filter(None, hashes))
+
+
+def _locked(descriptor: int, place: Path, wait: bool) -> bool:
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            return False
+        say(f"another run is making or reading {place}: waiting for it")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a network disk without locks
+        return True
+    return True

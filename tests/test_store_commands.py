@@ -1,0 +1,131 @@
+"""`tercet store`: what is kept, whether it is sound, and making room."""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tercet.configs import ModelConfig
+from tercet.models import load_encoder, vectors
+from tercet.models.housekeeping import all_stored, damaged, read_bytes, remove, to_prune
+from tercet.models.shards import alone
+from tests.conftest import Run
+
+TEXTS = ["a bamex is an animal", "where does the bamex live", "of"]
+DAY = 86_400
+
+
+@pytest.fixture
+def kept(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three stores: of one, two and three texts, last used today, ten and twenty days ago."""
+    model = load_encoder(ModelConfig(path=str(tiny_model)))
+    for count in (1, 2, 3):
+        vectors(model, TEXTS[:count], "query")
+    folder = Path(os.environ["TERCET_CACHE"]) / "vectors"
+    for store in all_stored():
+        assert store.manifest is not None
+        then = time.time() - (store.manifest.rows - 1) * 10 * DAY
+        os.utime(store.place / "manifest.json", (then, then))
+    return folder
+
+
+def rows(stores: list) -> list[int]:
+    return [store.manifest.rows for store in stores]
+
+
+def test_list_shows_what_is_kept(kept: Path, run: Run, tiny_model: Path) -> None:
+    (next(kept.iterdir()).parent / "stray").mkdir()
+    status, out, err = run("store", "list")
+    assert (status, err) == (0, "")
+    lines = [line for line in out.splitlines() if "query" in line]
+    assert len(lines) == 3 and all("complete" in line and " 32 " in line for line in lines)
+    assert tiny_model.parent.name in out
+    assert "unreadable" in out
+    assert out.splitlines()[-1].startswith("4 stores, ") and str(kept) in out
+
+
+def test_list_without_a_store(run: Run) -> None:
+    status, out, _ = run("store", "list")
+    assert status == 0 and out.startswith("0 stores, 0.0 MB in ")
+
+
+def test_verify_names_the_damaged_shard(kept: Path, run: Run) -> None:
+    assert run("store", "verify")[:2] == (0, "3 stores, 0 damaged files\n")
+    shard = min(kept.rglob("*.npy"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    status, out, _ = run("store", "verify")
+    assert status == 1
+    assert out == f"damaged: {shard}\n3 stores, 1 damaged files\n"
+    shard.unlink()
+    assert damaged(all_stored()) == [shard]
+
+
+def test_verify_leaves_a_newer_store_alone(kept: Path) -> None:
+    manifest = min(kept.rglob("manifest.json"))
+    manifest.write_text('{"format": 99}')
+    assert damaged(all_stored()) == []
+    assert sorted(store.state for store in all_stored())[-1] == "format 99"
+    manifest.write_text("{")
+    assert damaged(all_stored()) == [manifest]
+
+
+def test_an_unfinished_store_says_how_far_it_is(kept: Path) -> None:
+    place = min(kept.iterdir())
+    text = (place / "manifest.json").read_text()
+    head = text[: text.index('"shards": [')]
+    (place / "manifest.json").write_text(head + '"shards": []}')
+    (store,) = (s for s in all_stored() if s.place == place)
+    assert store.state == "0 of 1 shards"
+    assert damaged([store]) == []
+
+
+def test_what_is_pruned(kept: Path) -> None:
+    stores = all_stored()
+    assert rows(stores) == [1, 2, 3]  # the last used first
+    size = {store.manifest.rows: store.size for store in stores if store.manifest}
+    assert rows(to_prune(stores, older_than=timedelta(days=15))) == [3]
+    assert rows(to_prune(stores, older_than=timedelta(days=5))) == [3, 2]
+    assert rows(to_prune(stores, keep_bytes=size[1] + size[2])) == [3]
+    assert rows(to_prune(stores, keep_bytes=size[1] + size[2] - 1)) == [3, 2]
+    assert rows(to_prune(stores, keep_bytes=0)) == [3, 2, 1]
+    assert rows(to_prune(stores, keep_bytes=0, older_than=timedelta(days=15))) == [3]
+    assert rows(to_prune(stores, keep_bytes=10**9)) == []
+    assert rows(to_prune(stores, model=stores[0].model)) == [3, 2, 1]
+    assert rows(to_prune(stores, model="another")) == []
+
+
+def test_prune_says_what_it_freed(kept: Path, run: Run) -> None:
+    status, out, _ = run("store", "prune", "--older-than", "5", "--dry-run")
+    assert status == 0 and out.count("would remove") == 2 and "would be freed" in out
+    assert len(all_stored()) == 3
+    status, out, _ = run("store", "prune", "--older-than", "5")
+    assert status == 0 and out.count("removed: ") == 2 and out.endswith("MB freed\n")
+    assert rows(all_stored()) == [1]
+
+
+def test_a_store_in_use_is_kept(kept: Path) -> None:
+    store = all_stored()[0]
+    with alone(store.place) as held:
+        assert held and not remove(store)
+    assert store.place.exists()
+    assert remove(store) and not store.place.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ([], "say what to remove"),
+        (["--keep-bytes", "much"], "'much' is not a size; write 500MB or 20GB"),
+        (["--older-than", "-1"], "--older-than: -1 is not a number of days"),
+        (["--older-than", "1e300"], "--older-than: 1e+300 is not a number of days"),
+    ],
+)
+def test_mistakes(words: list[str], complaint: str, run: Run) -> None:
+    status, out, err = run("store", "prune", *words)
+    assert status == 2 and complaint in err and not out
+
+
+def test_sizes() -> None:
+    assert [read_bytes(text) for text in ("7", "500MB", "2 tb")] == [7, 5 * 10**8, 2 * 10**12]
