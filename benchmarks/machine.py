@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -112,6 +113,28 @@ def peak_memory(found: dict[str, float]) -> Any:
     yield
     peak = _status("VmHWM")
     found |= {"extra_mb": peak - before, "total_mb": peak}
+
+
+@contextmanager
+def peak_anonymous(found: dict[str, float], every: float = 0.01) -> Any:
+    """Put the block's peak memory that no file backs, `anonymous_mb`, into `found`; Linux only.
+
+    The kernel keeps no high-water mark of it, so a thread looks `every` so many seconds.
+    """
+    seen, done = [_status("RssAnon")], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every):
+            seen.append(_status("RssAnon"))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        found["anonymous_mb"] = max(seen)
 
 
 def in_subprocess(module: str, *arguments: str) -> dict[str, Any]:

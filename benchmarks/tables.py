@@ -9,13 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import encoding, guide_mask, loss_stage, mining_quality, quality, train_step
+from benchmarks import (
+    encoding,
+    guide_mask,
+    loss_stage,
+    mining,
+    mining_quality,
+    quality,
+    train_step,
+)
 from benchmarks.machine import RESULTS
 from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
 
 ROOT = Path(__file__).parent.parent
-SPEED = ("train_step", "loss_stage", "guide_mask", "encoding")
+SPEED = ("train_step", "loss_stage", "guide_mask", "encoding", "mining")
 Result = dict[str, Any]
 
 
@@ -60,6 +68,10 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         found["guide_mask"] = markdown_table(guide_mask.rows(guide)) + "\n\n" + _guide_notes(guide)
     if texts := results.get("encoding"):
         found["encoding"] = markdown_table(encoding.rows(texts)) + "\n\n" + _encoding_notes(texts)
+    for part, section in results.get("mining", {}).items():
+        if part in mining.ROWS:
+            table, note = mining.ROWS[part](section), mining.NOTES[part](section)
+            found[f"mining_{part}"] = f"{markdown_table(table)}\n\n{note}"
     return found
 
 
@@ -78,6 +90,10 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
             rows.append(_row(f"{what}, loss alone", one["times_faster"], share))
     if texts := results.get("encoding"):
         rows.append(_row("encode, its best batch size", texts["times_faster"]))
+    if peer := results.get("mining", {}).get("peer"):
+        what, memory = "mine_hard_negatives", peer["memory"]
+        share = memory["ours"]["extra_mb"] / memory[what]["extra_mb"]
+        rows.append(_row(what, peer["times_faster"][what], share))
     return rows
 
 

@@ -1,21 +1,25 @@
 """The exact k nearest documents of every query, streamed tile by tile in bounded memory."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tercet.errors import UserError
-from tercet.progress import progress
+from tercet.mining.best import GROUP, Best
+from tercet.models import default_device
+from tercet.processes import process_count, process_index, share_mistakes
+from tercet.progress import Advance, progress
 
-TILE_QUERIES = 256
-TILE_DOCUMENTS = 8192  # 256 x 8,192 scores: 8 MB
-_POSITION_BITS = 32
-_POSITION_MASK = (1 << _POSITION_BITS) - 1
-_SIGN_FLIP = 0x7FFF_FFFF
+CPU_TILE = (1_024, 8_192)  # queries, documents
+ACCELERATOR_TILE = (2_048, 32_768)  # enough work for each of the few kernels that a tile takes
+BLOCK_TILES = 64  # tiles of queries that share one pass over the documents,
+BLOCK_PAIRS = 1 << 22  # unless queries times k would exceed this
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 class Rows(Protocol):
@@ -27,110 +31,134 @@ class Rows(Protocol):
     def __getitem__(self, rows: slice, /) -> NDArray[np.float32]: ...
 
 
+class _Asked(NamedTuple):
+    """Some queries, zeros below the last, and the best documents found for them."""
+
+    start: int
+    vectors: Tensor  # (tile's queries, H)
+    best: Best
+
+
 def top_k(
     queries: Rows,
     documents: Rows,
     k: int,
     *,
-    tile_queries: int = TILE_QUERIES,
-    tile_documents: int = TILE_DOCUMENTS,
+    tile: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+) -> Found:
     """Scores (Q, k) and positions (Q, k) of each query's best documents by inner product.
 
-    queries (Q, H) and documents (D, H) may be memory-mapped; documents are read once (and once
-    before that, to check them). Best first; equal scores stand in the order of their positions.
-    k is clipped to D. Each product has the same shape, short tiles being filled up with zeros, so
-    that a score does not depend on which other queries are searched in the same call.
-    `device` defaults to CUDA where there is one. Raises UserError naming a row that holds NaN,
-    infinity or values so large that a score would overflow.
+    queries (Q, H) and documents (D, H) may be memory-mapped: documents are read once for each
+    block of queries, and memory holds that block's candidates, two tiles and the answer.
+    Best first; equal scores stand in the order of their positions. k is clipped to D. Each product
+    has the same shape, `tile` (queries, documents), short ones being filled up with zeros: so a
+    score does not depend on which other queries are searched in the same call. `device` defaults
+    to the accelerator where there is one. Raises UserError naming a row that holds NaN, infinity
+    or values so large that a score would overflow.
     """
-    if (
-        not len(queries.shape) == len(documents.shape) == 2
-        or queries.shape[1] != documents.shape[1]
-    ):
+    check(queries, documents, k)
+    place = torch.device(device or default_device())
+    return _search(queries, (0, len(queries)), documents, k, tile or default_tile(place), place)
+
+
+def shared_top_k(queries: Rows, documents: Rows, k: int) -> Found:
+    """`top_k`, searched by all processes of the launch together; each returns the whole answer.
+
+    Every process calls it with the same vectors. The processes' shares are whole tiles of queries,
+    so the answer has the same bytes however many processes there are.
+    """
+    place, rank, world = default_device(), process_index(), process_count()
+    tile = default_tile(place)
+    tiles = -(-len(queries) // tile[0])
+    first, last = (min(tile[0] * (tiles * r // world), len(queries)) for r in (rank, rank + 1))
+    with share_mistakes():
+        check(queries, documents, k)
+        found = [_search(queries, (first, last), documents, k, tile, place)]
+    scores, positions = zip(*gather_object(found), strict=True)
+    return np.concatenate(scores), np.concatenate(positions)
+
+
+def default_tile(device: torch.device) -> tuple[int, int]:
+    """Queries and documents of one product; all that it depends on is the kind of device."""
+    return CPU_TILE if device.type == "cpu" else ACCELERATOR_TILE
+
+
+def check_rows(rows: NDArray[np.float32], start: int, what: str) -> None:
+    """Raise UserError naming the first row whose squared length is not a finite number.
+
+    rows (n, H), the first of which is row `start` of all. Where all squared lengths are finite in
+    float32, so is every inner product (Cauchy-Schwarz).
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        bad = np.flatnonzero(~np.isfinite(np.einsum("nh,nh->n", rows, rows)))
+    if len(bad):
+        raise UserError(
+            f"{what} vectors, row {start + bad[0]}: not finite; "
+            "encode it again, and look at that text and at the model's weights"
+        )
+
+
+def check(queries: Rows, documents: Rows, k: int) -> None:
+    """Refuse what can be told before any work: shapes, k, and queries that are not finite."""
+    if not len(queries.shape) == len(documents.shape) == 2:
+        raise ValueError(f"queries {queries.shape} and documents {documents.shape}: not two axes")
+    if queries.shape[1] != documents.shape[1]:
         raise ValueError(f"queries {queries.shape} and documents {documents.shape} do not fit")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    check_finite(queries, "query")
-    check_finite(documents, "document")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    best: list[Tensor | None] = [None for _ in _tiles(len(queries), tile_queries)]
-    total = len(best) * -(-len(documents) // tile_documents)
-    with progress("search", total) as advance:
-        for first, block in _padded(documents, tile_documents, place):
-            for number, (start, part) in enumerate(_padded(queries, tile_queries, place)):
-                scores = part @ block.T
-                scores = scores[: len(queries) - start, : len(documents) - first]
-                best[number] = _merged(best[number], _best_keys(scores, first, k), k)
-                advance()
-    return _decode([keys for keys in best if keys is not None], len(queries))
+    for start in range(0, len(queries), CPU_TILE[1]):
+        check_rows(np.asarray(queries[start : start + CPU_TILE[1]], np.float32), start, "query")
 
 
-def check_finite(vectors: Rows, what: str) -> None:
-    """Raise UserError naming the first row whose squared length is not a finite number.
-
-    Where all squared lengths are finite in float32, so is every inner product (Cauchy-Schwarz).
-    """
-    for start, stop in _tiles(len(vectors), TILE_DOCUMENTS):
-        rows = np.asarray(vectors[start:stop], dtype=np.float32)
-        bad = np.flatnonzero(~np.isfinite(np.einsum("nh,nh->n", rows, rows)))
-        if len(bad):
-            raise UserError(
-                f"{what} vectors, row {start + bad[0]}: not finite; "
-                "encode it again, and look at that text and at the model's weights"
-            )
-
-
-def _tiles(total: int, size: int) -> list[tuple[int, int]]:
-    return [(start, min(start + size, total)) for start in range(0, total, size)]
-
-
-def _padded(vectors: Rows, size: int, place: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """(start, tile) with each tile (size, H) in float32, zeros after the last row."""
-    for start, stop in _tiles(len(vectors), size):
-        tile = np.zeros((size, vectors.shape[1]), dtype=np.float32)
-        tile[: stop - start] = vectors[start:stop]
-        yield start, torch.from_numpy(tile).to(place)
-
-
-def _best_keys(scores: Tensor, first: int, k: int) -> Tensor:
-    """(q, min(k, d)) keys of the best scores (q, d) of one tile, whose documents begin at `first`.
-
-    torch.topk may take any of several equal scores at the edge. In those rows alone all d keys are
-    made and sorted: doing so in every row takes more than twice as long.
-    """
-    k = min(k, scores.shape[1])
-    values, columns = torch.topk(scores, k, dim=1)
-    keys = _keys(values, columns + first)
-    tied = ((scores >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
-    if len(tied):
-        positions = torch.arange(first, first + scores.shape[1], device=scores.device)
-        keys[tied] = torch.topk(_keys(scores[tied], positions), k, dim=1).values
-    return keys
+def _search(
+    queries: Rows,
+    span: tuple[int, int],
+    documents: Rows,
+    k: int,
+    tile: tuple[int, int],
+    place: torch.device,
+) -> Found:
+    """`top_k` for the queries from span[0] to before span[1]."""
+    (begin, end), (high, wide), k = span, tile, min(k, len(documents))
+    scores = np.empty((end - begin, k), dtype=np.float32)
+    positions = np.empty((end - begin, k), dtype=np.int64)
+    block = high * min(BLOCK_TILES, BLOCK_PAIRS // (high * max(k, 1)) or 1)
+    with progress("search", -(-(end - begin) // high) * -(-len(documents) // wide)) as advance:
+        for first in range(begin, end, block):
+            asked = [
+                _Asked(start, torch.from_numpy(part).to(place), Best(stop - start, k, place))
+                for start, stop, part in _tiles(queries, first, min(first + block, end), high, high)
+            ]
+            _offer_all(documents, asked, wide, advance)
+            for start, _, best in asked:
+                best.settle()
+                rows = slice(start - begin, start - begin + len(best.floor))
+                scores[rows] = best.scores.cpu().numpy()
+                positions[rows] = best.positions.cpu().numpy()
+    return scores, positions
 
 
-def _keys(scores: Tensor, positions: Tensor) -> Tensor:
-    """int64 keys, all different: larger is a higher score and, among equals, a lower position.
-
-    The bits of a float32, with those below the sign turned over when it is negative, order as an
-    integer does. They fill the upper half of a key, the turned-over position the lower half.
-    """
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0 makes -0.0 equal to 0.0
-    ordered = torch.where(bits < 0, bits ^ _SIGN_FLIP, bits).long()
-    return (ordered << _POSITION_BITS) + (_POSITION_MASK - positions)
-
-
-def _merged(before: Tensor | None, keys: Tensor, k: int) -> Tensor:
-    """(q, min(k, all)) best of those seen so far, best first."""
-    both = keys if before is None else torch.cat([before, keys], dim=1)
-    return torch.topk(both, min(k, both.shape[1]), dim=1).values
+def _offer_all(documents: Rows, asked: list[_Asked], wide: int, advance: Advance) -> None:
+    """Show every tile of documents to every tile of queries."""
+    padded = GROUP * -(-wide // GROUP)
+    scores = asked[0].vectors.new_empty(padded, len(asked[0].vectors))
+    for start, stop, part in _tiles(documents, 0, len(documents), wide, padded):
+        check_rows(part, start, "document")
+        shown = torch.from_numpy(part).to(scores.device)
+        for _, vectors, best in asked:
+            torch.mm(shown, vectors.T, out=scores)
+            scores[stop - start :] = -torch.inf
+            best.offer(scores[:, : len(best.floor)], start)
+            advance()
 
 
-def _decode(best: list[Tensor], rows: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    if not best:
-        return np.zeros((rows, 0), dtype=np.float32), np.zeros((rows, 0), dtype=np.int64)
-    keys = torch.cat(best).cpu()
-    ordered = (keys >> _POSITION_BITS).int()
-    scores = torch.where(ordered < 0, ordered ^ _SIGN_FLIP, ordered).view(torch.float32)
-    return scores.numpy(), (_POSITION_MASK - (keys & _POSITION_MASK)).numpy()
+def _tiles(
+    vectors: Rows, first: int, last: int, step: int, size: int
+) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    """(start, stop, rows) of every `step` rows, filled up with zeros to `size`."""
+    for start in range(first, last, step):
+        stop = min(start + step, last)
+        filled = np.zeros((size, vectors.shape[1]), dtype=np.float32)
+        filled[: stop - start] = vectors[start:stop]
+        yield start, stop, filled

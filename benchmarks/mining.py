@@ -1,0 +1,219 @@
+"""Finding hard negatives: exact search, a peer's miner, and approximate indexes.
+
+python -m benchmarks.mining [--only search|peer|ann ...] [--rounds N] [--quick] [--out FOLDER]
+
+Each part replaces its own section of mining.json and leaves the others.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich import print as show
+
+from benchmarks.machine import (
+    RESULTS,
+    alternate,
+    gemm_peak,
+    in_subprocess,
+    medians,
+    peak_anonymous,
+    peak_memory,
+    ratio,
+    seconds,
+    write_result,
+)
+from benchmarks.miners import MINERS, NEGATIVES, OURS
+from benchmarks.vectors import WIDTH, near, write_vectors
+from tercet.mining import ann_top_k, top_k
+from tercet.report.table import Row, console_table
+
+QUERIES, K = 10_000, 100
+SIZES = {100_000: 5, 300_000: 3, 1_000_000: 2}  # documents: rounds
+PAIRS = 20_000  # queries, each with a document of its own, for the peer's miner
+ANN_DOCUMENTS = 100_000
+KINDS = ("flat", "ivf_flat", "ivf_pq", "hnsw")
+Section = dict[str, Any]
+
+
+def search(work: Path, rounds: int | None, quick: bool) -> Section:
+    """Ours beside FAISS's flat index at every size."""
+    sizes = {20_000: 1} if quick else {n: rounds or some for n, some in SIZES.items()}
+    write_vectors(work / "q.npy", 1_000 if quick else QUERIES, seed=1)
+    found = [search_at(work, count, turns) for count, turns in sizes.items()]
+    return {"width": WIDTH, "k": K, "sizes": found}
+
+
+def search_at(work: Path, count: int, rounds: int) -> Section:
+    """Times, the share of the matrix peak, agreement, and our memory in a process of its own."""
+    documents = write_vectors(work / "d.npy", count, seed=2)
+    queries = np.load(work / "q.npy", mmap_mode="r")
+    asked = np.ascontiguousarray(queries)
+    index: Any = faiss.IndexFlatIP(WIDTH)
+    index.add(np.ascontiguousarray(documents))
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    answers: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
+    peaks: list[float] = []
+    variants = {
+        OURS: lambda: answers.update(ours=top_k(queries, documents, K)),
+        "faiss": lambda: answers.update(faiss=index.search(asked, K)),
+        "products": lambda: peaks.append(gemm_peak()),
+    }
+    times = alternate(variants, rounds)
+    del times["products"]
+    middle, flops = medians(times), 2 * len(queries) * count * WIDTH
+    (scores, positions), (other_scores, other) = answers[OURS], answers["faiss"]
+    return {
+        "queries": len(queries),
+        "documents": count,
+        "seconds": times,
+        "medians": middle,
+        "times_faster": ratio(times, "faiss", OURS),
+        "gemm_peak": peaks,
+        "share_of_peak": {n: flops / t / float(np.median(peaks)) for n, t in middle.items()},
+        "score_difference": float(np.abs(scores - other_scores).max()),
+        "same_positions": float((positions == other).mean()),
+        "memory": in_subprocess("benchmarks.mining", "--memory", "search", str(work)),
+    }
+
+
+def peer(work: Path, rounds: int | None, quick: bool) -> Section:
+    """Ours, from vectors to a written mined set, beside `mine_hard_negatives`."""
+    documents = write_vectors(work / "d.npy", 2_000 if quick else PAIRS, seed=3)
+    np.save(work / "q.npy", near(documents, seed=4))
+    times = alternate({n: lambda run=run: run(work) for n, run in MINERS.items()}, rounds or 3)
+    found = {name: run(work) for name, run in MINERS.items()}
+    return {
+        "pairs": len(documents),
+        "width": WIDTH,
+        "negatives": NEGATIVES,
+        "seconds": times,
+        "medians": medians(times),
+        "times_faster": {name: ratio(times, name, OURS) for name in times if name != OURS},
+        "mined": {name: len(pairs) for name, pairs in found.items()},
+        "same": {n: len(found[OURS] & p) / len(found[OURS] | p) for n, p in found.items()},
+        "memory": {n: in_subprocess("benchmarks.mining", "--memory", n, str(work)) for n in MINERS},
+    }
+
+
+def ann(work: Path, rounds: int | None, quick: bool) -> Section:
+    """Seconds of each index, building included, and what it finds; exact search beside them."""
+    documents = write_vectors(work / "d.npy", 20_000 if quick else ANN_DOCUMENTS, seed=2)
+    queries = write_vectors(work / "q.npy", 1_000 if quick else QUERIES, seed=1)
+    exact = [seconds(lambda: top_k(queries, documents, K)) for _ in range(rounds or 1)]
+    found: dict[str, Section] = {}
+    for kind in KINDS:
+        recalls: list[float] = []
+        run = lambda: recalls.append(ann_top_k(queries, documents, K, index=kind)[2])  # noqa: B023, E731
+        times = [seconds(run) for _ in range(rounds or 1)]
+        found[kind] = {"seconds": times, "recall": recalls[0]}
+    return {"queries": len(queries), "documents": len(documents), "exact": exact, "kinds": found}
+
+
+PARTS = {"search": search, "peer": peer, "ann": ann}
+
+
+def report_memory(what: str, work: Path) -> dict[str, float]:
+    """Peak memory of one search, or of one miner, in this process, and the size of the files."""
+    found = {"map_mb": sum((work / f"{side}.npy").stat().st_size for side in "qd") / 2**20}
+    with peak_memory(found), peak_anonymous(found):
+        if what == "search":
+            top_k(*(np.load(work / f"{side}.npy", mmap_mode="r") for side in "qd"), K)
+        else:
+            MINERS[what](work)
+    return found
+
+
+def search_rows(found: Section) -> list[Row]:
+    """The table of exact search."""
+    return [
+        {
+            "Exact search": f"**{name}**" if name == OURS else name,
+            "Documents": f"{size['documents']:,}",
+            "Seconds": f"{value:.1f}",
+            "Time / ours": f"{value / size['medians'][OURS]:.2f}",
+            "Share of peak": f"{size['share_of_peak'][name]:.0%}",
+            "Memory beside the map": f"{size['memory']['anonymous_mb']:,.0f} MB" * (name == OURS),
+        }
+        for size in found["sizes"]
+        for name, value in size["medians"].items()
+    ]
+
+
+def peer_rows(found: Section) -> list[Row]:
+    """The table of miners."""
+    return [
+        {
+            "Mining": f"**{name}**" if name == OURS else name,
+            "Seconds": f"{value:.1f}",
+            "Time / ours": f"{found['times_faster'].get(name, 1.0):.1f}",
+            "Extra memory": f"{found['memory'][name]['extra_mb']:,.0f} MB",
+            "Negatives": f"{found['mined'][name]:,}",
+            "Same as ours": f"{found['same'][name]:.2%}",
+        }
+        for name, value in found["medians"].items()
+    ]
+
+
+def ann_rows(found: Section) -> list[Row]:
+    """The table of approximate indexes."""
+    kinds = {"exact search": {"seconds": found["exact"], "recall": 1.0}} | found["kinds"]
+    return [
+        {
+            "Index": name,
+            "Seconds": f"{float(np.median(kind['seconds'])):.1f}",
+            f"Recall@{K}": f"{kind['recall']:.3f}",
+        }
+        for name, kind in kinds.items()
+    ]
+
+
+ROWS = {"search": search_rows, "peer": peer_rows, "ann": ann_rows}
+
+
+NOTES = {
+    "search": lambda found: (
+        f"k = {found['k']}, width {found['width']}. Scores differ from FAISS's by at most "
+        f"{max(size['score_difference'] for size in found['sizes']):.0e}; "
+        f"{min(size['same_positions'] for size in found['sizes']):.3%} of the positions are the "
+        "same, near ties being the rest. Ours in a process of its own peaks at "
+        f"{max(size['memory']['total_mb'] for size in found['sizes']):,.0f} MB, the map included."
+    ),
+    "peer": lambda found: f"{found['pairs']:,} queries and documents, width {found['width']}.",
+    "ann": lambda found: f"{found['queries']:,} queries, {found['documents']:,} documents.",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--quick", action="store_true", help="small sizes, for trying it out")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--memory", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        what, work = options.memory
+        return print(json.dumps(report_memory(what, Path(work))))
+    for part in options.only:
+        with tempfile.TemporaryDirectory() as work:
+            found = PARTS[part](Path(work), options.rounds, options.quick)
+        show(console_table(ROWS[part](found)))
+        print(write_result("mining", _others(options.out, part) | {part: found}, options.out))
+
+
+def _others(folder: Path, part: str) -> Section:
+    """The sections that an earlier run left."""
+    path = folder / "mining.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {name: before[name] for name in PARTS if name in before and name != part}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Approximate search with FAISS, for corpora beyond exact search, and how much it misses."""
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tercet.errors import UserError
+from tercet.mining.pairs import best_first, pair_scores
+from tercet.mining.search import Rows, check, check_rows, top_k
+from tercet.progress import progress, say
+
+Index = Literal["flat", "hnsw", "ivf_flat", "ivf_pq"]
+SMALLEST = 10_000  # documents: below, exact search takes seconds and 256 codewords lack examples
+BLOCK = 16_384  # documents added at a time
+ASKED = 1_024  # queries searched at a time
+PER_CENTROID = 39  # training vectors; FAISS warns below
+
+
+@dataclass(frozen=True)
+class AnnSettings:
+    """How hard the index tries. `settings_for` derives them from the size of the corpus."""
+
+    lists: int  # ivf: cells that the corpus is cut into
+    probes: int  # ivf: cells that a query looks into
+    code_bytes: int  # ivf_pq: bytes a vector is packed into; divides its width
+    oversample: int = 4  # ivf_pq: candidates per answer that are scored again from their vectors
+    neighbours: int = 32  # hnsw: links per document (twice that on the lowest level)
+    ef_construction: int = 128  # hnsw: candidates held while a document is linked
+    ef_search: int = 256  # hnsw: candidates held while a query is answered, at least k
+    build_threads: int = 1  # hnsw: with more, the graph differs from run to run
+
+
+def settings_for(documents: int, width: int) -> AnnSettings:
+    """Defaults for `documents` vectors of `width`: 4 sqrt(N) cells, as FAISS's guidelines have it.
+
+    >>> settings_for(1_000_000, 384).lists, settings_for(1_000_000, 384).code_bytes
+    (4000, 96)
+    """
+    lists = max(1, min(isqrt(16 * documents), documents // PER_CENTROID))
+    quarter = max(1, width // 4)
+    code_bytes = next(n for n in range(quarter, 0, -1) if width % n == 0)
+    return AnnSettings(lists=lists, probes=max(1, isqrt(lists)), code_bytes=code_bytes)
+
+
+def ann_top_k(
+    queries: Rows,
+    documents: Rows,
+    k: int,
+    *,
+    index: Index,
+    settings: AnnSettings | None = None,
+    seed: int = 0,
+    sample: int = 200,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], float]:
+    """Scores (Q, k) and positions (Q, k) of good documents by inner product, and the recall@k.
+
+    queries (Q, H), documents (D, H); best first, equal scores in the order of their positions; k
+    is clipped to D. Scores are exact inner products of the vectors found, whatever the index keeps
+    of them. Where an index finds fewer than k, the rest has position -1 and score -inf. The recall
+    is the mean share of the exact k best that was found, over `sample` seeded queries; it is also
+    printed. Below 10,000 documents the search is exact. Memory holds the index (flat and hnsw:
+    all vectors in float32; ivf_pq: `code_bytes` each) and blocks.
+
+    The same vectors, settings, seed and number of threads give the same answer. Raises UserError
+    if FAISS is not installed, and naming a row that is not finite.
+    """
+    faiss = _faiss(index)
+    check(queries, documents, k)
+    if len(documents) < SMALLEST:
+        say(f"{index}: exact search, since {len(documents):,} documents are below {SMALLEST:,}")
+        return *top_k(queries, documents, k), 1.0
+    settings = settings or settings_for(*documents.shape)
+    k = min(k, len(documents))
+    built = _empty_index(faiss, index, documents.shape[1], settings, k, seed)
+    if not built.is_trained:
+        say(f"{index}: training {settings.lists:,} cells")
+        built.train(_training_sample(documents, settings, seed))
+    _add(faiss, built, documents, settings.build_threads if index == "hnsw" else 0)
+    width = min(k * (settings.oversample if index == "ivf_pq" else 1), len(documents))
+    found = _search(built, queries, width)
+    scores, positions = best_first(pair_scores(queries, documents, found), found, k)
+    recall = _recall(queries, documents, positions, sample, seed)
+    say(f"{index}, {len(documents):,} documents: recall@{k} {recall:.3f} against exact search")
+    return scores, positions, recall
+
+
+def _faiss(index: str) -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            f"index {index!r} needs FAISS, which is not installed: pip install 'tercet[ann]'"
+        ) from None
+    return faiss
+
+
+def _empty_index(
+    faiss: Any, index: Index, width: int, settings: AnnSettings, k: int, seed: int
+) -> Any:
+    metric = faiss.METRIC_INNER_PRODUCT
+    if index == "flat":
+        return faiss.IndexFlatIP(width)
+    if index == "hnsw":
+        built = faiss.IndexHNSWFlat(width, settings.neighbours, metric)
+        built.hnsw.efConstruction = settings.ef_construction
+        built.hnsw.efSearch = max(settings.ef_search, k)
+        return built
+    cells = faiss.IndexFlatIP(width)
+    if index == "ivf_flat":
+        built = faiss.IndexIVFFlat(cells, width, settings.lists, metric)
+    else:
+        built = faiss.IndexIVFPQ(cells, width, settings.lists, settings.code_bytes, 8, metric)
+        built.pq.cp.seed = seed
+    built.cp.seed = seed
+    built.nprobe = min(settings.probes, settings.lists)
+    return built
+
+
+def _training_sample(documents: Rows, settings: AnnSettings, seed: int) -> NDArray[np.float32]:
+    """Seeded rows, in their order, enough for every cell and for the 256 codewords of ivf_pq."""
+    count = min(len(documents), PER_CENTROID * max(settings.lists, 256))
+    chosen = np.random.default_rng(seed).choice(len(documents), count, replace=False)
+    chosen.sort()
+    parts = []
+    for start in range(0, len(documents), BLOCK):
+        low, high = np.searchsorted(chosen, (start, start + BLOCK))
+        part = np.asarray(documents[start : start + BLOCK], dtype=np.float32)
+        check_rows(part, start, "document")
+        parts.append(part[chosen[low:high] - start])
+    return np.concatenate(parts)
+
+
+def _add(faiss: Any, built: Any, documents: Rows, threads: int) -> None:
+    """Add block by block; threads 0: as many as FAISS uses anyway."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads or before)
+    try:
+        with progress("index", len(documents)) as advance:
+            for start in range(0, len(documents), BLOCK):
+                part = np.ascontiguousarray(documents[start : start + BLOCK], dtype=np.float32)
+                check_rows(part, start, "document")
+                built.add(part)
+                advance(len(part))
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _search(built: Any, queries: Rows, width: int) -> NDArray[np.int64]:
+    """Positions (Q, width) as the index ranks them, -1 where it finds no more."""
+    found = np.empty((len(queries), width), dtype=np.int64)
+    with progress("search", len(queries)) as advance:
+        for start in range(0, len(queries), ASKED):
+            part = np.ascontiguousarray(queries[start : start + ASKED], dtype=np.float32)
+            found[start : start + len(part)] = built.search(part, width)[1]
+            advance(len(part))
+    return found
+
+
+def _recall(
+    queries: Rows, documents: Rows, positions: NDArray[np.int64], sample: int, seed: int
+) -> float:
+    """Mean share of the exact k best that is in positions (Q, k); 1.0 without queries."""
+    if not len(queries):
+        return 1.0
+    count = min(sample, len(queries))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(queries), count, replace=False))
+    asked = np.concatenate([queries[query : query + 1] for query in chosen])
+    _, exact = top_k(asked, documents, positions.shape[1])
+    hits = [np.isin(e, p).mean() for e, p in zip(exact, positions[chosen], strict=True)]
+    return float(np.mean(hits))
