@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sentence_transformers.util import cos_sim, mine_hard_negatives, pairwise_co
 
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Ragged, Texts, TrainingSet
-from tercet.mining import mine
+from tercet.mining import MODEL, Space, asked_queries, mine
 
 OURS = "ours"
 NEGATIVES = 3  # the peer's default
@@ -58,7 +59,10 @@ def ours(work: Path) -> Pairs:
         np.array([0, len(row)]),
     )
     config = MiningConfig(negatives=NEGATIVES, depth=DEPTH, relative_margin=0.95)
-    mine(rows, queries, documents, config, work / "mined.parquet", miner="given")
+    spaces = {MODEL: Space(queries, documents, "given")}
+    with TemporaryDirectory(dir=work) as cache:  # a new one, so that the search is made each time
+        out, kept = work / "mined.parquet", Path(cache)
+        mine(asked_queries(rows), spaces, config, out, miner="given", cache=kept)
     mined = pq.read_table(work / "mined.parquet", columns=["query_id", "negative_ids"]).to_pydict()
     lists = zip(mined["query_id"], mined["negative_ids"], strict=True)
     return {(query, negative) for query, negatives in lists for negative in negatives}

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import encoding, guide_mask, loss_stage, mining, quality, train_step
+from benchmarks import (
+    encoding,
+    guide_mask,
+    loss_stage,
+    mining,
+    mining_quality,
+    quality,
+    train_step,
+)
 from benchmarks.machine import RESULTS
 from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
@@ -30,6 +38,8 @@ def main() -> None:
         _fill(ROOT / "README.md", {"benchmarks": markdown_table(summary(found))})
     if "quality" in found:
         _fill(ROOT / "docs" / "results.md", quality.tables(found["quality"]))
+    if "mining_quality" in found:
+        _fill(ROOT / "docs" / "mining.md", mining_quality.tables(found["mining_quality"]))
     if "demo" in found:
         printed = f"```text\n{found['demo']['printed'].rstrip()}\n```"
         seconds = f"It took {found['demo']['seconds']:.0f} seconds after the installation."

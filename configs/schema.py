@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -66,12 +66,24 @@ class Source(Section):
     split: str = "train"  # which qrels/<split>.tsv of a BEIR folder
     columns: Columns = Columns()
     ignore: tuple[str, ...] = ()  # columns that may be there and are not read
+    other_splits: bool = False  # also documents that answer only queries of a folder's other splits
+
+
+def _sources(value: Any) -> Any:
+    """A path stands for a source, and one source needs no list."""
+    values = [value] if isinstance(value, str | Mapping) else value
+    if not isinstance(values, list | tuple):
+        return values
+    return [{"path": item} if isinstance(item, str) else item for item in values]
+
+
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_sources)]
 
 
 class DataConfig(Section):
     """What to train on, and what must stay unseen."""
 
-    train: tuple[Source, ...] = ()
+    train: Sources = ()
     corpus: tuple[str, ...] = ()  # files of texts without labels, for distillation
     mined: str | None = None  # a mined set (Parquet) whose negatives join the rows by query id
     positives_per_row: Count | None = None  # drawn anew each epoch; null: all of them
@@ -79,14 +91,6 @@ class DataConfig(Section):
     source_alpha: Share = 0.5  # sources are drawn with probability proportional to rows ** alpha
     held_out: tuple[str, ...] = ()  # BEIR folders whose test texts are looked for in training
     max_overlap: Share = 0.01  # warn when more of the held-out texts than this are in training
-
-    @field_validator("train", mode="before")
-    @classmethod
-    def _one_source_needs_no_list(cls, value: Any) -> Any:
-        values = [value] if isinstance(value, str | Mapping) else value
-        if not isinstance(values, list | tuple):
-            return values
-        return [{"path": item} if isinstance(item, str) else item for item in values]
 
 
 class BatchConfig(Section):
@@ -206,16 +210,57 @@ class TrainConfig(Section):
         return "no" if value is False else value
 
 
+class RescoreConfig(Section):
+    """A cross-encoder's opinion of the candidates, as a probability that each is an answer."""
+
+    model: str | None = None  # a CrossEncoder: a folder or a hub name; null: none is asked
+    depth: Count = 30  # unlabelled candidates scored per query; those after them are not taken
+    max_length: Count | None = None  # tokens of query and document together; null: its own
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    calibration: Literal["auto", "none"] = "auto"  # auto: sigmoid of the logit; none: its output
+    veto_margin: float | None = 0.0  # drop what it puts above the lowest positive plus this
+    veto_above: Share | None = None  # drop what it gives more than this
+    relabel: bool = False  # make positives of what is above the lowest positive and this:
+    relabel_above: Share = 0.95
+    trust_remote_code: bool = False
+
+
 class MiningConfig(Section):
-    """Hard negatives: how many, from which ranks, and what rules one out."""
+    """Hard negatives: how many, found how, from which ranks, and what rules one out."""
 
     negatives: Count = 4  # kept per query
+    sources: tuple[str, ...] = ("model",)  # "model", "bm25", other models; several: ranks are fused
+    index: Literal["exact", "flat", "hnsw", "ivf_flat", "ivf_pq"] = "exact"  # of dense searches
     depth: Count = 100  # candidates looked at per query
+    known: Sources = ()  # more pairs whose positives are no negatives: other splits, other files
+    held_out: bool = False  # true: also what answers only queries of data.held_out and the dev set
+    near_duplicate: Annotated[float, Field(ge=-1, le=1)] | None = None  # drop cosines to a positive
     skip: Annotated[int, Field(ge=0)] = 0  # the first ranks left out
+    max_score: float | None = None
+    min_score: float | None = None
+    absolute_margin: NotNegative | None = None  # keep scores below the lowest positive's minus this
     relative_margin: Share | None = 0.95  # keep scores below this share of the lowest positive's
-    sampling: Literal["top", "random"] = "top"
+    sampling: Literal["top", "random", "softmax"] = "top"
+    temperature: Positive = 0.05  # of softmax sampling
+    too_few: Literal["keep", "drop", "fill"] = "keep"  # when fewer than `negatives` are fit
     seed: Seed = 12
     refresh_every: Count | None = None  # finetune mines anew each so many steps; null: never
+    rescore: RescoreConfig = RescoreConfig()
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_needs_no_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _leaves_something(self) -> "MiningConfig":
+        if not self.sources or len(set(self.sources)) != len(self.sources):
+            raise ValueError("sources must name at least one, and none twice")
+        if self.skip >= self.depth:
+            raise ValueError(f"skip {self.skip} leaves nothing of depth {self.depth}; lower it")
+        if self.rescore.relabel and self.rescore.model is None:
+            raise ValueError("rescore.relabel needs rescore.model")
+        return self
 
 
 class Scratch(Section):

@@ -56,6 +56,7 @@ class Builder:
         self.row_query = array("q")
         self.positives, self.negatives = RaggedBuilder(), RaggedBuilder()
         self.source_offsets = array("q", [0])
+        self.left_out = 0  # documents that only other splits ask for
 
     def add_row(self, query: int, positives: Iterable[int], negatives: Iterable[int] = ()) -> None:
         self.row_query.append(query)
@@ -73,6 +74,7 @@ class Builder:
             self.positives.build(),
             self.negatives.build(),
             _indices(self.source_offsets),
+            self.left_out,
         )
 
 

@@ -1,43 +1,94 @@
-"""Mined negatives join the rows they were mined for."""
+"""What was mined joins the rows it was mined for."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from tercet.data.build import RaggedBuilder
-from tercet.data.records import kind_of, read_rows
+from tercet.data.records import Row, kind_of, read_rows
 from tercet.data.rows import TrainingSet
 from tercet.errors import UserError
 from tercet.progress import say
 
 COLUMNS = ("query_id", "negative_ids")
+DROPPED = "dropped"  # the outcome of a query that is not to be trained on
+
+
+@dataclass
+class _Mined:
+    """What a mined set says of one query; documents are positions in the training set."""
+
+    negatives: list[int]
+    positives: list[int]
+    dropped: bool
 
 
 def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
-    """Append to each row's negatives those a mined set (Parquet) holds for its query.
+    """Append to each row what a mined set (Parquet) holds for its query.
 
-    Columns read: query_id (text) and negative_ids (list of texts). Queries without mined
-    negatives keep their own; negatives since known as positives are left out; both are counted
-    and said. UserError for a document that is not in `rows`: another corpus was mined.
+    Columns read: query_id (text) and negative_ids (list of texts); where they are there, also
+    relabelled_ids, documents that were found to answer the query and become positives of its rows,
+    and outcome: the rows of a query whose outcome is "dropped" are left out. Queries without mined
+    negatives keep their own; negatives since known as positives are left out; all of this is
+    counted and said. UserError for a document that is not in `rows`: another corpus was mined.
     """
     path = Path(path)
-    mined = dict[int, list[int]]()
-    for number, query_id, negatives in _mined_rows(path):
-        query = rows.queries.index.get(query_id)
-        if query is not None:
-            mined.setdefault(query, []).extend(_positions(rows, negatives, path, number))
+    mined = dict[int, _Mined]()
+    for query, found in _mined_rows(path, rows):
+        earlier = mined.setdefault(query, found)
+        if earlier is not found:
+            earlier.negatives += found.negatives
+            earlier.positives += found.positives
+            earlier.dropped |= found.dropped
     if not mined:
         raise UserError(f"{path}: none of its queries is in the training data; mine again")
+    rows = _with_positives(_without_dropped(rows, mined, path), mined, path)
+    return _with_negatives(rows, mined, path)
+
+
+def _without_dropped(rows: TrainingSet, mined: dict[int, _Mined], path: Path) -> TrainingSet:
+    dropped = [query for query, found in mined.items() if found.dropped]
+    left = np.flatnonzero(~np.isin(rows.row_query, dropped))
+    if len(left) == len(rows):
+        return rows
+    if not len(left):
+        raise UserError(
+            f"{path}: every query was dropped, so nothing is left to train on; mine again with "
+            "other rules, or with mining.too_few=keep"
+        )
+    say(f"{path}: {len(rows) - len(left)} of {len(rows)} rows are dropped: too few negatives")
+    return replace(
+        rows,
+        row_query=rows.row_query[left],
+        positives=rows.positives.pick(left),
+        negatives=rows.negatives.pick(left),
+        source_offsets=np.unique(np.searchsorted(left, rows.source_offsets)),
+    )
+
+
+def _with_positives(rows: TrainingSet, mined: dict[int, _Mined], path: Path) -> TrainingSet:
+    new = {query: found.positives for query, found in mined.items() if found.positives}
+    if not new:
+        return rows
+    say(f"{path}: {sum(map(len, new.values()))} relabelled documents become positives")
+    built = RaggedBuilder()
+    for row, query in enumerate(rows.row_query.tolist()):
+        built.append(dict.fromkeys(rows.positives[row].tolist() + new.get(query, [])))
+    return replace(rows, positives=built.build())
+
+
+def _with_negatives(rows: TrainingSet, mined: dict[int, _Mined], path: Path) -> TrainingSet:
     built, answering = RaggedBuilder(), 0
     for row, query in enumerate(rows.row_query.tolist()):
-        own = rows.negatives[row].tolist()
         known = set(rows.known_positives[query].tolist())
-        found = mined.get(query, [])
+        found = mined[query].negatives if query in mined else []
         kept = [document for document in found if document not in known]
         answering += len(found) - len(kept)
-        built.append(dict.fromkeys(own + kept))
+        built.append(dict.fromkeys(rows.negatives[row].tolist() + kept))
     asked = set(rows.row_query.tolist())
-    alone = len(asked - mined.keys())
+    alone = len(asked - {query for query, found in mined.items() if found.negatives})
     if alone:
         say(f"{path}: {alone} of {len(asked)} queries have no mined negatives")
     if answering:
@@ -45,7 +96,7 @@ def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
     return replace(rows, negatives=built.build())
 
 
-def _mined_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
+def _mined_rows(path: Path, rows: TrainingSet) -> Iterator[tuple[int, _Mined]]:
     for number, row in read_rows(path, "parquet"):
         missing = [name for name in COLUMNS if name not in row]
         if missing:
@@ -53,17 +104,24 @@ def _mined_rows(path: Path) -> Iterator[tuple[int, str, list[str]]]:
                 f"{path}: no column {missing[0]!r}, so this is no mined set; data.mined takes "
                 "what `tercet mine` wrote"
             )
-        query, negatives = row["query_id"], row["negative_ids"]
+        query = row["query_id"]
         if not isinstance(query, str):
             raise UserError(
                 f"{path}, row {number}, column 'query_id': {kind_of(query)}, not a text"
             )
-        if not isinstance(negatives, list) or not all(isinstance(n, str) for n in negatives):
-            raise UserError(f"{path}, row {number}, column 'negative_ids': not a list of texts")
-        yield number, query, negatives
+        if query in rows.queries.index:  # others may have been mined for as well
+            negatives = _positions(rows, row, "negative_ids", path, number)
+            positives = _positions(rows, row, "relabelled_ids", path, number)
+            yield (
+                rows.queries.index[query],
+                _Mined(negatives, positives, row.get("outcome") == DROPPED),
+            )
 
 
-def _positions(rows: TrainingSet, ids: list[str], path: Path, number: int) -> list[int]:
+def _positions(rows: TrainingSet, row: Row, column: str, path: Path, number: int) -> list[int]:
+    ids = row.get(column, [])
+    if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
+        raise UserError(f"{path}, row {number}, column {column!r}: not a list of texts")
     try:
         return [rows.documents.index[id_] for id_ in ids]
     except KeyError as error:

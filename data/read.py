@@ -20,8 +20,8 @@ def read_training(sources: Sequence[Source], complain: Complain = refuse) -> Tra
 
     A text's id is what its column says, else the hash of its normalised text. Texts with the same
     id are one text. A BEIR folder also gives its documents without a query, for mining, except
-    those that answer queries of its other splits only. Raises UserError at the first mistake
-    unless `complain` says otherwise.
+    those that answer queries of its other splits only (unless the source has `other_splits`); they
+    are counted. Raises UserError at the first mistake unless `complain` says otherwise.
     """
     if not sources:
         raise UserError("data.train names no file to train on; add one: data.train=pairs.jsonl")
@@ -30,15 +30,15 @@ def read_training(sources: Sequence[Source], complain: Complain = refuse) -> Tra
         path = Path(source.path)
         form = format_of(path, complain) if source.format == "auto" else source.format
         if form == "beir":
-            _add_beir(builder, path, source.split, complain)
+            _add_beir(builder, path, source, complain)
         elif form:
             _Table(builder, path, form, source, complain).add()
         builder.end_source()
     return builder.build()
 
 
-def _add_beir(builder: Builder, path: Path, split: str, complain: Complain) -> None:
-    folder = read_folder(path, complain)
+def _add_beir(builder: Builder, path: Path, source: Source, complain: Complain) -> None:
+    folder, split = read_folder(path, complain), source.split
     if folder is None:
         return
     qrels = read_qrels(folder, split, complain)
@@ -47,11 +47,17 @@ def _add_beir(builder: Builder, path: Path, split: str, complain: Complain) -> N
     answers = {q: [d for d, grade in judged.items() if grade > 0] for q, judged in qrels.items()}
     wanted = {d for documents in answers.values() for d in documents}
     unseen: set[str] = set()
-    for other in splits(path):
+    for other in () if source.other_splits else splits(path):
         if other != split:
             judged = (read_qrels(folder, other, complain) or {}).values()
             unseen.update(d for grades in judged for d, grade in grades.items() if grade > 0)
-    kept = {d: t for d, t in folder.documents.items() if d in wanted or d not in unseen}
+    texts = {text_hash(folder.documents[d]) for d in unseen - wanted}  # under whichever id
+    kept = {
+        d: t
+        for d, t in folder.documents.items()
+        if d in wanted or not texts or text_hash(t) not in texts
+    }
+    builder.left_out += len(folder.documents) - len(kept)
     asked = {q: t for q, t in folder.queries.items() if answers.get(q)}
     documents = _add_scoped(builder.documents, kept, path, complain)
     queries = _add_scoped(builder.queries, asked, path, complain)

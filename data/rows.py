@@ -67,7 +67,7 @@ class Ragged:
     values: Indices  # (offsets[-1],)
 
     @classmethod
-    def of(cls, lists: Iterable[Sequence[int]]) -> "Ragged":
+    def of(cls, lists: Iterable[Sequence[int] | Indices]) -> "Ragged":
         """
         >>> Ragged.of([[3, 1], [], [2]])[0].tolist()
         [3, 1]
@@ -94,6 +94,16 @@ class Ragged:
         within = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
         return owner, self.values[start[owner] + within]
 
+    def pick(self, rows: Indices) -> "Ragged":
+        """The lists of `rows` alone.
+
+        >>> Ragged.of([[3, 1], [], [2]]).pick(np.array([2, 0])).offsets.tolist()
+        [0, 1, 3]
+        """
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(self.offsets[rows + 1] - self.offsets[rows], out=offsets[1:])
+        return Ragged(offsets, self.take(rows)[1])
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -109,6 +119,7 @@ class TrainingSet:
     positives: Ragged  # R lists, none empty
     negatives: Ragged  # R lists, possibly empty
     source_offsets: Indices  # (S + 1,)
+    left_out: int = 0  # documents of BEIR folders that only queries of other splits ask for
 
     def __len__(self) -> int:
         return len(self.row_query)

@@ -1,5 +1,6 @@
 """What a person reads: tables made from results, never typed."""
 
+from tercet.report.mining import mining_page
 from tercet.report.plan import forecast_table
 from tercet.report.size import size_table
 from tercet.report.store import store_table
@@ -17,6 +18,7 @@ __all__ = [
     "fill_marked",
     "forecast_table",
     "markdown_table",
+    "mining_page",
     "model_table",
     "size_table",
     "store_table",

@@ -128,9 +128,10 @@ def mine(config: ConfigPath, overrides: Overrides = None) -> None:
     if not is_main_process():
         return
     counts = mined.counts
-    dropped = ", ".join(f"{n:,} {rule}" for rule, n in counts.dropped.items())
+    dropped = ", ".join(f"{n:,} {rule}" for rule, n in counts.dropped.items() if n)
     print(f"{counts.kept:,} negatives for {counts.queries:,} queries ({counts.without:,} got none)")
-    print(f"dropped: {dropped}")
+    print(f"of {counts.candidates:,} candidates: {dropped or 'none dropped'}")
+    print(f"page: {mined.page}")
     print(f"mined: {mined.path}  (train on it with data.mined={mined.path})")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import Config, ModelConfig, Source, StudentConfig, load, save
+from tercet.configs import Config, ModelConfig, RescoreConfig, Source, StudentConfig, load, save
 from tercet.configs.load import recipes
 from tercet.data import RetrievalTask, read_corpus, read_task, read_training
 from tercet.data.check import FolderReport, Report, check_folder, check_sources
@@ -33,9 +33,11 @@ from tercet.evaluation import (
 )
 from tercet.evaluation.bm25 import NAME as BM25
 from tercet.export import export_model, made_card, model_card
-from tercet.files import writable_folder, write_json
-from tercet.mining import MinedCounts
-from tercet.mining import mine as mine_rows
+from tercet.files import fingerprint, writable_folder, write_json, write_text
+from tercet.mining import BM25 as LEXICAL
+from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries
+from tercet.mining import mine as mine_asked
+from tercet.mining.stage import SUMMARY
 from tercet.models import (
     EMBEDDED,
     Corpus,
@@ -51,10 +53,11 @@ from tercet.models import (
     resolve,
     vectors,
 )
+from tercet.models.cross import CrossScorer, load_scorer
 from tercet.models.tokenizer import load_tokenizer
-from tercet.processes import on_main
+from tercet.processes import on_main, share_mistakes
 from tercet.progress import is_main_process, say
-from tercet.report import delta_line, markdown_table, model_table, size_table
+from tercet.report import delta_line, markdown_table, mining_page, model_table, size_table
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
 from tercet.train.output import refuse_other_run
@@ -70,6 +73,7 @@ class Mined:
 
     path: Path
     counts: MinedCounts
+    page: Path  # to read
 
 
 def finetune(config: Config) -> Path:
@@ -110,27 +114,77 @@ def distil(config: Config) -> Path:
 def mine(config: Config) -> Mined:
     """Mine hard negatives for `config.data.train` with `config.model`.
 
-    Writes `<output>/mined.parquet`, `mining.json` and the resolved config as `mine.yaml`. Under
-    `accelerate launch` the processes share the encoding.
+    Writes `<output>/mined.parquet`, `mining.json`, the page `mining.html` and the resolved config
+    as `mine.yaml`. Works under `accelerate launch`; returns the same on every process.
     """
-    folder = writable_folder(Path(config.output))
-    path = folder / MINED
-    if path.exists() and not config.overwrite:
-        raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
+    folder = Path(config.output)
+    path, page = folder / MINED, folder / "mining.html"
+    with share_mistakes():
+        writable_folder(folder)
+        if path.exists() and not config.overwrite:
+            raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
+        models = _mining_models(config)
+        scorer = _scorer(config.mining.rescore)
+        asked = _asked(config)
+    spaces, miner = {}, ""
+    for source, settings in models.items():
+        encoder = load_encoder(settings).to(default_device())
+        spaces[source] = space_of(encoder, asked)
+        miner = miner or model_fingerprint(encoder)
+    counts = mine_asked(asked, spaces, config.mining, path, miner=miner, scorer=scorer)
+
+    def write() -> None:
+        save(config, folder / "mine.yaml")
+        write_text(page, mining_page(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))))
+
+    on_main(write)
+    return Mined(path, counts, page)
+
+
+def _asked(config: Config) -> Asked:
+    """What mining has to know of the training data, and of what must stay unseen."""
     if not config.data.train:
         raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
-    resolve(config.model.path)
     rows = read_training(config.data.train)
-    model = load_encoder(config.model).to(default_device())
-    queries = vectors(model, rows.queries.texts, "query", title="encode queries")
-    documents = vectors(model, rows.documents.texts, "document", title="encode documents")
-    miner = model_fingerprint(model)
+    known = [read_training([source]) for source in config.mining.known]
+    held_out = []
+    if not config.mining.held_out:
+        held_out = [read_task(folder) for folder in config.data.held_out]
+        if config.evaluation.dev is not None:
+            held_out.append(read_task(config.evaluation.dev, config.evaluation.dev_split))
+    return asked_queries(rows, known, held_out)
 
-    def choose() -> MinedCounts:
-        save(config, folder / "mine.yaml")
-        return mine_rows(rows, queries, documents, config.mining, path, miner=miner)
 
-    return Mined(path, on_main(choose))
+def _mining_models(config: Config) -> dict[str, ModelConfig]:
+    """The models whose vectors mining needs, by source, the one that scores first."""
+    others = [source for source in config.mining.sources if source not in (MODEL, LEXICAL)]
+    trust = config.model.trust_remote_code
+    models = {path: ModelConfig(path=path, trust_remote_code=trust) for path in others}
+    resolve(config.model.path)
+    for path in others:
+        resolve(path, "mining.sources")
+    return {MODEL: config.model, **models}
+
+
+def _scorer(settings: RescoreConfig) -> CrossScorer | None:
+    if settings.model is None:
+        return None
+    scorer = load_scorer(
+        settings.model,
+        max_length=settings.max_length,
+        dtype=settings.dtype,
+        calibration=settings.calibration,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    say(f"cross-encoder {scorer.name}: probability = {scorer.calibration}")
+    return scorer
+
+
+def space_of(encoder: SentenceTransformer, asked: Asked) -> Space:
+    """Vectors of the asked queries and of all documents, from the store where they are there."""
+    queries = vectors(encoder, asked.texts, "query", title="encode queries")
+    documents = vectors(encoder, asked.documents.texts, "document", title="encode documents")
+    return Space(queries, documents, fingerprint([queries.fingerprint, documents.fingerprint]))
 
 
 def student(config: Config) -> Student:

@@ -120,3 +120,61 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     rows = ({"query": question(n), "positive": answer(n)} for n in range(len(NAMES)))
     return write_lines(path, rows)
+
+
+@pytest.fixture(scope="session")
+def judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A cross-encoder of two layers that has learnt to like earlier places better."""
+    import torch
+    from datasets import Dataset
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.cross_encoder import (
+        CrossEncoderTrainer,
+        CrossEncoderTrainingArguments,
+    )
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("judge")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    torch.manual_seed(0)
+    settings = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    settings.num_labels = 1
+    body = BertForSequenceClassification(settings)
+    body.save_pretrained(folder / "body")
+    tokenizer.save_pretrained(folder / "body")
+    model = CrossEncoder(str(folder / "body"), num_labels=1, device="cpu")
+    random = np.random.default_rng(0)
+    pairs = random.integers(0, len(NAMES), (640, 2))
+    rows = {
+        "query": [question(a) for a, _ in pairs],
+        "document": [answer(b) for _, b in pairs],
+        "label": [1 - (b % len(PLACES)) / len(PLACES) for _, b in pairs.tolist()],
+    }
+    arguments = CrossEncoderTrainingArguments(
+        output_dir=str(folder / "training"),
+        num_train_epochs=3,
+        per_device_train_batch_size=32,
+        learning_rate=5e-3,
+        use_cpu=True,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+    )
+    trainer = CrossEncoderTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict(rows),
+        loss=BinaryCrossEntropyLoss(model),
+    )
+    trainer.train()
+    model.save_pretrained(str(folder / "model"))
+    return folder / "model"

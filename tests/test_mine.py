@@ -1,19 +1,24 @@
 """The mining stage: what its files hold, and that nothing known is ever a negative."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 
 from tercet.configs.schema import MiningConfig
 from tercet.data.mined import with_mined
-from tercet.data.rows import Ragged, Texts, TrainingSet
+from tercet.data.rows import Ragged, RetrievalTask, Texts, TrainingSet
 from tercet.errors import UserError
 from tercet.files import sha256
-from tercet.mining.stage import SCHEMA, mine
+from tercet.mining import MODEL, MinedCounts, Space, asked_queries, mine
+from tercet.mining.facts import Asked, evidence, lowest_scores, positive_scores
+from tercet.mining.select import RULES, VERDICTS, select
+from tercet.mining.settle import settle
+from tercet.mining.table import SCHEMA
 
 DOCUMENTS = [
     "Fix a flat tyre",
@@ -31,23 +36,32 @@ def rows() -> TrainingSet:
         documents=Texts([f"d{i}" for i in range(len(DOCUMENTS))], DOCUMENTS),
         row_query=np.array([0, 1, 0]),
         positives=Ragged.of([[0], [3], [0]]),
-        negatives=Ragged.of([[2], [], []]),
+        negatives=Ragged.of([[], [], []]),
         source_offsets=np.array([0, 3]),
     )
 
 
-def vectors() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def space() -> Space:
     queries = np.array([[1.0, 0.0], [0.0, 1.0]], dtype=np.float32)
     documents = np.array([[0.8, 0.1], [0.8, 0.1], [0.6, 0.2], [0.1, 0.9], [0.8, 0.1]])
-    return queries, documents.astype(np.float32)
+    return Space(queries, documents.astype(np.float32), "two axes")
+
+
+def mined(
+    out: Path, asked: Asked | None = None, round_number: int = 0, **settings: Any
+) -> tuple[MinedCounts, list[dict[str, Any]]]:
+    """Counts, and the rows of the file."""
+    asked = asked or asked_queries(rows())
+    there = replace(space(), queries=np.asarray(space().queries)[asked.queries])
+    config = MiningConfig(**settings)
+    counts = mine(asked, {MODEL: there}, config, out, miner="abc", round_number=round_number)
+    return counts, pq.read_table(out).to_pylist()
 
 
 def test_the_mined_set_says_what_was_kept_and_why(tmp_path: Path) -> None:
-    config = MiningConfig(negatives=2, depth=10, relative_margin=0.9)  # depth above the corpus
-    counts = mine(rows(), *vectors(), config, tmp_path / "mined.parquet", miner="abc")
-    table = pq.read_table(tmp_path / "mined.parquet")
-    assert table.schema == SCHEMA
-    first, second = table.to_pylist()
+    out = tmp_path / "mined.parquet"  # depth is above the corpus
+    counts, (first, second) = mined(out, negatives=2, depth=10, relative_margin=0.9)
+    assert pq.read_table(out).schema == SCHEMA
     assert first["query_id"] == "q0"
     assert first["positive_ids"] == ["d0", "d1", "d4"]
     assert first["negative_ids"] == ["d2", "d3"]  # 0.6 <= 0.9 * 0.8 = 0.72
@@ -55,68 +69,251 @@ def test_the_mined_set_says_what_was_kept_and_why(tmp_path: Path) -> None:
     assert first["negative_ranks"] == [4, 5]
     assert first["negative_rules"] == ["top of ranks 1-10, score <= 0.9 of lowest positive"] * 2
     assert first["positive_score"] == pytest.approx(0.8)
-    assert (first["miner"], first["round"]) == ("abc", 0)
+    assert first["positive_rescores"] is None and first["relabelled_ids"] == []
+    assert (first["miner"], first["round"], first["outcome"]) == ("abc", 0, "full")
     assert second["negative_ids"] == ["d2", "d0"]  # d1 and d4 say what d0 says
     assert (counts.queries, counts.kept, counts.short, counts.without) == (2, 4, 0, 0)
-    assert counts.dropped == {"known": 4, "repeat": 2, "window": 0, "margin": 0, "surplus": 0}
+    assert {rule: n for rule, n in counts.dropped.items() if n} == {"known": 4, "repeat": 2}
+    assert counts.candidates == 10 and tuple(counts.dropped) == RULES
 
 
 def test_the_summary_beside_it_agrees(tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
-    config = MiningConfig(negatives=2, relative_margin=0.2)
     # 0.2 * 0.8 = 0.16 leaves d3 to q0 (d2 has 0.6), 0.2 * 0.9 = 0.18 leaves d0 to q1 (d2 has 0.2)
-    counts = mine(rows(), *vectors(), config, out, miner="abc", round_number=3)
+    counts, _ = mined(out, round_number=3, negatives=2, relative_margin=0.2)
     summary = json.loads((tmp_path / "mining.json").read_text())
     assert summary["counts"] == vars(counts)
     assert summary["sha256"] == sha256(out) and summary["file"] == out.name
     assert (summary["miner"], summary["round"]) == ("abc", 3)
-    assert MiningConfig(**summary["settings"]) == config
-    assert (counts.short, counts.without, counts.dropped["margin"]) == (2, 0, 2)
+    assert MiningConfig(**summary["settings"]) == MiningConfig(negatives=2, relative_margin=0.2)
+    assert (counts.short, counts.without, counts.dropped["relative_margin"]) == (2, 0, 2)
     assert summary["score_percentiles"]["lowest_positive"]["0"] == pytest.approx(0.8)
     assert summary["score_percentiles"]["negatives"]["100"] == pytest.approx(0.1)
+    assert summary["false_negatives"] is None
+    charts = summary["histograms"]
+    totals = {n: sum(v) for n, v in charts["scores"].items() if n != "edges"}
+    assert totals == {"positive": 2, "kept": 2, "dropped": 8}
+    assert sum(charts["ranks"]["kept"]) == 2 and charts["ranks"]["edges"] == [1, 2, 3, 4, 5, 6]
+    assert len(summary["samples"]["kept"]) == 2
+    one = summary["samples"]["kept"][0]
+    assert one["query"] == "my tyre is flat" and one["positive"]["text"] == "Fix a flat tyre"
+    assert one["document"] == {"id": "d3", "text": "bake bread", "score": 0.1} and one["rank"] == 5
 
 
 def test_a_query_without_survivors_keeps_its_line_and_is_counted(tmp_path: Path) -> None:
-    out = tmp_path / "mined.parquet"
-    counts = mine(rows(), *vectors(), MiningConfig(relative_margin=0.01), out, miner="m")
+    counts, found = mined(tmp_path / "m.parquet", relative_margin=0.01)
     assert counts.without == 2 and counts.kept == 0
-    assert [line["negative_ids"] for line in pq.read_table(out).to_pylist()] == [[], []]
+    assert [(line["negative_ids"], line["outcome"]) for line in found] == [([], "short")] * 2
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
-    config = MiningConfig(sampling="random", negatives=1)
     for name in ("a", "b"):
-        mine(rows(), *vectors(), config, tmp_path / name / "m.parquet", miner="m")
+        mined(tmp_path / name / "m.parquet", sampling="random", negatives=1)
     for file in ("m.parquet", "mining.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_only_queries_that_a_row_asks_are_mined(tmp_path: Path) -> None:
-    some = rows()
-    only_second = TrainingSet(
-        some.queries,
-        some.documents,
-        np.array([1]),
-        Ragged.of([[3]]),
+    one = replace(
+        rows(),
+        row_query=np.array([1]),
+        positives=Ragged.of([[3]]),
+        negatives=Ragged.of([[]]),
+        source_offsets=np.array([0, 1]),
+    )
+    counts, found = mined(tmp_path / "m.parquet", asked_queries(one))
+    assert counts.queries == 1 and [line["query_id"] for line in found] == ["q1"]
+
+
+def test_a_corpus_of_one_document_has_no_negative_to_give(tmp_path: Path) -> None:
+    one = TrainingSet(
+        Texts(["q"], ["a"]),
+        Texts(["d"], ["b"]),
+        np.array([0]),
+        Ragged.of([[0]]),
         Ragged.of([[]]),
         np.array([0, 1]),
     )
-    counts = mine(only_second, *vectors(), MiningConfig(), tmp_path / "m.parquet", miner="m")
-    assert counts.queries == 1
-    assert pq.read_table(tmp_path / "m.parquet")["query_id"].to_pylist() == ["q1"]
+    vectors = np.ones((1, 2), dtype=np.float32)
+    for too_few in ("keep", "fill"):
+        counts = mine(
+            asked_queries(one),
+            {MODEL: Space(vectors, vectors, "one")},
+            MiningConfig(too_few=too_few),
+            tmp_path / "m.parquet",
+            miner="m",
+        )
+        assert (counts.candidates, counts.kept, counts.without) == (1, 0, 1)
+    assert with_mined(one, tmp_path / "m.parquet").negatives[0].tolist() == []
 
 
 def test_rows_take_the_mined_negatives_after_their_own(tmp_path: Path) -> None:
     out = tmp_path / "m.parquet"
-    mine(rows(), *vectors(), MiningConfig(negatives=2, relative_margin=0.9), out, miner="m")
+    brought = replace(rows(), negatives=Ragged.of([[2], [], []]))
+    _, found = mined(out, asked_queries(brought), negatives=2, relative_margin=0.9)
+    assert found[0]["negative_ids"] == ["d3"]  # d2 is its own, and needs no mining
+    more = with_mined(brought, out)
+    assert [more.negatives[r].tolist() for r in range(3)] == [[2, 3], [2, 0], [3]]
+
+
+def test_positives_known_elsewhere_are_no_negatives(tmp_path: Path) -> None:
+    elsewhere = TrainingSet(
+        Texts(["other"], ["My  tyre is FLAT"]),
+        Texts(["a", "b"], ["Pump up a tyre", "not in the corpus"]),
+        np.array([0]),
+        Ragged.of([[0, 1]]),
+        Ragged.of([[]]),
+        np.array([0, 1]),
+    )
+    asked = asked_queries(rows(), known=[elsewhere])
+    _, (first, second) = mined(tmp_path / "m.parquet", asked, relative_margin=0.9)
+    assert first["positive_ids"] == ["d0", "d1", "d2", "d4"]
+    assert first["negative_ids"] == ["d3"]
+    assert first["positive_score"] == pytest.approx(0.6)
+    assert second["negative_ids"] == ["d2", "d0"]  # it answers the other query alone
+
+
+def test_documents_that_only_held_out_queries_ask_for_are_never_negatives(tmp_path: Path) -> None:
+    dev = RetrievalTask(
+        "dev",
+        "dev",
+        Texts(["x", "y", "z"], ["PUMP up a tyre", "bake  bread", "something else"]),
+        Texts(["e"], ["flat?"]),
+        {"e": {"x": 1, "y": 1, "z": 0}},
+    )
+    asked = asked_queries(rows(), held_out=[dev])
+    assert asked.held_out.tolist() == [False, False, True, False, False]  # bread is trained on
+    counts, (first, second) = mined(tmp_path / "m.parquet", asked, relative_margin=None)
+    assert first["negative_ids"] == ["d3"] and second["negative_ids"] == ["d0"]
+    assert counts.dropped["held_out"] == 2
+    summary = json.loads((tmp_path / "mining.json").read_text())
+    assert summary["held_out"] == {"left_out": 0, "marked": 1}
+
+
+def many(seed: int = 3, queries: int = 40, documents: int = 300) -> tuple[Asked, Space]:
+    """Random vectors and labels, some of several positives, in eight dimensions."""
+    generator = np.random.default_rng(seed)
+    texts = [f"text {i % 280}" for i in range(documents)]  # some occur twice
+    positives = [generator.integers(0, documents, generator.integers(1, 4)) for _ in range(queries)]
+    data = TrainingSet(
+        Texts([f"q{i}" for i in range(queries)], [f"query {i}" for i in range(queries)]),
+        Texts([f"d{i}" for i in range(documents)], texts),
+        np.arange(queries),
+        Ragged.of([np.unique(p).tolist() for p in positives]),
+        Ragged.of([generator.integers(0, documents, 2).tolist() for _ in range(queries)]),
+        np.array([0, queries]),
+    )
+    sides = [generator.normal(size=(n, 8)).astype(np.float32) for n in (queries, documents)]
+    return asked_queries(data), Space(sides[0], sides[1], f"random {seed}")
+
+
+def test_the_stage_does_what_the_pure_rules_say_block_by_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tercet.mining.settle.BLOCK", 7)
+    asked, there = many()
+    config = MiningConfig(depth=60, near_duplicate=0.7, sampling="softmax", relative_margin=0.9)
+    settled = settle(asked, {MODEL: there}, config)
+    products = np.asarray(there.queries) @ np.asarray(there.documents).T
+    for query in range(len(asked)):
+        positives = asked.positives[query]
+        order = np.argsort(-products[query], kind="stable")[:60]
+        assert settled.found.positions[query].tolist() == order.tolist()
+        assert settled.lowest[query] == pytest.approx(products[query][positives].min(), rel=1e-5)
+        unit = np.asarray(there.documents)
+        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+        like = (unit[order] @ unit[positives].T).max(axis=1)
+        known = evidence(
+            asked, settled.found, there, settled.lowest, slice(query, query + 1), config
+        )
+        assert known.likeness is not None
+        np.testing.assert_allclose(known.likeness[0], like, atol=1e-6)
+        texts = asked.documents.same
+        assert known.known[0].tolist() == np.isin(texts[order], texts[positives]).tolist()
+        assert known.own[0].tolist() == np.isin(texts[order], texts[asked.own[query]]).tolist()
+        assert settled.verdicts[query].tolist() == select(known, config)[0].tolist()
+    found = {VERDICTS[code] for code in np.unique(settled.verdicts)}
+    assert found >= {"kept", "known", "repeat", "own", "near_duplicate", "relative_margin"}
+    lowest = lowest_scores(asked, positive_scores(asked, there))
+    assert lowest.tolist() == settled.lowest.tolist()
+
+
+def test_lists_that_are_too_short_are_filled_from_outside_the_candidates() -> None:
+    asked, there = many()
+    settings = {"depth": 30, "negatives": 6, "relative_margin": 0.5}
+    kept = settle(asked, {MODEL: there}, MiningConfig(**settings)).negatives
+    config = MiningConfig(too_few="fill", **settings)
+    filled = settle(asked, {MODEL: there}, config)
+    again = settle(asked, {MODEL: there}, config)
+    negatives, same = filled.negatives, asked.documents.same
+    assert (kept.counts(len(asked)) < 6).any()
+    assert negatives.counts(len(asked)).tolist() == [6] * len(asked)
+    assert negatives.documents.tolist() == again.negatives.documents.tolist()
+    assert negatives.documents[negatives.ranks > 0].tolist() == kept.documents.tolist()
+    assert (np.diff(negatives.queries) >= 0).all()
+    products = np.asarray(there.queries) @ np.asarray(there.documents).T
+    expected = products[negatives.queries, negatives.documents]
+    np.testing.assert_allclose(negatives.scores, expected, rtol=1e-5, atol=1e-6)
+    for query in range(len(asked)):
+        own = negatives.queries == query
+        drawn = negatives.documents[own & (negatives.ranks == 0)]
+        banned = [filled.found.positions[query], asked.positives[query], asked.own[query]]
+        assert not set(same[drawn]) & set(same[np.concatenate(banned)])
+        assert len(set(same[negatives.documents[own]])) == 6
+
+
+def test_a_dropped_query_is_not_trained_on(tmp_path: Path) -> None:
+    out = tmp_path / "m.parquet"
+    settings = {"negatives": 2, "relative_margin": 0.7}  # d2 has 0.6 > 0.7 * 0.8 for q0
+    counts, found = mined(out, too_few="drop", **settings)
+    assert [line["outcome"] for line in found] == ["dropped", "full"]
+    assert (counts.given_up, counts.kept, counts.dropped["too_few"]) == (1, 2, 1)
+    left = with_mined(rows(), out)
+    assert left.row_query.tolist() == [1] and left.source_offsets.tolist() == [0, 1]
+    assert [left.positives[0].tolist(), left.negatives[0].tolist()] == [[3], [2, 0]]
+    mined(out, too_few="drop", negatives=2, relative_margin=0.01)
+    with pytest.raises(UserError, match="every query was dropped.*mining.too_few=keep"):
+        with_mined(rows(), out)
+
+
+def test_what_was_relabelled_becomes_a_positive_of_every_row_of_its_query(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.parquet"
+    mined(out, negatives=2, relative_margin=0.9)
+    table = pq.read_table(out)
+    column = table.schema.get_field_index("relabelled_ids")
+    table = table.set_column(column, SCHEMA.field(column), [[["d2"], []]])
+    pq.write_table(table, out)
     more = with_mined(rows(), out)
-    assert [more.negatives[r].tolist() for r in range(3)] == [[2, 3], [2, 0], [2, 3]]
+    assert [more.positives[r].tolist() for r in range(3)] == [[0, 2], [3], [0, 2]]
+    assert more.negatives[0].tolist() == [3]  # d2 was a negative, and is an answer by now
+    assert "1 relabelled documents become positives" in capsys.readouterr().err
 
 
-def test_settings_that_leave_nothing_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="mining.skip 5 leaves nothing of mining.depth 5"):
-        mine(rows(), *vectors(), MiningConfig(skip=5, depth=5), tmp_path / "m.parquet", miner="m")
-    queries, documents = vectors()
-    with pytest.raises(ValueError, match="vectors for"):
-        mine(rows(), queries[:1], documents, MiningConfig(), tmp_path / "m.parquet", miner="m")
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"skip": 5, "depth": 5}, "skip 5 leaves nothing of depth 5"),
+        ({"sources": ()}, "at least one"),
+        ({"sources": ("bm25", "bm25")}, "none twice"),
+        ({"rescore": {"relabel": True}}, "relabel needs rescore.model"),
+    ],
+)
+def test_settings_that_leave_nothing_are_refused(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        MiningConfig(**settings)
+
+
+def test_vectors_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    broken = np.array(space().documents)
+    broken[3, 1] = np.nan
+    with pytest.raises(UserError, match="document vectors, row 3: not finite"):
+        mine(
+            asked_queries(rows()),
+            {MODEL: replace(space(), documents=broken, fingerprint="broken")},
+            MiningConfig(),
+            tmp_path / "m.parquet",
+            miner="m",
+        )
     assert not (tmp_path / "m.parquet").exists()

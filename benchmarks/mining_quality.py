@@ -1,0 +1,344 @@
+"""Does mining pay, and filtering? `python -m benchmarks.mining_quality --shared DIR --work DIR`.
+
+On code_nl2bash and scifact: all-MiniLM-L6-v2, trained with no mined negatives, with the hardest
+unlabelled documents, with those a relative margin leaves, and with those of them that a
+cross-encoder lets pass. The same rows, batches, steps and seeds for all; scored on the test split.
+
+The cross-encoder is trained here, on the training queries: their positives against a random and a
+mined document each. A tenth of the queries is kept from it, to say how good it is.
+
+Each run leaves one JSON in the work folder and is not repeated, so the program can be stopped at
+any time; what is there is merged into benchmarks/results/mining_quality.json.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+
+from benchmarks.machine import machine
+from tercet import stages
+from tercet.configs import Config, ModelConfig, load
+from tercet.data import RetrievalTask, Texts, read_task, read_training, with_mined
+from tercet.data.beir import HEADER, write_files
+from tercet.evaluation import MAIN_METRIC, Delta
+from tercet.evaluation.significance import bootstrap_interval, compare
+from tercet.files import whole_folder, write_json
+from tercet.mining.stage import SUMMARY
+from tercet.models import EMBEDDED, default_device, load_encoder, resolve
+from tercet.models.cross import cross_scores, load_scorer
+from tercet.progress import say
+from tercet.report import markdown_table
+
+RESULTS = Path(__file__).parent / "results"
+NONE, RESCORED = "none", "filtered, rescored"
+CONDITIONS: dict[str, tuple[str, ...]] = {  # what each adds to the recipe
+    NONE: (),
+    "unfiltered": ("mining.relative_margin=null",),
+    "filtered": ("mining.relative_margin=0.95",),
+    RESCORED: ("mining.relative_margin=0.95", "mining.rescore.depth=20"),
+}
+FOR_JUDGE = (
+    "mining.relative_margin=null",
+    "mining.skip=10",
+    "mining.depth=50",
+    "mining.sampling=random",
+    "mining.negatives=1",
+)
+TRAINING = (
+    "batch.size=32",
+    "batch.micro_tokens=2048",
+    "train.learning_rate=5.0e-5",
+    "train.dropout=0.0",
+    "loss.directions=[query_to_document,document_to_query]",
+    "train.save_every=1000000",
+)
+PAIR_LENGTH = 128  # tokens of query and document that the cross-encoder reads
+HELD_OUT = 10  # every so many queries the cross-encoder is tested on one instead of trained
+
+
+@dataclass(frozen=True)
+class Task:
+    """A collection with a training split, and how much of it is used."""
+
+    name: str
+    rows: int  # training queries
+    max_length: int  # tokens of a text
+    test_queries: int = 10**9
+    documents: int = 10**9
+
+
+TASKS = (Task("code_nl2bash", rows=2048, max_length=96), Task("scifact", rows=10**9, max_length=96))
+
+
+def main() -> None:
+    """Run what is missing, merge what is there."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True, help="folder of the collections")
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything made")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[12, 13, 14])
+    parser.add_argument("--small", type=int, help="so many queries and documents: to try it out")
+    arguments = parser.parse_args()
+    os.environ["TERCET_CACHE"] = str(arguments.work / "cache")
+    tasks = [_small(task, arguments.small) if arguments.small else task for task in TASKS]
+    found = {}
+    for task in tasks:
+        folder = arguments.work / task.name
+        found[task.name] = measure(task, arguments.shared / task.name, folder, arguments.seeds)
+        write_json(
+            arguments.out / "mining_quality.json",
+            {"machine": machine(), "seeds": arguments.seeds, "tasks": found},
+        )
+
+
+def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Everything about one collection; each step is skipped whose file is there."""
+    data = folder / "data"
+    if not data.exists():
+        write_data(task, source, data)
+    test = read_task(data, "test")
+    base = _kept(folder / "base.json", lambda: score(EMBEDDED, "base", test, task, folder))
+    judge = _kept(folder / "judge.json", lambda: train_judge(task, data, folder))
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for seed in seeds:  # seed by seed, so that half of the runs is a comparison already
+        for condition in CONDITIONS:
+            path = folder / f"{condition.replace(', ', '-')}-{seed}.json"
+            work = lambda c=condition, s=seed: train(task, data, folder, c, s)  # noqa: E731
+            runs.setdefault(condition, []).append(_kept(path, work))
+    mined = {c: _mined(folder, c) for c in CONDITIONS if c != NONE}
+    return {
+        "setting": asdict(task),
+        "training": TRAINING,
+        "steps": runs[NONE][0]["steps"],
+        "base": _means([base]),
+        "conditions": {c: _means(found) for c, found in runs.items()},
+        "deltas": {c: asdict(_delta(runs[NONE], runs[c])) for c in CONDITIONS if c != NONE},
+        "seconds": {c: [run["seconds"] for run in found] for c, found in runs.items()},
+        "mined": mined,
+        "judge": judge,
+    }
+
+
+def write_data(task: Task, source: Path, folder: Path) -> None:
+    """A BEIR folder with `task.rows` training queries and, unless it is small, the whole corpus."""
+    train, test = read_task(source, "train"), read_task(source, "test")
+    drawn = np.random.default_rng(0).permutation(len(train.queries))[: task.rows]
+    asked = {train.queries.ids[q]: train.queries.texts[q] for q in np.sort(drawn)}
+    tested = dict(zip(test.queries.ids, test.queries.texts, strict=True))
+    tested = dict(list(tested.items())[: task.test_queries])
+    qrels = {
+        "train": {q: train.qrels[q] for q in asked},
+        "test": {q: test.qrels[q] for q in tested},
+    }
+    wanted = {d for judged in qrels.values() for grades in judged.values() for d in grades}
+    corpus = dict(zip(train.documents.ids, train.documents.texts, strict=True))
+    others = [d for d in corpus if d not in wanted][: max(0, task.documents - len(wanted))]
+    kept = {d: text for d, text in corpus.items() if d in wanted or d in set(others)}
+    queries = tested | asked
+    whole = RetrievalTask(
+        task.name,
+        "train",
+        Texts(list(kept), list(kept.values())),
+        Texts(list(queries), list(queries.values())),
+        qrels["train"],
+    )
+    with whole_folder(folder) as partial:
+        write_files(whole, partial)
+        lines = [
+            f"{q}\t{d}\t{g}\n" for q, judged in qrels["test"].items() for d, g in judged.items()
+        ]
+        header = "\t".join(HEADER) + "\n"
+        (partial / "qrels" / "test.tsv").write_text(header + "".join(lines), encoding="utf-8")
+
+
+def train(task: Task, data: Path, folder: Path, condition: str, seed: int) -> dict[str, Any]:
+    """Train one model and score it; its folder is removed, its scores stay."""
+    start = time.perf_counter()
+    more = [f"train.seed={seed}"]
+    if condition != NONE:
+        more.append(f"data.mined={mine(task, data, folder, condition)}")
+    run = folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    say(f"{task.name}: {condition}, seed {seed}")
+    model = stages.finetune(_config(task, data, run, *TRAINING, *more))
+    seconds = time.perf_counter() - start
+    steps = json.loads((run / "summary.json").read_text(encoding="utf-8"))["steps"]
+    found = score(str(model), condition, read_task(data, "test"), task, folder)
+    shutil.rmtree(run)
+    return found | {"steps": steps, "seconds": seconds}
+
+
+def mine(task: Task, data: Path, folder: Path, condition: str) -> Path:
+    """The mined set of a condition."""
+    out = folder / "mined" / condition.replace(", ", "-")
+    path = out / stages.MINED
+    if not path.exists():
+        more = list(CONDITIONS[condition])
+        if condition == RESCORED:
+            more.append(f"mining.rescore.model={folder / 'judge'}")
+        stages.mine(_config(task, data, out, *more))
+    return path
+
+
+def score(model: str, name: str, test: RetrievalTask, task: Task, folder: Path) -> dict[str, Any]:
+    """nDCG@10 of every test query."""
+    config = ModelConfig(path=model, max_length=task.max_length)
+    encoder = load_encoder(config).to(default_device())
+    result = stages.evaluate_model(encoder, name, test, folder / "evaluated")
+    return {"scores": result.scores[MAIN_METRIC]}
+
+
+def train_judge(task: Task, data: Path, folder: Path) -> dict[str, Any]:
+    """A cross-encoder from the embedded model, and how often it puts a positive first."""
+    start = time.perf_counter()
+    out = folder / "mined" / "for-judge"
+    if not (out / stages.MINED).exists():
+        stages.mine(_config(task, data, out, *FOR_JUDGE))
+    rows = with_mined(read_training(_config(task, data, out).data.train), out / stages.MINED)
+    random = np.random.default_rng(0)
+    pairs: dict[str, list[tuple[str, str, float]]] = {"train": [], "test": []}
+    contests = []
+    texts = rows.documents.texts
+    for row, query in enumerate(rows.row_query.tolist()):
+        question, positives = rows.queries.texts[query], rows.positives[row].tolist()
+        others = [int(random.integers(len(texts))), *rows.negatives[row].tolist()]
+        side = "test" if row % HELD_OUT == 0 else "train"
+        pairs[side] += [(question, texts[d], 1.0) for d in positives]
+        pairs[side] += [(question, texts[d], 0.0) for d in others if d not in positives]
+        contests += [(question, texts[positives[0]], texts[d]) for d in others[1:]] * (
+            side == "test"
+        )
+    fit_judge(pairs["train"], folder / "judge")
+    scorer = load_scorer(str(folder / "judge"))
+    first, second = (cross_scores(scorer, [(c[0], c[i]) for c in contests]) for i in (1, 2))
+    return {
+        "pairs": len(pairs["train"]),
+        "contests": len(contests),
+        "positive_first": float((first > second).mean()),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def fit_judge(pairs: Sequence[tuple[str, str, float]], out: Path) -> None:
+    """One pass over the pairs with binary cross-entropy."""
+    torch.manual_seed(0)
+    model = CrossEncoder(
+        resolve(EMBEDDED), num_labels=1, max_length=PAIR_LENGTH, device=str(default_device())
+    )
+    columns = zip(*pairs, strict=True)
+    rows = dict(zip(("query", "document", "label"), map(list, columns), strict=True))
+    arguments = CrossEncoderTrainingArguments(
+        output_dir=str(out.with_name("judge-training")),
+        num_train_epochs=1,
+        per_device_train_batch_size=32,
+        learning_rate=5e-5,
+        warmup_steps=0.1,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=20,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=0,
+    )
+    trainer = CrossEncoderTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict(rows),
+        loss=BinaryCrossEntropyLoss(model),
+    )
+    trainer.train()
+    model.save_pretrained(str(out))
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """What docs/mining.md shows."""
+    rows, notes = [], []
+    for name, task in found["tasks"].items():
+        rows.append(_row(name, "untrained", task["base"]))
+        for condition, means in task["conditions"].items():
+            row = _row(name, condition, means)
+            if delta := task["deltas"].get(condition):
+                d = Delta(**delta)
+                row["Against none"] = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+                row["p"] = "< 0.001" if d.p < 0.001 else f"{d.p:.3f}"
+            rows.append(row)
+        notes.append(_note(name, task))
+    text = "\n".join(notes)
+    return {"mining_quality": f"{markdown_table(rows)}\n\n{text}"}
+
+
+def _note(name: str, task: dict[str, Any]) -> str:
+    judge, mined = task["judge"], task["mined"]
+    kept = "; ".join(f"{c} {found['kept'] / found['queries']:.2f}" for c, found in mined.items())
+    rate = mined[RESCORED]["false_negatives"]
+    interval = f"{rate['rate']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
+    return (
+        f"- {name}: {mined[RESCORED]['queries']:,} training queries, {task['steps']} steps. "
+        f"Negatives per query: {kept}. The cross-encoder, trained on {judge['pairs']:,} pairs in "
+        f"{judge['seconds'] / 60:.1f} minutes, puts the positive before a mined document for "
+        f"{judge['positive_first']:.1%} of {judge['contests']:,} queries kept from it; of the top "
+        f"unlabelled documents it puts {interval} above the positive."
+    )
+
+
+def _row(task: str, negatives: str, means: dict[str, Any]) -> dict[str, str]:
+    seeds = means["seeds"]
+    return {
+        "Task": task,
+        "Negatives": negatives,
+        "nDCG@10": f"{means['mean']:.3f} [{means['low']:.3f}, {means['high']:.3f}]",
+        "Seeds": f"{min(seeds):.3f} to {max(seeds):.3f}" if len(seeds) > 1 else "",
+    }
+
+
+def _means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Over queries, each query's score being its mean over the seeds."""
+    values = np.array(list(_by_query(runs).values()))
+    low, high = bootstrap_interval(values)
+    seeds = [float(np.mean(list(run["scores"].values()))) for run in runs]
+    return {"mean": float(values.mean()), "low": low, "high": high, "seeds": seeds}
+
+
+def _delta(without: Sequence[dict[str, Any]], having: Sequence[dict[str, Any]]) -> Delta:
+    return compare(_by_query(without), _by_query(having))
+
+
+def _by_query(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {q: float(np.mean([run["scores"][q] for run in runs])) for q in runs[0]["scores"]}
+
+
+def _mined(folder: Path, condition: str) -> dict[str, Any]:
+    path = folder / "mined" / condition.replace(", ", "-") / SUMMARY
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return summary["counts"] | {"false_negatives": summary["false_negatives"]}
+
+
+def _config(task: Task, data: Path, out: Path, *more: str) -> Config:
+    common = [f"output={out}", f"data.train={data}", f"model.max_length={task.max_length}"]
+    return load("finetune", [*common, "overwrite=true", *more])
+
+
+def _kept(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    if not path.exists():
+        write_json(path, work())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _small(task: Task, size: int) -> Task:
+    return replace(task, rows=size, test_queries=size, documents=4 * size, max_length=32)
+
+
+if __name__ == "__main__":
+    main()

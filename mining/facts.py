@@ -1,0 +1,175 @@
+"""What is known of queries and documents before any model is asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tercet.configs.schema import MiningConfig
+from tercet.data.rows import Indices, Ragged, RetrievalTask, Texts, TrainingSet, text_hash
+from tercet.files import fingerprint
+from tercet.mining.candidates import Candidates, Space, cosines, inner_products
+from tercet.mining.select import Evidence, luck_of
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The queries that rows ask, Q of them, and what is known of each."""
+
+    rows: TrainingSet
+    queries: Indices  # (Q,) positions in rows.queries, ascending
+    positives: Ragged  # Q lists of documents that answer the query, under any id; none is empty
+    own: Ragged  # Q lists of the negatives that its rows bring along
+    held_out: NDArray[np.bool_]  # (D,) whether only held-out queries ask for a document
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def documents(self) -> Texts:
+        """The D documents that candidates are taken from."""
+        return self.rows.documents
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """(Q,) ids of the queries."""
+        return [self.rows.queries.ids[q] for q in self.queries]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """(Q,) texts of the queries."""
+        return [self.rows.queries.texts[q] for q in self.queries]
+
+    @cached_property
+    def keys(self) -> Indices:
+        """(Q,) hashes of the ids: what random draws of a query depend on."""
+        return np.array([int(fingerprint([id_])[:15], 16) for id_ in self.ids], dtype=np.int64)
+
+    @cached_property
+    def pairs(self) -> tuple[Indices, Indices]:
+        """(P,) query number and document of every known positive, in order."""
+        return self.positives.take(np.arange(len(self)))
+
+
+def asked_queries(
+    rows: TrainingSet,
+    known: Sequence[TrainingSet] = (),
+    held_out: Sequence[RetrievalTask] = (),
+) -> Asked:
+    """The queries that `rows` ask.
+
+    `known` are further pairs whose positives answer a query of the same normalised text; documents
+    that are not in `rows` are passed over. Documents of `rows` that are no positive there and
+    answer a query of a `held_out` task are marked.
+    """
+    queries = np.unique(rows.row_query)
+    positives = (_with_rows_of(rows, known) if known else rows).known_positives
+    owner = np.searchsorted(queries, rows.row_query)
+    own: list[list[int]] = [[] for _ in queries]
+    for row, query in enumerate(owner.tolist()):
+        own[query].extend(rows.negatives[row].tolist())
+    return Asked(
+        rows,
+        queries,
+        Ragged.of([positives[q] for q in queries]),
+        Ragged.of(own),
+        _held_out(rows, held_out),
+    )
+
+
+def lowest_scores(asked: Asked, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(Q,) lowest of the scores (P,) that `asked.pairs` have."""
+    return np.minimum.reduceat(scores, asked.positives.offsets[:-1])
+
+
+def evidence(
+    asked: Asked,
+    found: Candidates,
+    space: Space,
+    lowest: NDArray[np.float32],
+    block: slice,
+    config: MiningConfig,
+) -> Evidence:
+    """What the rules look at, for the queries of `block`; `lowest` as `lowest_scores` gives it."""
+    positions, scores = np.asarray(found.positions[block]), np.asarray(found.scores[block])
+    texts = np.where(positions < 0, -1, asked.documents.same[positions])
+    numbers = np.arange(len(asked))[block]
+    return Evidence(
+        positions=positions,
+        texts=texts,
+        scores=scores,
+        known=_among(texts, asked, asked.positives, numbers),
+        own=_among(texts, asked, asked.own, numbers),
+        held_out=asked.held_out[positions],
+        likeness=(
+            None if config.near_duplicate is None else _likeness(positions, asked, space, numbers)
+        ),
+        lowest=lowest[block],
+        luck=luck_of(asked.keys[block], positions, config.seed),
+    )
+
+
+def _with_rows_of(rows: TrainingSet, known: Sequence[TrainingSet]) -> TrainingSet:
+    """The queries and positives of `rows` and of those in `known` whose texts `rows` has as well.
+
+    Its other fields are those of `rows`.
+    """
+    queries, documents = _by_text(rows.queries), _by_text(rows.documents)
+    asking, answers = rows.row_query.tolist(), [rows.positives[r] for r in range(len(rows))]
+    for other in known:
+        query_at = [queries.get(text_hash(text)) for text in other.queries.texts]
+        document_at = [documents.get(text_hash(text)) for text in other.documents.texts]
+        for row, query in enumerate(other.row_query.tolist()):
+            there = [document_at[d] for d in other.positives[row]]
+            found = [d for d in there if d is not None]
+            if query_at[query] is not None and found:
+                asking.append(query_at[query])
+                answers.append(np.array(found))
+    return replace(rows, row_query=np.array(asking, dtype=np.int64), positives=Ragged.of(answers))
+
+
+def _by_text(texts: Texts) -> dict[str, int]:
+    return {text_hash(text): position for position, text in enumerate(texts.texts)}
+
+
+def _held_out(rows: TrainingSet, tasks: Sequence[RetrievalTask]) -> NDArray[np.bool_]:
+    """(D,) by normalised text; a document that a row gives as a positive was seen anyway."""
+    answers: set[str] = set()
+    for task in tasks:
+        ids = {d for grades in task.qrels.values() for d, grade in grades.items() if grade > 0}
+        answers |= {text_hash(task.documents.texts[task.documents.index[id_]]) for id_ in ids}
+    if not answers:
+        return np.zeros(len(rows.documents), dtype=bool)
+    same = rows.documents.same
+    seen = np.zeros(len(same), dtype=bool)
+    seen[same[rows.positives.values]] = True
+    asked = np.array([text_hash(text) in answers for text in rows.documents.texts])
+    return asked & ~seen[same]
+
+
+def _among(texts: Indices, asked: Asked, lists: Ragged, numbers: Indices) -> NDArray[np.bool_]:
+    """(Q, C) whether a candidate has the text of a document in its query's list."""
+    owner, values = lists.take(numbers)
+    total = len(asked.documents)
+    wanted = owner * total + asked.documents.same[values]
+    return np.isin(np.arange(len(texts))[:, None] * total + texts, wanted)
+
+
+def _likeness(
+    positions: Indices, asked: Asked, space: Space, numbers: Indices
+) -> NDArray[np.float32]:
+    """(Q, C) highest cosine of a candidate to a positive of its query."""
+    owner, positives = asked.positives.take(numbers)
+    width = positions.shape[1]
+    candidates = positions[owner].ravel()  # every positive against all candidates of its query
+    found = cosines(space.documents, np.maximum(candidates, 0), np.repeat(positives, width))
+    highest = np.full(positions.shape, -1.0, dtype=np.float32)
+    np.maximum.at(highest, owner, found.reshape(-1, width))
+    return highest
+
+
+def positive_scores(asked: Asked, space: Space) -> NDArray[np.float32]:
+    """(P,) scores of `asked.pairs`."""
+    return inner_products(space, *asked.pairs)
