@@ -27,6 +27,12 @@ class Asked:
     def __len__(self) -> int:
         return len(self.queries)
 
+    def only(self, queries: Indices) -> "Asked":
+        """The same of some of the queries: positions in rows.queries, ascending."""
+        kept = np.searchsorted(self.queries, queries)
+        own, positives = self.own.pick(kept), self.positives.pick(kept)
+        return replace(self, queries=queries, positives=positives, own=own)
+
     @property
     def documents(self) -> Texts:
         """The D documents that candidates are taken from."""

@@ -8,7 +8,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Static
 from tokenizers import Tokenizer
 from torch import nn
 
-from tercet.models.encode import BATCH_TOKENS, pad
+from tercet.models.encode import CPU_TOKENS, pad
 from tercet.models.heads import principal_directions
 from tercet.models.layers import transformer
 from tercet.models.surgery import Vocabulary
@@ -53,7 +53,7 @@ def token_vectors(teacher: SentenceTransformer) -> NDArray[np.float32]:
     vocabulary = Vocabulary(teacher.tokenizer)
     before, after = _around(teacher)
     texts = [np.array([*before, i, *after], dtype=np.int32) for i in range(vocabulary.size)]
-    rows = max(1, BATCH_TOKENS // len(texts[0]))
+    rows = max(1, CPU_TOKENS // len(texts[0]))
     parts = []
     with torch.inference_mode(), progress("token vectors", len(texts)) as advance:
         for start in range(0, len(texts), rows):

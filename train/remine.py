@@ -39,7 +39,7 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
         steps = range(run.step, min(run.step + every, run.steps))
         chosen = [rows.row_query[run.batches.order.batch(step)[0]] for step in steps]
         asked = np.unique(np.concatenate(chosen))
-        name = f"mined/step-{run.step:08d}.parquet"
+        name = f"mined/step-{run.step:08d}/mined.parquet"
         say(f"step {run.step}: mining {len(asked)} queries anew with the current weights")
         fill(run.whole, run.encoder)
         place = run.whole.device

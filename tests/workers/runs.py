@@ -1,8 +1,8 @@
 """Training runs in real processes, one after another, for the price of one start.
 
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...],
-"kill_after": step or null, "seen": path or null, "sharded": bool}. `seen` gets the texts of every
-batch as each rank read them.
+"kill_after": step or null, "seen": path or null, "sharded": bool, "remine": bool}. `seen` gets
+the texts of every batch as each rank read them.
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tercet.configs import load
+from tercet.stages.mining import remine_stage
 from tercet.train import finetune, loop, setup
 from tests.workers.launch import run_ranks, sharding_accelerator
 
@@ -28,7 +29,7 @@ def work(rank: int, job: dict[str, Any]) -> None:
         _record_batches(Path(job["seen"]) / f"rank{rank}of{job['world']}.jsonl")
     if job.get("sharded"):
         setup.Accelerator = sharding_accelerator  # type: ignore[assignment]
-    finetune(config)
+    finetune(config, remine=remine_stage(config) if job.get("remine") else None)
 
 
 def _die_after(step: int) -> None:

@@ -1,0 +1,103 @@
+"""Make smaller models, and means of models."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tercet.configs import Config, ModelConfig, save
+from tercet.data import read_corpus
+from tercet.errors import UserError
+from tercet.export import export_model, made_card
+from tercet.files import writable_folder, write_json
+from tercet.models import (
+    Corpus,
+    Student,
+    default_device,
+    load_encoder,
+    make_student,
+    merge_models,
+    resolve,
+)
+from tercet.report import markdown_table, size_table
+from tercet.stages.names import name_of
+from tercet.train.rows import read_rows
+
+PROOF_TEXTS = 64  # of each role, on which what was written is compared with what was made
+
+
+def student(config: Config) -> Student:
+    """Make a smaller model out of `config.model` as `config.student` says.
+
+    Writes `<output>/model`, proven to load as what was made, `<output>/student.json` with the
+    sizes, and the resolved config as `student.yaml`.
+    """
+    folder = writable_folder(Path(config.output))
+    _refuse_existing(folder / "model", config.overwrite)
+    resolve(config.model.path)
+    corpus = _corpus(config)
+    model = load_encoder(config.model).to(default_device())
+    made = make_student(model, config.student, corpus, config.train.seed)
+    card = made_card(
+        name_of(str(folder / "model")),
+        f"Made from `{name_of(config.model.path)}` with `tercet student`.",
+        markdown_table(size_table(made.before, made.after)),
+        config.student.model_dump(mode="json"),
+    )
+    texts = [text for part in corpus.values() for text in part[:PROOF_TEXTS]]
+    export_model(
+        made.model,
+        folder / "model",
+        card=card,
+        texts=texts,
+        overwrite=True,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    facts = {"before": asdict(made.before), "after": asdict(made.after), "covered": made.covered}
+    write_json(folder / "student.json", facts)
+    save(config, folder / "student.yaml")
+    return made
+
+
+def _corpus(config: Config) -> Corpus:
+    """The texts that a student is fitted to: those it is asked for, or those of training."""
+    if config.student.corpus:
+        return {"document": read_corpus(config.student.corpus)}
+    if config.data.train or config.data.corpus:
+        rows = read_rows(config.data)
+        found: Corpus = {"query": rows.queries.texts, "document": rows.documents.texts}
+        return {role: texts for role, texts in found.items() if texts}
+    if config.student.needs_texts:
+        raise UserError(
+            "student.corpus is missing: cutting a vocabulary, a PCA and a static student need "
+            "texts; name files of them, or data.train"
+        )
+    return {}
+
+
+def merge(
+    models: Sequence[str],
+    weights: Sequence[float],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Average the weights of models of one architecture; write the result to `out`, proven."""
+    _refuse_existing(out, overwrite)
+    names = [name_of(path) for path in models]
+    loaded = [
+        load_encoder(ModelConfig(path=path, trust_remote_code=trust_remote_code), "merge")
+        for path in models
+    ]
+    merged = merge_models(loaded, weights, names)
+    parts = [
+        {"Model": name, "Weight": f"{weight:g}"}
+        for name, weight in zip(names, weights, strict=True)
+    ]
+    card = made_card(name_of(str(out)), "A weighted mean of models.", markdown_table(parts))
+    export_model(merged, out, card=card, overwrite=overwrite, trust_remote_code=trust_remote_code)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UserError(f"output: {path} exists; choose another folder or say overwrite")

@@ -1,0 +1,123 @@
+"""Negatives mined again inside a run: the same after kill -9 and on two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+from tercet import stages
+from tercet.configs import load
+from tercet.errors import UserError
+from tercet.train.rows import batches_of, read_rows
+from tercet.train.tracking import read_log
+
+ROOT = Path(__file__).resolve().parent.parent
+EVERY, STEPS = 3, 8
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def settings(tiny_model: Path, pairs: Path) -> list[str]:
+    where = [f"model.path={tiny_model}", f"data.train={pairs}", "batch.size=8"]
+    mining = [f"mining.refresh_every={EVERY}", "mining.negatives=3", "mining.relative_margin=null"]
+    return [*where, *mining, f"train.steps={STEPS}", "train.learning_rate=0.003"]
+
+
+def rounds(run: Path) -> list[list[dict[str, Any]]]:
+    return [
+        pq.read_table(run / f"mined/step-{step:08d}/mined.parquet").to_pylist()
+        for step in range(0, STEPS, EVERY)
+    ]
+
+
+def test_each_round_mines_the_queries_of_its_steps_with_the_weights_of_then(
+    settings: list[str], tmp_path: Path
+) -> None:
+    config = load("tiny", [*settings, f"output={tmp_path / 'run'}"])
+    stages.finetune(config)
+    found = rounds(tmp_path / "run")
+    rows = read_rows(config.data)
+    order = batches_of(config, rows)
+    for number, mined in enumerate(found):
+        steps = range(number * EVERY, min((number + 1) * EVERY, STEPS))
+        asked = {rows.queries.ids[q] for step in steps for q in rows.row_query[order(step).rows]}
+        assert {row["query_id"] for row in mined} == asked
+        assert {row["round"] for row in mined} == {number}
+        assert all(len(row["negative_ids"]) == 3 for row in mined)
+        assert not any(set(row["negative_ids"]) & set(row["positive_ids"]) for row in mined)
+    assert len({mined[0]["miner"] for mined in found}) == 3  # the weights moved in between
+    assert {p.name for p in (tmp_path / "run" / "mined" / "cache").iterdir()} <= {"pairs"}
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["data"]["hard negatives"] > 0
+
+
+def test_killed_runs_and_two_processes_end_alike(settings: list[str], tmp_path: Path) -> None:
+    """Killed in step 5: the checkpoint of step 4 names the set of step 3, and goes on with it."""
+    more = ["train.dropout=0.2", "train.save_every=2"]
+    plain = ["train.dropout=0.0"]
+
+    def job(name: str, world: int, options: list[str], kill: int | None = None) -> dict[str, Any]:
+        return {
+            "world": world,
+            "recipe": str(ROOT / "configs" / "tiny.yaml"),
+            "set": [f"output={tmp_path / name}", *settings, *options],
+            "kill_after": kill,
+            "remine": True,
+        }
+
+    jobs = [
+        job("whole", 1, more),
+        job("killed", 1, more, kill=5),
+        job("killed", 1, more),
+        job("one", 1, plain),
+        job("two", 2, plain),
+    ]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-m", "tests.workers.runs", str(tmp_path / "jobs.json")],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        check=True,
+        timeout=300,
+    )
+    last = f"checkpoints/step-{STEPS:08d}"
+    weights = {
+        name: load_file(tmp_path / name / last / "model" / "model.safetensors")
+        for name in ("whole", "killed")
+    }
+    assert all((weights["whole"][k] == weights["killed"][k]).all() for k in weights["whole"])
+    assert rounds(tmp_path / "whole") == rounds(tmp_path / "killed")
+    one, two = (read_log(tmp_path / name / "run.jsonl") for name in ("one", "two"))
+    assert [a["loss"] for a in one] == pytest.approx([b["loss"] for b in two], abs=1e-5)
+    state = json.loads((tmp_path / "whole" / last / "state.json").read_text(encoding="utf-8"))
+    assert state["mined"]["file"] == "mined/step-00000006/mined.parquet"
+
+
+def test_a_checkpoint_needs_the_set_it_was_trained_on(settings: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def interrupt(*_: Any) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    from tercet.stages.mining import remine_stage
+    from tercet.train import finetune
+
+    config = load("tiny", [*settings, f"output={out}", "train.save_every=1", "train.eval_every=5"])
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, evaluate=interrupt, remine=remine_stage(config))
+    mined = out / "mined/step-00000003/mined.parquet"
+    mined.write_bytes(mined.read_bytes()[:-1])
+    with pytest.raises(UserError, match="missing or changed, and the checkpoint of step 4"):
+        finetune(config, remine=remine_stage(config))
+
+
+def test_a_run_that_mines_cannot_drop_rows(settings: list[str], tmp_path: Path) -> None:
+    config = load("tiny", [*settings, f"output={tmp_path}", "mining.too_few=drop"])
+    with pytest.raises(UserError, match="too_few: drop would change the order"):
+        stages.finetune(config)
