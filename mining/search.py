@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tercet.errors import UserError
 from tercet.mining.best import GROUP, Best
-from tercet.processes import own_device, process_count, process_index, share_mistakes
+from tercet.models import default_device
+from tercet.processes import process_count, process_index, share_mistakes
 from tercet.progress import Advance, progress
 
 CPU_TILE = (1_024, 8_192)  # queries, documents
@@ -57,7 +58,7 @@ def top_k(
     or values so large that a score would overflow.
     """
     check(queries, documents, k)
-    place = torch.device(device or own_device())
+    place = torch.device(device or default_device())
     return _search(queries, (0, len(queries)), documents, k, tile or default_tile(place), place)
 
 
@@ -67,7 +68,8 @@ def shared_top_k(queries: Rows, documents: Rows, k: int) -> Found:
     Every process calls it with the same vectors. The processes' shares are whole tiles of queries,
     so the answer has the same bytes however many processes there are.
     """
-    place, rank, world = own_device(), process_index(), process_count()
+    rank, world = process_index(), process_count()  # joins the launch, which sets the device
+    place = default_device()
     tile = default_tile(place)
     tiles = -(-len(queries) // tile[0])
     first, last = (min(tile[0] * (tiles * r // world), len(queries)) for r in (rank, rank + 1))

@@ -1,7 +1,7 @@
 """The launch: how many processes work together and which one this is, whoever started them.
 
-Every function here but `process_index`, `process_count` and `own_device` is a meeting: each process
-of the launch has to call it, in the same order. All see one disk. One process alone meets itself.
+`wait_for_everyone`, `share_mistakes` and `on_main` are meetings: each process of the launch has to
+call them, in the same order. One process alone meets itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,22 +21,17 @@ Found = TypeVar("Found")
 
 def process_index() -> int:
     """Number of this process, from 0, which is the main one."""
-    return _state().process_index
+    return launch().process_index
 
 
 def process_count() -> int:
     """How many processes the launch has; 1 without a launcher."""
-    return _state().num_processes
-
-
-def own_device() -> torch.device:
-    """The accelerator this process was given, or the CPU if there is none or it is not wanted."""
-    return _state().device
+    return launch().num_processes
 
 
 def wait_for_everyone() -> None:
     """Return when every process has come here."""
-    _state().wait_for_everyone()
+    launch().wait_for_everyone()
 
 
 @contextmanager
@@ -71,8 +66,8 @@ def on_main(work: Callable[[], Found]) -> Found:
     return answer[0]
 
 
-def _state() -> PartialState:
-    """Joins the launch on the first call; an Accelerator made before or after shares it."""
+def launch() -> PartialState:
+    """What Accelerate knows of it. The first call joins; an Accelerator made later shares it."""
     unwanted = parse_flag_from_env("ACCELERATE_USE_CPU")
     absent = torch.accelerator.current_accelerator(check_available=True) is None
     return PartialState(cpu=unwanted or absent, timeout=PATIENCE)
