@@ -8,6 +8,7 @@ Each part replaces its own section of mining.json and leaves the others.
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ from benchmarks.machine import (
 from benchmarks.miners import MINERS, NEGATIVES, OURS
 from benchmarks.vectors import WIDTH, near, write_vectors
 from tercet.mining import ann_top_k, top_k
+from tercet.mining.ann import Index
 from tercet.report.table import Row, console_table
 
 QUERIES, K = 10_000, 100
 SIZES = {100_000: 5, 300_000: 3, 1_000_000: 2}  # documents: rounds
 PAIRS = 20_000  # queries, each with a document of its own, for the peer's miner
 ANN_DOCUMENTS = 100_000
-KINDS = ("flat", "ivf_flat", "ivf_pq", "hnsw")
+KINDS: tuple[Index, ...] = ("flat", "ivf_flat", "ivf_pq", "hnsw")
 Section = dict[str, Any]
 
 
@@ -109,10 +111,10 @@ def ann(work: Path, rounds: int | None, quick: bool) -> Section:
     exact = [seconds(lambda: top_k(queries, documents, K)) for _ in range(rounds or 1)]
     found: dict[str, Section] = {}
     for kind in KINDS:
-        recalls: list[float] = []
-        run = lambda: recalls.append(ann_top_k(queries, documents, K, index=kind)[2])  # noqa: B023, E731
-        times = [seconds(run) for _ in range(rounds or 1)]
-        found[kind] = {"seconds": times, "recall": recalls[0]}
+        answers: list[Any] = []
+        run = partial(ann_top_k, queries, documents, K, index=kind)
+        times = [seconds(lambda r=run, a=answers: a.append(r())) for _ in range(rounds or 1)]
+        found[kind] = {"seconds": times, "recall": answers[0][2]}
     return {"queries": len(queries), "documents": len(documents), "exact": exact, "kinds": found}
 
 
@@ -124,7 +126,8 @@ def report_memory(what: str, work: Path) -> dict[str, float]:
     found = {"map_mb": sum((work / f"{side}.npy").stat().st_size for side in "qd") / 2**20}
     with peak_memory(found), peak_anonymous(found):
         if what == "search":
-            top_k(*(np.load(work / f"{side}.npy", mmap_mode="r") for side in "qd"), K)
+            queries, documents = (np.load(work / f"{s}.npy", mmap_mode="r") for s in "qd")
+            top_k(queries, documents, K)
         else:
             MINERS[what](work)
     return found

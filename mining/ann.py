@@ -42,7 +42,7 @@ def settings_for(documents: int, width: int) -> AnnSettings:
     lists = max(1, min(isqrt(16 * documents), documents // PER_CENTROID))
     quarter = max(1, width // 4)
     code_bytes = next(n for n in range(quarter, 0, -1) if width % n == 0)
-    return AnnSettings(lists=lists, probes=max(1, isqrt(lists)), code_bytes=code_bytes)
+    return AnnSettings(lists=lists, probes=2 * isqrt(lists), code_bytes=code_bytes)
 
 
 def ann_top_k(

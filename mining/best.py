@@ -49,7 +49,8 @@ class Best:
         """Sort what was set aside into `scores` and `positions`."""
         if not self._aside:
             return
-        found = _by_query(*map(torch.cat, zip(*self._aside, strict=True)), len(self.floor))
+        values, queries, places = (torch.cat(part) for part in zip(*self._aside, strict=True))
+        found = _by_query(values, queries, places, len(self.floor))
         self._aside, self._gathered = [], 0
         scores = torch.cat([self.scores, found[0]], dim=1)
         positions = torch.cat([self.positions, found[1]], dim=1)

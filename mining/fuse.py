@@ -10,7 +10,7 @@ BLOCK = 8_192  # queries at a time: bounds the memory, changes nothing else
 
 
 def reciprocal_rank_fusion(lists: Sequence[Found], k: int, constant: float = 60.0) -> Found:
-    """Scores (Q, k) and positions (Q, k) of the best by the sum of 1 / (constant + rank).
+    """Scores (Q, k) and positions (Q, k): the largest sums of 1 / (constant + rank).
 
     lists: (scores (Q, k_i), positions (Q, k_i)) pairs over the same documents, best first, each
     document at most once in a row; ranks count from 1, and the lists' own scores are not compared.
@@ -21,9 +21,7 @@ def reciprocal_rank_fusion(lists: Sequence[Found], k: int, constant: float = 60.
     Rank Learning Methods", SIGIR 2009, whose constant is 60.
     """
     if not lists or k < 1 or constant < 0:
-        raise ValueError(
-            f"need a list, k >= 1 and constant >= 0; got {len(lists)}, {k}, {constant}"
-        )
+        raise ValueError(f"need a list, k >= 1, constant >= 0; got {len(lists)}, {k}, {constant}")
     sizes = {len(positions) for _, positions in lists}
     if len(sizes) > 1:
         raise ValueError(f"lists of different numbers of queries: {sorted(sizes)}")

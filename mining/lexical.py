@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import bm25s
 import numpy as np
@@ -43,8 +44,8 @@ def lexical_top_k(
 
 def _search(index: bm25s.BM25, query: str, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Scores and positions of at most k documents; sorts only those that reach the k-th score."""
-    (words,) = bm25s.tokenize(query, return_ids=False, show_progress=False)
-    known = [word for word in words if word in index.vocab_dict]
+    words: Any = bm25s.tokenize(query, return_ids=False, show_progress=False)
+    known: list[str] = [word for word in words[0] if word in index.vocab_dict]
     if not known:
         return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
     scores = index.get_scores(known)

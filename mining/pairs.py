@@ -30,7 +30,7 @@ def pair_scores(
             for start in range(0, len(documents), DOCUMENTS):
                 stop = min(start + DOCUMENTS, len(documents))
                 low, high = np.searchsorted(wanted, (start, stop))
-                shown = documents[start:stop] if low < high else None
+                shown = documents[start : stop if low < high else start]
                 for at in range(low, high, PAIRS):
                     some = slice(at, min(at + PAIRS, high))
                     pair = asked[rows[some]], shown[wanted[some] - start]

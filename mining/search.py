@@ -68,7 +68,8 @@ def shared_top_k(queries: Rows, documents: Rows, k: int) -> Found:
     Every process calls it with the same vectors. The processes' shares are whole tiles of queries,
     so the answer has the same bytes however many processes there are.
     """
-    place, rank, world = default_device(), process_index(), process_count()
+    rank, world = process_index(), process_count()  # joins the launch, which sets the device
+    place = default_device()
     tile = default_tile(place)
     tiles = -(-len(queries) // tile[0])
     first, last = (min(tile[0] * (tiles * r // world), len(queries)) for r in (rank, rank + 1))

@@ -87,5 +87,5 @@ def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_follow_the_size_of_the_corpus() -> None:
     small, large = settings_for(10_000, 100), settings_for(4_000_000, 768)
     assert (small.lists, small.code_bytes) == (256, 25)  # 39 training vectors for each cell
-    assert (large.lists, large.probes, large.code_bytes) == (8_000, 89, 192)
+    assert (large.lists, large.probes, large.code_bytes) == (8_000, 178, 192)
     assert settings_for(1_500, 7).code_bytes == 1
