@@ -11,6 +11,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from tercet.configs import ModelConfig, Prompts
 from tercet.errors import UserError
 from tercet.models import encode, load_encoder, token_batches
+from tercet.models.encode import encode_parts
 
 TEXTS = [
     "a bamex is an animal of the forest",
@@ -82,3 +83,45 @@ def test_batches_hold_every_text_within_the_budget() -> None:
     batches = token_batches(lengths, 120)
     assert sorted(np.concatenate(batches).tolist()) == list(range(200))
     assert all(len(b) * lengths[b].max() <= 120 for b in batches)
+
+
+def test_the_number_of_threads_changes_no_bit(model: SentenceTransformer) -> None:
+    """Also: it is restored, and every thread's modules share the weights."""
+    before = torch.get_num_threads()
+    texts = [f"{text} {word}" for text in TEXTS for word in ("river", "cave", "city", "desert")]
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(encode(model, texts, "query", batch_tokens=64))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+
+
+def test_fewer_dimensions_stay_unit_vectors_if_they_were(model: SentenceTransformer) -> None:
+    whole = encode(model, TEXTS, "document")
+    cut = encode(model, TEXTS, "document", truncate_dim=8)
+    want = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(cut, want, atol=1e-6)
+    model.truncate_dim = 8  # as a checkpoint may say of itself
+    np.testing.assert_array_equal(encode(model, TEXTS, "document"), cut)
+    model.truncate_dim = None
+    del model._modules["2"]  # Normalize
+    plain = encode(model, TEXTS, "document", truncate_dim=8)
+    np.testing.assert_allclose(plain, encode(model, TEXTS, "document")[:, :8], atol=1e-6)
+
+
+def test_parts_come_one_by_one_and_depend_on_themselves_alone(model: SentenceTransformer) -> None:
+    seen: list[int] = []
+
+    def advance(done: int = 1, note: str = "") -> None:
+        seen.append(done)
+
+    parts = [TEXTS, ["of", "of", "the"], TEXTS[:2]]
+    found = list(encode_parts(model, parts, "query", advance))
+    assert sum(seen) == sum(map(len, parts))
+    for part, vectors in zip(parts, found, strict=True):
+        (alone,) = encode_parts(model, [part], "query", advance)
+        np.testing.assert_array_equal(vectors, alone)
