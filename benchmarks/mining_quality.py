@@ -41,6 +41,7 @@ from tercet.models import EMBEDDED, default_device, load_encoder, resolve
 from tercet.models.cross import cross_scores, load_scorer
 from tercet.progress import say
 from tercet.report import markdown_table
+from tercet.stages.mining import MINED
 
 RESULTS = Path(__file__).parent / "results"
 NONE, RESCORED = "none", "filtered, rescored"
@@ -184,7 +185,7 @@ def train(task: Task, data: Path, folder: Path, condition: str, seed: int) -> di
 def mine(task: Task, data: Path, folder: Path, condition: str) -> Path:
     """The mined set of a condition."""
     out = folder / "mined" / condition.replace(", ", "-")
-    path = out / stages.MINED
+    path = out / MINED
     if not path.exists():
         more = list(CONDITIONS[condition])
         if condition == RESCORED:
@@ -205,9 +206,9 @@ def train_judge(task: Task, data: Path, folder: Path) -> dict[str, Any]:
     """A cross-encoder from the embedded model, and how often it puts a positive first."""
     start = time.perf_counter()
     out = folder / "mined" / "for-judge"
-    if not (out / stages.MINED).exists():
+    if not (out / MINED).exists():
         stages.mine(_config(task, data, out, *FOR_JUDGE))
-    rows = with_mined(read_training(_config(task, data, out).data.train), out / stages.MINED)
+    rows = with_mined(read_training(_config(task, data, out).data.train), out / MINED)
     random = np.random.default_rng(0)
     pairs: dict[str, list[tuple[str, str, float]]] = {"train": [], "test": []}
     contests = []

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -128,7 +129,9 @@ def model_fingerprint(model: SentenceTransformer) -> str:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """Hash of vocabulary and rules; truncation and padding are left out, as each call sets them."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # a static model's has no wrapper
+    backend: Any = getattr(
+        tokenizer, "backend_tokenizer", tokenizer
+    )  # a static model's has no wrapper
     rules = json.loads(backend.to_str())
     rules.update(truncation=None, padding=None)
     return fingerprint([json.dumps(rules, sort_keys=True)])

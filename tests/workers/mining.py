@@ -21,6 +21,7 @@ from tercet.configs import load
 from tercet.errors import UserError
 from tercet.mining import candidates
 from tercet.models import cross
+from tercet.stages import mining as mining_stage
 from tests.workers.launch import run_ranks
 
 
@@ -37,7 +38,7 @@ def counted(calls: dict[str, int], name: str, size: Callable[..., int], plain: A
 def work(rank: int, job: dict[str, Any]) -> None:
     os.environ["TERCET_CACHE"] = job["cache"]
     calls = {"texts": 0, "searches": 0, "pairs": 0}
-    load_encoder = stages.load_encoder
+    load_encoder = mining_stage.load_encoder
 
     def watched(*given: Any, **more: Any) -> Any:
         model = load_encoder(*given, **more)
@@ -48,7 +49,7 @@ def work(rank: int, job: dict[str, Any]) -> None:
         model.register_forward_pre_hook(count)
         return model
 
-    stages.load_encoder = watched
+    mining_stage.load_encoder = watched
     search, predict = candidates.shared_top_k, cross._predict
     candidates.shared_top_k = counted(calls, "searches", lambda *_: 1, search)
     cross._predict = counted(calls, "pairs", lambda _, texts: len(texts), predict)
