@@ -240,7 +240,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         run(settings, f"model.path={bad}", "train.save_every=1")
     (report,) = (tmp_path / "run").glob("nonfinite-step-*.json")
     found = json.loads(report.read_text(encoding="utf-8"))
-    assert len(found["query_ids"]) == 8 and found["loss"] == "nan"
+    assert len(found["ids"]) == 8 and found["loss"] == "nan"
     assert read_log(tmp_path / "run" / "run.jsonl")[-1]["loss"] == "nan"
 
 
