@@ -6,6 +6,7 @@ python -m benchmarks.train_step [--rounds N] [--quick] [--no-large] [--out FOLDE
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from benchmarks.machine import (
 from benchmarks.pairs import MANY, STDLIB, code_pairs, draw
 from benchmarks.steps import EVERYTHING, Ours, Theirs, body_parameters, cached_mnrl, mnrl, student
 from tercet.data import TrainingSet
+from tercet.files import write_json
 from tercet.models import tokenise
 from tercet.report.table import console_table
 
@@ -97,8 +99,8 @@ def measure(size: int, rounds: int, headline: bool = False) -> dict[str, Any]:
     }
 
 
-def measure_memory(large: bool) -> dict[str, Any]:
-    """Peak memory of one step, each in its own process."""
+def measure_memory(large: bool, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Peak memory of one step, each in its own process; of the rows in `only`, or of all."""
     runs = {
         "ours": (BATCH, EVERYTHING),
         "MNRL": (BATCH, 0),
@@ -110,6 +112,7 @@ def measure_memory(large: bool) -> dict[str, Any]:
     return {
         name: in_subprocess("benchmarks.train_step", "--memory", name, str(size), str(keep))
         for name, (size, keep) in runs.items()
+        if not only or name in only
     }
 
 
@@ -156,7 +159,6 @@ def memory_rows(found: dict[str, Any]) -> list[dict[str, str]]:
             "Batch": f"{int(run['batch']):,}",
             "Extra memory": f"{run['extra_mb']:,.0f} MB",
             "Whole process": f"{run['total_mb']:,.0f} MB",
-            "Seconds": f"{run['seconds']:.1f}",
         }
         for name, run in found["memory"].items()
     ]
@@ -171,11 +173,22 @@ def main() -> None:
     )
     parser.add_argument("--headline", action="store_true", help="only MNRL and its cached default")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--again",
+        nargs="+",
+        metavar="ROW",
+        help="measure these rows of memory again, keep the rest",
+    )
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # name, batch, keep_tokens
     options = parser.parse_args()
     if options.memory:
         name, size, keep = options.memory
         return print(json.dumps(step_memory(name, int(size), int(keep))))
+    if options.again:
+        kept = json.loads((options.out / "train_step.json").read_text(encoding="utf-8"))
+        kept["memory"] |= measure_memory(large=True, only=options.again)
+        write_json(options.out / "train_step.json", kept)
+        return show(console_table(memory_rows(kept)))
     size, rounds = (32, 1) if options.quick else (BATCH, options.rounds)
     found = measure(size, rounds, options.headline)
     show(console_table(step_rows(found)))

@@ -57,9 +57,9 @@ def test_more_ranks_than_texts_leave_empty_micro_batches() -> None:
 
 def test_a_rank_with_fewer_micro_batches_halves_its_own() -> None:
     cut = plan(np.array([9, 2, 1, 8]), 2, 10)  # dealt: 0 and 2 against 3 and 1
-    assert [[micro.tolist() for micro in rank] for rank in cut.ranks] == [[[2], [0]], [[1], [3]]]
+    assert [[micro.tolist() for micro in rank] for rank in cut.ranks] == [[[0], [2]], [[3], [1]]]
     cut = plan(np.array([9, 2, 2, 8]), 2, 16)  # the first rank needs two, the second one
-    assert [[micro.tolist() for micro in rank] for rank in cut.ranks] == [[[2], [0]], [[1], [3]]]
+    assert [[micro.tolist() for micro in rank] for rank in cut.ranks] == [[[0], [2]], [[3], [1]]]
 
 
 def test_what_is_counted() -> None:

@@ -78,7 +78,10 @@ def _cut(
     texts: Indices, lengths: NDArray[np.int64], budget: int, groups: Indices | None
 ) -> list[Indices]:
     parts = [texts] if groups is None else [texts[groups[texts] == g] for g in np.unique(groups)]
-    return [part[b] for part in parts for b in token_batches(lengths[part], budget)]
+    batches = [part[b] for part in parts for b in token_batches(lengths[part], budget)]
+    # Longest first: what does not fit into memory fails at once, and the later, smaller ones find
+    # room in what the earlier left behind.
+    return sorted(batches, key=lambda b: -lengths[b].max())
 
 
 def _stretch(micro: list[Indices], count: int) -> list[Indices]:

@@ -77,7 +77,7 @@ def bytes_per_token(
     size: int,
 ) -> float:
     """Bytes that a kept graph holds for each padded token, counted on the longest texts."""
-    micro = plan(lengths, 1, size).ranks[0][-1]
+    micro = plan(lengths, 1, size).ranks[0][0]
     held: dict[int, int] = {}
     weights = {own_part(p).untyped_storage().data_ptr() for p in model.parameters()}
 
