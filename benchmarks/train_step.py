@@ -177,7 +177,7 @@ def main() -> None:
         "--again",
         nargs="+",
         metavar="ROW",
-        help="measure these rows of memory again, keep the rest",
+        help="measure these rows of memory anew",
     )
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # name, batch, keep_tokens
     options = parser.parse_args()
