@@ -62,6 +62,8 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
             markdown_table(train_step.step_rows(step)) + "\n\n" + _step_notes(step)
         )
         found["memory"] = markdown_table(train_step.memory_rows(step))
+    if both := results.get("compiled"):
+        found["compiled"] = _compiled_notes(both)
     if loss := results.get("loss_stage"):
         found["loss_stage"] = markdown_table(loss_stage.rows(loss)) + "\n\n" + _loss_notes(loss)
     if guide := results.get("guide_mask"):
@@ -132,6 +134,18 @@ def _loss_notes(found: Result) -> str:
         f"{found['queries']:,} queries, {found['documents']:,} documents, width {found['width']}: "
         f"{found['times_faster']:.1f} times faster, {found['times_matmuls']:.2f} times the time of "
         f"the four matrix products alone. Gradients differ by {found['gradient_difference']:.0e}."
+    )
+
+
+def _compiled_notes(found: Result) -> str:
+    plain, compiled = (found["medians"][name] for name in ("plain", "compiled"))
+    gained = plain - compiled
+    steps = found["first_compiled_step_seconds"] / gained if gained > 0 else float("inf")
+    return (
+        f"Batch {found['batch']}, micro-batches of {found['micro_tokens']} tokens: "
+        f"{found['times_faster']:.2f} times as fast ({plain:.2f} s against {compiled:.2f} s, medians). "
+        f"The first step takes {found['first_compiled_step_seconds']:.0f} s, which "
+        f"{steps:,.0f} steps earn back."
     )
 
 
