@@ -143,8 +143,8 @@ def _compiled_notes(found: Result) -> str:
     steps = found["first_compiled_step_seconds"] / gained if gained > 0 else float("inf")
     return (
         f"Batch {found['batch']}, micro-batches of {found['micro_tokens']} tokens: "
-        f"{found['times_faster']:.2f} times as fast ({plain:.2f} s against {compiled:.2f} s, medians). "
-        f"The first step takes {found['first_compiled_step_seconds']:.0f} s, which "
+        f"{found['times_faster']:.2f} times as fast ({plain:.2f} s against {compiled:.2f} s, "
+        f"medians). The first step takes {found['first_compiled_step_seconds']:.0f} s, which "
         f"{steps:,.0f} steps earn back."
     )
 
