@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]  # NumPy takes no negative ones
 LAYERS = re.compile(r"all|even|(first|last|every):[1-9][0-9]*")
@@ -114,13 +115,15 @@ class FalseNegatives(Section):
 class Matryoshka(Section):
     """Also train the first d dimensions (arXiv:2205.13147)."""
 
-    dims: tuple[Count, ...]
+    dims: Annotated[tuple[Count, ...], Field(min_length=1)]
     weights: tuple[Positive, ...] | None = None  # null: 1 for each
 
     @model_validator(mode="after")
     def _a_weight_for_each(self) -> "Matryoshka":
         if self.weights is not None and len(self.weights) != len(self.dims):
             raise ValueError(f"has {len(self.weights)} weights for {len(self.dims)} dims")
+        if len(set(self.dims)) != len(self.dims):
+            raise ValueError("names a dimension twice")
         return self
 
 
@@ -193,7 +196,7 @@ class TrainConfig(Section):
     warmup: Share = 0.1  # share of all steps
     decay: Share = 0.2  # wsd only: share of all steps spent coming down
     weight_decay: NotNegative = 0.01  # biases and normalisation weights are exempt
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: Positive | None = 1.0
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None  # null: as launched, else "no"
     compile: bool = False  # torch.compile with dynamic shapes

@@ -175,4 +175,9 @@ def _set_max_length(model: SentenceTransformer, config: ModelConfig) -> None:
             f"model.max_length: {config.max_length} is more than the {limit} positions of "
             f"{config.path}"
         )
+    special = getattr(model.tokenizer, "num_special_tokens_to_add", lambda: 0)()
+    if config.max_length <= special:
+        raise UserError(
+            f"model.max_length: {config.max_length} leaves no room beside {special} special tokens"
+        )
     model.max_seq_length = config.max_length

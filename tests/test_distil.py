@@ -252,6 +252,8 @@ def test_processes_agree_and_a_killed_run_goes_on(
         (["distil.align=0"], "every weight of it is 0"),
         (["data.train=[]", "distil.infonce=1"], "data.train is missing"),
         (["distil.combine=average"], "distil.combine: average"),
+        (["distil.margin_mse=1"], "the rows have none"),
+        (["mining.refresh_every=2"], "draws single texts"),
         (["distil.projection=false"], "distil.projection: false, but"),
     ],
 )

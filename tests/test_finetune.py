@@ -359,6 +359,7 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
         job("killed-two", 2, dropout, kill=3),
         job("killed-two", 2, dropout),
         job("sharded", 2, spread + learned),
+        job("auto-sharded", 2, [*spread, *learned, "batch.micro_tokens=auto", "train.steps=1"]),
         job("whole-sharded", 2, dropout + learned),
         job("killed-sharded", 2, dropout + learned, kill=3),
         job("killed-sharded", 2, dropout + learned),
@@ -391,6 +392,11 @@ def test_two_processes_train_the_same_model_as_one(runs: Path, name: str) -> Non
     # A key bias adds the same to every score of a softmax: its gradient is rounding alone, which
     # Adam scales up to a full step.
     assert max(d for name, d in found.items() if not name.endswith("key.bias")) < 1e-5
+
+
+def test_measuring_leaves_no_gradient_behind(runs: Path) -> None:
+    one, auto = (read_log(runs / name / "run.jsonl")[0] for name in ("one", "auto-sharded"))
+    assert auto["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
 
 
 def test_every_process_reads_the_same_batches(runs: Path) -> None:

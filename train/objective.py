@@ -151,6 +151,8 @@ def _teaching(
 
     def apart(queries: Tensor, documents: Tensor, share: Share) -> Terms:
         triples = _tensor(_triples(batch), device)
+        if len(triples) == 0:  # no row of this batch has a negative
+            return Terms(0.0 * (queries.sum() + documents.sum()), {})
         asked = sides[0][triples[:, 0]]
         margins = (asked * (sides[1][triples[:, 1]] - sides[1][triples[:, 2]])).sum(dim=1)
         own = share.of(len(triples))
@@ -168,8 +170,12 @@ def _teaching(
 def _triples(batch: Batch) -> NDArray[np.int64]:
     """(m, 3) query, positive and negative, for each positive and each own negative of a query."""
     positives, negatives = batch.positives, batch.negatives
-    better, worse = np.nonzero(positives[:, :1] == negatives[:, 0])
-    return np.column_stack([positives[better], negatives[worse, 1]])
+    ordered = negatives[np.argsort(negatives[:, 0], kind="stable")]
+    first = np.searchsorted(ordered[:, 0], positives[:, 0], "left")
+    last = np.searchsorted(ordered[:, 0], positives[:, 0], "right")
+    better = np.repeat(np.arange(len(positives)), last - first)
+    place = np.arange(len(better)) - np.repeat(np.cumsum(last - first) - last, last - first)
+    return np.column_stack([positives[better], ordered[place, 1]])
 
 
 def _tensor(array: NDArray[np.generic], device: torch.device) -> Tensor:

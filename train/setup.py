@@ -64,7 +64,7 @@ def finetune(
     name = f"step-{run.best.get('step', run.step):08d}"
     last = run.checkpoints / f"step-{run.step:08d}"
     best = run.checkpoints / name
-    return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.encoder)
+    return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.whole)
 
 
 def prepare(config: Config, evaluate: Evaluate | None = None, remine: Remine | None = None) -> Run:
@@ -83,20 +83,34 @@ def prepare(config: Config, evaluate: Evaluate | None = None, remine: Remine | N
     if config.distil.needs_pairs and len(rows) == 0:
         raise UserError("data.train is missing: only distillation by vectors does without pairs")
     data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
-    if (
-        not config.loss.in_batch_negatives
-        and config.distil.needs_pairs
-        and (
-            (len(data.negatives.values) == 0 and config.mining.refresh_every is None)
-            or config.data.negatives_per_row == 0
-        )
-    ):
+    _refuse_what_cannot_work(config, rows, data)
+    warn_of_overlap(config, data)
+    return _set_up(config, accelerator, rows, data, evaluate, remine)
+
+
+def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSet) -> None:
+    """Raise UserError for settings that these rows cannot serve."""
+    distil, every = config.distil, config.mining.refresh_every
+    contrast = not distil.teacher or bool(distil.infonce)
+    unmined = every is None and len(data.negatives.values) == 0
+    alone = unmined or config.data.negatives_per_row == 0
+    if alone and contrast and not config.loss.in_batch_negatives:
         raise UserError(
             "loss.in_batch_negatives: false leaves no negatives, for the rows have none of their "
             "own; mine some (data.mined) or name a column of them"
         )
-    warn_of_overlap(config, data)
-    return _set_up(config, accelerator, rows, data, evaluate, remine)
+    if alone and distil.teacher and (distil.listwise_kl or distil.margin_mse):
+        raise UserError(
+            "distil.listwise_kl and distil.margin_mse compare a row's positives with its "
+            "negatives, and the rows have none; mine some (data.mined) or name a column of them"
+        )
+    if every is not None and not distil.needs_pairs:
+        raise UserError("mining.refresh_every: this run draws single texts and uses no negatives")
+    if every is not None and (data.positives is not rows.positives or len(data) != len(rows)):
+        raise UserError(
+            "mining.refresh_every: data.mined drops or relabels rows, which mining anew would "
+            "undo; leave one of the two out"
+        )
 
 
 def _close(run: Run) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import Config, StudentConfig
+from tercet.configs import Config, StudentConfig, load
 from tercet.data import read_task
 from tercet.errors import UserError
 from tercet.evaluation import (
@@ -28,6 +28,7 @@ from tercet.stages.students import student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
 from tercet.train.output import refuse_other_run
+from tercet.train.teacher import resolve_teachers
 
 PROOF_TEXTS = 64  # training texts on which an export is compared with its checkpoint
 
@@ -55,16 +56,38 @@ def distil(config: Config) -> Path:
         raise UserError("distil.teacher is missing: name the model to learn from")
     if config.student == StudentConfig():
         return finetune(config)
+    resolve_teachers(config)
     folder = Path(config.output) / "student"
+    body = config.model.model_copy(update={"path": str(folder / "model")})
+    trained = config.model_copy(update={"model": body})
 
     def make() -> None:
-        refuse_other_run(config)
-        if config.overwrite or not (folder / "model").exists():
-            student(config.model_copy(update={"output": str(folder), "overwrite": True}))
+        refuse_other_run(trained)
+        if _is_made(folder, config) and not config.overwrite:
+            return
+        if (Path(config.output) / "checkpoints").exists() and not config.overwrite:
+            raise UserError(
+                f"output: {config.output} holds a run whose student was made of something else "
+                "(model, student or data); choose another folder or say overwrite=true"
+            )
+        student(config.model_copy(update={"output": str(folder), "overwrite": True}))
 
     on_main(make)
-    body = config.model.model_copy(update={"path": str(folder / "model")})
-    return finetune(config.model_copy(update={"model": body}))
+    return finetune(trained)
+
+
+def _is_made(folder: Path, config: Config) -> bool:
+    """Whether the student in `folder` is what `config` asks for; its config is written last."""
+    saved = folder / "student.yaml"
+    if not saved.exists():
+        return False
+    found = load(str(saved))
+    return (found.model, found.student, found.data, found.train.seed) == (
+        config.model,
+        config.student,
+        config.data,
+        config.train.seed,
+    )
 
 
 def _dev_evaluator(config: Config) -> Evaluate | None:

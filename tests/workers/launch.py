@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 
@@ -50,7 +50,11 @@ def sharding_accelerator(**settings: Any) -> Accelerator:
     On CPUs Accelerate takes DDP instead, though its FSDP code and torch's run there just as well:
     only that choice is made otherwise here.
     """
+    os.environ["ACCELERATE_USE_CPU"] = "true"
     accelerator = Accelerator(**settings)
+    PartialState._shared_state["distributed_type"] = (
+        DistributedType.FSDP
+    )  # what a reset goes back to
     accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=True

@@ -251,7 +251,7 @@ def work_sharded(rank: int, out: Path) -> None:
     plain = Encoder()
     model = copy.deepcopy(plain)
     model, _ = accelerator.prepare(model, torch.optim.SGD(model.parameters()))
-    assert isinstance(model.bert.encoder.layer[0], FSDPModule)
+    assert isinstance(model.bert.encoder.layer[0], FSDPModule) and accelerator.is_fsdp2
 
     by_masks = {known: all_rows(known) for known in (True, False)}
     found = [
