@@ -197,12 +197,7 @@ def unsound(place: Path, manifest: Manifest, shards: Sequence[int]) -> list[int]
 
     def sound(shard: int) -> bool:
         path, digest = shard_path(place, shard), known_hash(place, manifest, shard)
-        if digest is None or not path.is_file():
-            return False
-        if sha256(path) == digest:
-            return True
-        say(f"{path} is damaged")
-        return False
+        return digest is not None and path.is_file() and sha256(path) == digest
 
     with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
         return [

@@ -27,7 +27,7 @@ from tercet.models.shards import (
     write_shard,
 )
 from tercet.processes import on_main, process_count, process_index, share_mistakes
-from tercet.progress import progress
+from tercet.progress import progress, say
 
 DTYPE = "float32"
 UNTOLD = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a model's config
@@ -64,6 +64,8 @@ def vectors(
         missing = unsound(place, manifest, own)
         if not missing:
             return
+        if manifest.complete:
+            say(f"{place}: {len(missing)} of {len(own)} shards are damaged and made again")
         rows = [manifest.rows_of(shard) for shard in missing]
         parts = (texts[r.start : r.stop] for r in rows)
         how = {"batch_tokens": batch_tokens, "truncate_dim": truncate_dim}

@@ -125,3 +125,23 @@ def test_parts_come_one_by_one_and_depend_on_themselves_alone(model: SentenceTra
     for part, vectors in zip(parts, found, strict=True):
         (alone,) = encode_parts(model, [part], "query", advance)
         np.testing.assert_array_equal(vectors, alone)
+
+
+@pytest.mark.parametrize("how", ["compiled", "autocast"])
+def test_threads_run_a_model_that_training_has_wrapped(
+    how: str, model: SentenceTransformer
+) -> None:
+    """As in the evaluation during a run."""
+    if how == "compiled":
+        model.compile(backend="eager", dynamic=True)
+    else:
+        plain = model.forward
+        model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(plain)  # type: ignore[method-assign]
+    want = encode(model, TEXTS, "query", batch_tokens=64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        got = encode(model, TEXTS, "query", batch_tokens=64)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(got, want)
