@@ -207,7 +207,7 @@ def test_processes_agree_and_a_killed_run_goes_on(
 ) -> None:
     """The projection trains inside DDP, is checkpointed, and comes back."""
     base = [f"model.path={tiny_model}", f"data.train={pairs}", f"distil.teacher={wide}"]
-    terms = ["distil.infonce=1", "distil.listwise_kl=1", "loss.learn_temperature=true"]
+    terms = ["distil.infonce=1", "distil.relational=1", "loss.learn_temperature=true"]
     some = [*base, *terms, "train.steps=6", "train.save_every=2", "train.learning_rate=0.001"]
     jobs = [
         {
