@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tercet.losses.tiled import TILE, Filter, MaskedSum, masked_logsumexp
+from tercet.losses.tiled import TILE, Filter, MaskedSum, at_least_float32, masked_logsumexp
 
 Sides = tuple[Tensor, Tensor]  # of the queries, of the documents
 # Vectors of both sides and, for each positive, the score that no negative may exceed.
@@ -89,7 +89,7 @@ def info_nce(
     if len(relations.positives) == 0:
         raise ValueError("info_nce needs at least one positive pair")
     with torch.autocast(queries.device.type, enabled=False):
-        texts = (_at_least_float32(queries), _at_least_float32(documents))
+        texts = (at_least_float32(queries), at_least_float32(documents))
         pairs = relations.positives[share]
         ends = (texts[0][pairs[:, 0]], texts[1][pairs[:, 1]])  # (p, H) each
         cosine = (ends[0] * ends[1]).sum(dim=1)
@@ -129,10 +129,6 @@ def info_nce(
     none = torch.zeros((), dtype=torch.int64, device=x.device)
     counts = by.get("margin", none), by.get("guide", none)
     return InfoNCE(loss, cosine.detach(), hardest, *counts)
-
-
-def _at_least_float32(vectors: Tensor) -> Tensor:
-    return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
 
 
 def _holds_positive(direction: str) -> bool:

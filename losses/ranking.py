@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tercet.losses.teacher import at_least_float32
+from tercet.losses.tiled import at_least_float32
 
 Calibration = Literal["none", "min_max", "standard"]
 

@@ -4,14 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tercet.losses.tiled import at_least_float32
+
 
 def unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1 in float32 or better; a zero vector stays zero."""
     return F.normalize(at_least_float32(vectors), dim=1)
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def check_scores(scores: Tensor, lists: Tensor) -> None:

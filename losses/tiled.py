@@ -23,6 +23,11 @@ class MaskedSum(NamedTuple):
     dropped: Tensor  # (filters,) int64, pairs each left out that those before it had not
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """The precision that all arithmetic of a loss is done in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def masked_logsumexp(
     rows: Tensor,
     columns: Tensor,

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,13 @@ def answer(number: int) -> str:
 def write_lines(path: Path, rows: Iterable[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def weights(checkpoint: Path) -> dict[str, Any]:
+    """Name -> tensor of a checkpoint's model."""
+    from safetensors.torch import load_file
+
+    return load_file(checkpoint / "model" / "model.safetensors")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,6 @@
 """Distillation inside the loop: what is learnt, from what, and the same on every process."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,8 @@ from tercet.train.step import Share
 from tercet.train.teacher import load_teacher
 from tercet.train.tracking import read_log
 from tests.conftest import NAMES, answer, question
+from tests.workers.launch import ROOT, run_jobs
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -223,14 +220,7 @@ def test_processes_agree_and_a_killed_run_goes_on(
             ("cut", 2, None),
         )
     ]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    subprocess.run(
-        [sys.executable, "-m", "tests.workers.runs", str(tmp_path / "jobs.json")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        check=True,
-        timeout=300,
-    )
+    run_jobs(jobs, tmp_path)
     one, two, cut = (
         {
             file: load_file(tmp_path / name / "checkpoints/step-00000006/model" / file)

@@ -1,9 +1,6 @@
 """Negatives mined again inside a run: the same after kill -9 and on two processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,8 @@ from tercet.configs import load
 from tercet.errors import UserError
 from tercet.train.rows import batches_of, read_rows
 from tercet.train.tracking import read_log
+from tests.workers.launch import ROOT, run_jobs
 
-ROOT = Path(__file__).resolve().parent.parent
 EVERY, STEPS = 3, 8
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,14 +75,7 @@ def test_killed_runs_and_two_processes_end_alike(settings: list[str], tmp_path: 
         job("one", 1, plain),
         job("two", 2, plain),
     ]
-    (tmp_path / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    subprocess.run(
-        [sys.executable, "-m", "tests.workers.runs", str(tmp_path / "jobs.json")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        check=True,
-        timeout=300,
-    )
+    run_jobs(jobs, tmp_path)
     last = f"checkpoints/step-{STEPS:08d}"
     weights = {
         name: load_file(tmp_path / name / last / "model" / "model.safetensors")

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tercet.data.rows import Indices
+from tercet.losses.tiled import at_least_float32
 from tercet.train.plan import Plan
 
 
@@ -75,7 +76,7 @@ def batch_gradient(
         state = np.random.SeedSequence([*seed, rank, index]).generate_state(1, np.uint64)
         torch.manual_seed(int(state[0]))
         vectors = forward(mine[index])
-        return vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+        return at_least_float32(vectors)
 
     graphs: list[Tensor] = []
     with accelerator.no_sync(model):

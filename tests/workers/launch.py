@@ -1,14 +1,33 @@
 """Several real processes for the price of one start: import once, then fork every rank."""
 
+import json
 import os
 import socket
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run_jobs(jobs: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Training runs one after another, as workers/runs.py says; their caches are in `folder`."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps(jobs), encoding="utf-8")
+    quiet = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [sys.executable, "-m", "tests.workers.runs", str(path)],
+        cwd=ROOT,
+        env=os.environ | quiet | {"TERCET_CACHE": str(folder / "cache")},
+        check=True,
+        timeout=300,
+    )
 
 
 def run_ranks(world: int, work: Callable[[int], None]) -> None:
