@@ -1,6 +1,8 @@
 """The exact k nearest documents of every query, streamed tile by tile in bounded memory."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,8 +16,9 @@ from tercet.mining.best import GROUP, Best
 from tercet.models import default_device
 from tercet.processes import process_count, process_index, share_mistakes
 from tercet.progress import Advance, progress
+from tercet.threads import compute_threads
 
-CPU_TILE = (1_024, 8_192)  # queries, documents
+CPU_TILE = (1_024, 16_384)  # queries, documents
 ACCELERATOR_TILE = (2_048, 32_768)  # enough work for each of the few kernels that a tile takes
 BLOCK_TILES = 64  # tiles of queries that share one pass over the documents,
 BLOCK_PAIRS = 1 << 22  # unless queries times k would exceed this
@@ -50,12 +53,11 @@ def top_k(
     """Scores (Q, k) and positions (Q, k) of each query's best documents by inner product.
 
     queries (Q, H) and documents (D, H) may be memory-mapped: documents are read once for each
-    block of queries, and memory holds that block's candidates, two tiles and the answer.
-    Best first; equal scores stand in the order of their positions. k is clipped to D. Each product
-    has the same shape, `tile` (queries, documents), short ones being filled up with zeros: so a
-    score does not depend on which other queries are searched in the same call. `device` defaults
-    to the accelerator where there is one. Raises UserError naming a row that holds NaN, infinity
-    or values so large that a score would overflow.
+    block of queries, and memory holds that block's candidates, a tile for each thread and the
+    answer. Best first; equal scores stand in the order of their positions. k is clipped to D. A
+    product is of at most `tile` (queries, documents), whatever the number of threads. `device`
+    defaults to the accelerator where there is one. Raises UserError naming a row that holds NaN,
+    infinity or values so large that a score would overflow.
     """
     check(queries, documents, k)
     place = torch.device(device or default_device())
@@ -125,41 +127,60 @@ def _search(
     scores = np.empty((end - begin, k), dtype=np.float32)
     positions = np.empty((end - begin, k), dtype=np.int64)
     block = high * min(BLOCK_TILES, BLOCK_PAIRS // (high * max(k, 1)) or 1)
-    with progress("search", -(-(end - begin) // high) * -(-len(documents) // wide)) as advance:
+    work = -(-(end - begin) // high) * -(-len(documents) // wide)
+    with compute_threads(place) as (pool, threads), progress("search", work) as advance:
         for first in range(begin, end, block):
             asked = [
                 _Asked(start, torch.from_numpy(part).to(place), Best(stop - start, k, place))
-                for start, stop, part in _tiles(queries, first, min(first + block, end), high, high)
+                for start, stop, part in _tiles(
+                    queries, first, min(first + block, end), high, place
+                )
             ]
-            _offer_all(documents, asked, wide, advance)
-            for start, _, best in asked:
-                best.settle()
+            _offer_all(documents, asked, wide, pool, threads, advance)
+            answers = pool.map(lambda one: one.best.found(), asked)
+            for (start, _, best), answer in zip(asked, answers, strict=True):
                 rows = slice(start - begin, start - begin + len(best.floor))
-                scores[rows] = best.scores.cpu().numpy()
-                positions[rows] = best.positions.cpu().numpy()
+                scores[rows], positions[rows] = (part.cpu().numpy() for part in answer)
     return scores, positions
 
 
-def _offer_all(documents: Rows, asked: list[_Asked], wide: int, advance: Advance) -> None:
-    """Show every tile of documents to every tile of queries."""
-    padded = GROUP * -(-wide // GROUP)
-    scores = asked[0].vectors.new_empty(padded, len(asked[0].vectors))
-    for start, stop, part in _tiles(documents, 0, len(documents), wide, padded):
+def _offer_all(
+    documents: Rows,
+    asked: list[_Asked],
+    wide: int,
+    pool: ThreadPoolExecutor,
+    threads: int,
+    advance: Advance,
+) -> None:
+    """Show every tile of documents to every tile of queries, a share of these in each thread."""
+    device = asked[0].vectors.device
+    shares = [asked[turn::threads] for turn in range(min(threads, len(asked)))]
+    size = (wide + GROUP) * len(asked[0].vectors)
+    products = [torch.empty(size, device=device) for _ in shares]
+    for start, stop, part in _tiles(documents, 0, len(documents), wide, device):
         check_rows(part, start, "document")
-        shown = torch.from_numpy(part).to(scores.device)
-        for _, vectors, best in asked:
-            torch.mm(shown, vectors.T, out=scores)
-            scores[stop - start :] = -torch.inf
-            best.offer(scores[:, : len(best.floor)], start)
-            advance()
+        shown = torch.from_numpy(part).to(device)
+        list(pool.map(partial(_show, shown, start, stop), shares, products))
+        advance(len(asked))
+
+
+def _show(shown: Tensor, start: int, stop: int, share: list[_Asked], product: Tensor) -> None:
+    """Documents `start` to before `stop`, zeros below them, to a share of the queries."""
+    for _, vectors, best in share:
+        scores = product[: len(shown) * len(vectors)].view(len(shown), len(vectors))
+        torch.mm(shown, vectors.T, out=scores)
+        scores[stop - start :] = -torch.inf
+        best.offer(scores[:, : len(best.floor)], start)
 
 
 def _tiles(
-    vectors: Rows, first: int, last: int, step: int, size: int
+    vectors: Rows, first: int, last: int, step: int, place: torch.device
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """(start, stop, rows) of every `step` rows, filled up with zeros to `size`."""
+    """(start, stop, rows) of every `step` rows, with zeros below them."""
     for start in range(first, last, step):
         stop = min(start + step, last)
-        filled = np.zeros((size, vectors.shape[1]), dtype=np.float32)
+        # an accelerator may round a product of another shape differently
+        rows = stop - start if place.type == "cpu" else step
+        filled = np.zeros((GROUP * -(-rows // GROUP), vectors.shape[1]), dtype=np.float32)
         filled[: stop - start] = vectors[start:stop]
         yield start, stop, filled

@@ -5,7 +5,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor
 from tercet.errors import UserError
 from tercet.models.load import Role, max_length, prompt_of
 from tercet.progress import Advance, progress
+from tercet.threads import compute_threads
 
 Features = dict[str, Tensor | int]
 Forward = Callable[[Features], dict[str, Tensor]]
@@ -112,9 +112,10 @@ def encode_parts(
     was_training = model.training
     model.eval()
     try:
-        with ThreadPoolExecutor(1) as reader, _workers(model) as (pool, workers, forward):
+        with ThreadPoolExecutor(1) as reader, compute_threads(model.device) as (pool, threads):
+            forward = _forward_of_each_thread(model, threads)
             batches = (batch for part in _ahead(reader, read, parts, 1) for batch in part)
-            for batch, found in _ahead(pool, compute, batches, 2 * workers):
+            for batch, found in _ahead(pool, compute, batches, 2 * threads):
                 batch.part.vectors[batch.places] = found.cpu().numpy()
                 advance(len(batch.places))
                 if batch.last:
@@ -168,22 +169,14 @@ def _ahead(
             future.cancel()
 
 
-@contextmanager
-def _workers(
-    model: SentenceTransformer,
-) -> Iterator[tuple[ThreadPoolExecutor, int, Forward]]:
-    """Threads to run the model in, how many, and how to run it there.
+def _forward_of_each_thread(model: SentenceTransformer, threads: int) -> Forward:
+    """The model, to be run in any of the threads at once.
 
-    On a CPU every thread that torch may use takes whole batches: none waits for the others within
-    an operation, and the number of threads leaves no trace in the bytes. Each has modules of its
-    own over the same weights, as some models keep tables between calls (rotary, ALiBi). For an
-    accelerator one thread queues the work.
+    Each has modules of its own over the same weights, as some models keep tables between calls
+    (rotary, ALiBi).
     """
-    threads = torch.get_num_threads() if model.device.type == "cpu" else 1
     if threads == 1:
-        with ThreadPoolExecutor(1) as pool:
-            yield pool, 1, model
-        return
+        return model
     own = threading.local()
     shared = [*model.parameters(), *model.buffers(), model.tokenizer]
 
@@ -192,11 +185,7 @@ def _workers(
             own.model = copy.deepcopy(model, {id(part): part for part in shared})
         return own.model(features)
 
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool, threads, forward
-    finally:
-        torch.set_num_threads(threads)  # what a worker sets is the default of new threads, too
+    return forward
 
 
 def tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role) -> list[TokenIds]:

@@ -39,8 +39,8 @@ def streamed(scores: Vectors, k: int, step: int) -> tuple[Vectors, NDArray[np.in
         tile = np.full((GROUP * -(-step // GROUP), len(scores)), -np.inf, dtype=np.float32)
         tile[: len(part)] = part
         best.offer(torch.from_numpy(tile), start)
-    best.settle()
-    return best.scores.numpy(), best.positions.numpy()
+    found = best.found()
+    return found[0].numpy(), found[1].numpy()
 
 
 @pytest.mark.parametrize(
