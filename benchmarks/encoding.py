@@ -22,8 +22,24 @@ from tercet.report.table import console_table
 
 MAX_LENGTH = 256  # tokens; what the model was published with
 SIZES = (8, 16, 32, 64, 128)  # the peer's batches; its default is 32
-TRIAL = 1_000  # documents, spread over all, on which its best one is found
-Encode = Callable[[], NDArray[np.float32]]
+TRIAL = 600  # documents, spread over all, on which its best one is found
+
+
+class _Seen:
+    """Tokens that went through the model in a run, padding included, and the vectors it gave."""
+
+    def __init__(self) -> None:
+        self.padded: dict[str, int] = {}
+        self.vectors: dict[str, NDArray[np.float32]] = {}
+        self._sizes: list[int] = []  # list.append is safe from several threads
+
+    def count(self, _: Any, given: tuple[Any, ...]) -> None:
+        self._sizes.append(given[0]["input_ids"].numel())
+
+    def run(self, name: str, encoded: Callable[[], NDArray[np.float32]]) -> None:
+        self._sizes.clear()
+        self.vectors[name] = encoded()
+        self.padded[name] = sum(self._sizes)
 
 
 def theirs(model: SentenceTransformer, texts: list[str], size: int) -> NDArray[np.float32]:
@@ -35,41 +51,34 @@ def best_size(model: SentenceTransformer, texts: list[str]) -> tuple[int, dict[s
     """The peer's fastest batch size on some of the texts, and what each took."""
     sample = texts[:: max(1, len(texts) // TRIAL)]
     runs = {str(size): (lambda size=size: theirs(model, sample, size)) for size in SIZES}
-    times = alternate(runs, 2)
+    theirs(model, sample[: max(SIZES)], max(SIZES))
+    times = alternate(runs, 2, untimed=0)
     found = medians(times)
     return int(min(found, key=found.__getitem__)), times
 
 
-def computed(model: SentenceTransformer, run: Encode) -> tuple[int, NDArray[np.float32]]:
-    """Tokens that went through the model, padding included, and the vectors."""
-    tokens: list[int] = []
-    hook = model.register_forward_pre_hook(
-        lambda _, given: tokens.append(given[0]["input_ids"].numel())
-    )
-    made = run()
-    hook.remove()
-    return sum(tokens), made
-
-
 def measure(texts: list[str], rounds: int) -> dict[str, Any]:
-    """Times, padding and agreement of both sides; ours also into a store on the disk."""
+    """Times, padding and agreement of both sides; ours also into a store on the disk.
+
+    Nothing is run untimed but a sample, on which the peer's best batch size is looked for.
+    """
     model = student(MAX_LENGTH).eval()
     size, trial = best_size(model, texts)
-    peer = f"theirs, batch {size}"
+    encode(model, texts[:TRIAL], "document")
+    peer, seen = f"theirs, batch {size}", _Seen()
+    model.register_forward_pre_hook(seen.count)
 
     def stored() -> None:
         with tempfile.TemporaryDirectory() as folder:
             vectors(model, texts, "document", folder=Path(folder))
 
-    plain: dict[str, Encode] = {
-        "ours": lambda: encode(model, texts, "document"),
-        peer: lambda: theirs(model, texts, size),
+    variants: dict[str, Callable[[], Any]] = {
+        "ours": lambda: seen.run("ours", lambda: encode(model, texts, "document")),
+        peer: lambda: seen.run(peer, lambda: theirs(model, texts, size)),
+        "ours, stored": stored,
     }
-    times = alternate({**plain, "ours, stored": stored}, rounds)
+    times = alternate(variants, rounds, untimed=0)
     tokens = sum(len(ids) for ids in tokenise(model, texts, "document"))
-    padded, found = {}, {}
-    for name, run in plain.items():
-        padded[name], found[name] = computed(model, run)
     middle, peak = medians(times), gemm_peak()
     return {
         "documents": len(texts),
@@ -79,12 +88,12 @@ def measure(texts: list[str], rounds: int) -> dict[str, Any]:
         "seconds": times,
         "medians": middle,
         "tokens_per_second": {name: tokens / seconds for name, seconds in middle.items()},
-        "padded_per_real": {name: count / tokens for name, count in padded.items()},
+        "padded_per_real": {n: count / tokens for n, count in seen.padded.items()},
         "times_faster": ratio(times, peer, "ours"),
         "times_faster_stored": ratio(times, peer, "ours, stored"),
         "gemm_peak": peak,
         "share_of_peak": 2 * body_parameters(model) * tokens / middle["ours"] / peak,
-        "largest_difference": float(np.abs(found["ours"] - found[peer]).max()),
+        "largest_difference": float(np.abs(seen.vectors["ours"] - seen.vectors[peer]).max()),
     }
 
 

@@ -68,17 +68,19 @@ def seconds(work: Callable[[], Any]) -> float:
         gc.enable()
 
 
-def alternate(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every variant, each round running all of them in turn; one untimed round first.
+def alternate(
+    variants: Mapping[str, Callable[[], Any]], rounds: int, untimed: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of every variant, each round running all of them in turn, some rounds untimed first.
 
     Whatever else the machine does then falls on all variants alike.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    with progress("rounds", (rounds + 1) * len(variants)) as advance:
-        for turn in range(rounds + 1):
+    with progress("rounds", (untimed + rounds) * len(variants)) as advance:
+        for turn in range(untimed + rounds):
             for name, work in variants.items():
                 spent = seconds(work)
-                if turn:
+                if turn >= untimed:
                     times[name].append(spent)
                 advance(note=f"{name}: {spent:.3g} s")
     return times

@@ -30,8 +30,9 @@ if sys.platform != "win32":
 FORMAT = 3  # of a store; raised when a reader of today could not read it
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-LEAST_ROWS = 512  # of a shard: fewer sort too badly by length
-MOST_SHARDS = 128  # keeps what a killed run loses below 1 %, and open files few
+LEAST_ROWS = 64  # of a shard: what fewer lose to padding would be more than what they save
+ENOUGH_ROWS = 512  # to sort well by length
+SHARDS, MOST_SHARDS = 64, 128  # a killed run loses a part of this size; open files stay few
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ class Manifest:
     def rows_of(self, shard: int) -> range:
         """The rows of the whole that this shard holds."""
         return range(self.rows)[shard * self.shard_rows : (shard + 1) * self.shard_rows]
+
+
+def rows_of_a_shard(rows: int) -> int:
+    """How many of all rows go into one file.
+
+    >>> [rows_of_a_shard(n) for n in (10, 12_000, 50_000, 1_000_000)]
+    [64, 188, 512, 7813]
+    """
+    small = min(ENOUGH_ROWS, max(LEAST_ROWS, -(-rows // SHARDS)))
+    return max(small, -(-rows // MOST_SHARDS))
 
 
 class Vectors:

@@ -15,14 +15,13 @@ from tercet.files import cache_folder, fingerprint
 from tercet.models.encode import encode_parts, refuse_nonfinite, vector_width
 from tercet.models.load import Role, max_length, prompt_of
 from tercet.models.shards import (
-    LEAST_ROWS,
-    MOST_SHARDS,
     Manifest,
     Vectors,
     alone,
     begin,
     finish,
     open_vectors,
+    rows_of_a_shard,
     unsound,
     write_shard,
 )
@@ -104,7 +103,7 @@ def _facts(model: SentenceTransformer, texts: Sequence[str], role: Role, width: 
         dtype=DTYPE,
         dim=width,
         rows=len(texts),
-        shard_rows=max(LEAST_ROWS, -(-len(texts) // MOST_SHARDS)),
+        shard_rows=rows_of_a_shard(len(texts)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

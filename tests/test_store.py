@@ -14,8 +14,7 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig, Prompts
 from tercet.errors import UserError
-from tercet.models import Vectors, encode, load_encoder, model_fingerprint, vectors
-from tercet.models import store as store_module
+from tercet.models import Vectors, encode, load_encoder, model_fingerprint, shards, vectors
 
 TEXTS = [f"a bamex is an animal of the {place}" for place in ("forest", "river", "city")]
 MANY = [*TEXTS, "where does the bamex live", "of"]
@@ -38,7 +37,7 @@ def rows_computed(model: SentenceTransformer, texts: list[str], folder: Path) ->
 
 @pytest.fixture
 def shards_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "LEAST_ROWS", 2)
+    monkeypatch.setattr(shards, "LEAST_ROWS", 2)
 
 
 @pytest.fixture
