@@ -205,6 +205,7 @@ class TrainConfig(Section):
     log_every: Count = 10
     eval_every: Count | None = None  # null: ten times in the run
     save_every: Count | None = None  # null: ten times in the run, at least 50 steps apart
+    keep: Count = 2  # newest checkpoints that stay, besides the best
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
     @field_validator("mixed_precision", mode="before")

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tercet import __version__
-from tercet.errors import UserError
+from tercet.errors import Stopped, UserError
 
 # Stages import torch and transformers, which takes seconds: they are loaded inside the commands,
 # so that --help and a mistyped option answer at once.
@@ -25,22 +25,29 @@ store_app = typer.Typer(help="Vectors kept from earlier runs.", no_args_is_help=
 app.add_typer(store_app, name="store")
 
 ConfigPath = Annotated[str, typer.Argument(help="A YAML file, or a recipe's name: finetune")]
+AllowChanged = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Go on with an unfinished run although this differs: a key or a section of the "
+        "config, data, or code; may be repeated."
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.sub=value, for example train.epochs=2")
 ]
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one line and exit status 2."""
+    """Run the command line: a user's mistake is one line and exit status 2, a stop 75 or 69."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
         status = app(args=arguments or ["--help"], prog_name="tercet", standalone_mode=False)
-    except UserError as error:
+    except (UserError, Stopped) as error:
         if debug:
             raise
-        _complain(str(error))
+        _complain(str(error), error.status if isinstance(error, Stopped) else 2)
     except typer.TyperException as error:
         _complain(str(error))
     except KeyboardInterrupt:
@@ -81,25 +88,29 @@ def demo(
 
 
 @app.command()
-def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
+def finetune(
+    config: ConfigPath, overrides: Overrides = None, allow_changed: AllowChanged = None
+) -> None:
     """Fine-tune a bi-encoder. Several processes: accelerate launch -m tercet finetune ..."""
     from tercet.configs import load
     from tercet.progress import is_main_process
     from tercet.stages import finetune
 
-    model = finetune(load(config, overrides or ()))
+    model = finetune(load(config, overrides or ()), allow_changed or ())
     if is_main_process():
         print(f"model: {model}")
 
 
 @app.command()
-def distil(config: ConfigPath, overrides: Overrides = None) -> None:
+def distil(
+    config: ConfigPath, overrides: Overrides = None, allow_changed: AllowChanged = None
+) -> None:
     """Train a student on a teacher's vectors; cut it from a model first, if the config says so."""
     from tercet.configs import load
     from tercet.progress import is_main_process
     from tercet.stages import distil
 
-    model = distil(load(config, overrides or ()))
+    model = distil(load(config, overrides or ()), allow_changed or ())
     if is_main_process():
         print(f"model: {model}")
 
@@ -328,12 +339,12 @@ def _show(renderable: object) -> None:
     Console().print(renderable)
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, status: int = 2) -> None:
     from tercet.progress import is_main_process
 
     if is_main_process():
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,24 @@ import xxhash
 
 from tercet.errors import UserError
 
+PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+
 
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pickled(path: Path) -> bool:
+    """Whether a file is a pickle, or an archive as torch.save makes it, by name or first bytes."""
+    if path.suffix.lower() in PICKLES:
+        return True
+    if path.suffix == ".safetensors":  # begins with a length, which may look like anything
+        return False
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or (len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5)
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:

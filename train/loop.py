@@ -17,7 +17,7 @@ from tercet.configs import Config
 from tercet.data.batch import Batch, Batches, TextBatches
 from tercet.data.rows import Indices
 from tercet.data.tokens import TokenCache
-from tercet.errors import UserError
+from tercet.errors import SAVED, Stopped, UserError
 from tercet.files import write_json
 from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
@@ -26,6 +26,8 @@ from tercet.train.checkpoint import drop_old, optimizer_tensors, save_checkpoint
 from tercet.train.objective import GuideVectors, objective, report
 from tercet.train.optim import learning_rate
 from tercet.train.plan import Plan, plan
+from tercet.train.polite import politely
+from tercet.train.room import OutOfMemory, free_memory
 from tercet.train.shards import fill, whole
 from tercet.train.signals import effective_rank, masked_pairs
 from tercet.train.sizing import peak_megabytes
@@ -33,6 +35,7 @@ from tercet.train.step import Outcome, batch_gradient
 from tercet.train.teacher import Teacher
 from tercet.train.tracking import Tracker
 
+HALVINGS = 4  # of the micro-batches in one step, before it is given up
 Evaluate = Callable[[SentenceTransformer], dict[str, float]]
 
 
@@ -47,7 +50,7 @@ class Run:
     model: nn.Module  # the encoder, wrapped for this launch
     optimizer: torch.optim.Optimizer
     log_temperature: nn.Parameter | None  # None: the temperature is fixed
-    data: str  # fingerprint of the rows that the run began with
+    begun: dict[str, Any]  # config, data and code that the run began with
     batches: Batches | TextBatches
     tokens: tuple[TokenCache, TokenCache]  # of all queries, of all documents
     guide: GuideVectors | None
@@ -64,6 +67,7 @@ class Run:
     best: dict[str, Any] = field(default_factory=dict)  # step and value of the metric
     skipped: int = 0  # steps left out because something was not finite
     mined: dict[str, str] | None = None  # file and hash of the set mined inside the run
+    asked_to_stop: Callable[[], bool] = bool  # whether this process has had a signal
 
     @property
     def checkpoints(self) -> Path:
@@ -71,18 +75,21 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Run the steps that are left. Raises UserError if a loss or gradient is not finite."""
+    """Run the steps that are left.
+
+    Raises UserError if a loss or gradient is not finite, and Stopped after SIGTERM or SIGINT.
+    """
     settings = run.config.train
-    with progress("train", run.steps) as advance:
+    with progress("train", run.steps) as advance, politely() as asked:
+        run.asked_to_stop = asked
         advance(run.step)
         while run.step < run.steps:
             if run.refresh is not None:
                 run.refresh(run)
             started = time.perf_counter()
             batch = run.batches(run.step)
-            cut = plan_of(run, batch)
             run.model.train()
-            outcome = gradient_of(run, batch, cut)
+            cut, outcome = gradient_in_room(run, batch)
             norm = _clip(run)
             rate = learning_rate(run.step, run.steps, settings)
             if not _finite(run, outcome, norm):
@@ -100,9 +107,41 @@ def train(run: Run) -> None:
                 values = signals(run, batch, cut, outcome) | {"grad_norm": norm, "lr": rate}
                 run.tracker.log(run.step, values | {"tokens_per_second": cut.tokens / seconds})
             improved = _evaluate(run) if last or run.step % run.eval_every == 0 else False
-            if last or improved or run.step % run.save_every == 0:
+            stop = outcome.flags > 0 and not last  # some process was asked to, and all know
+            if last or stop or improved or run.step % run.save_every == 0:
                 save(run)
             advance(1, note=f"loss {outcome.loss:.4f}")
+            if stop:
+                raise Stopped(
+                    f"stopped as asked after step {run.step} of {run.steps}, which is saved; run "
+                    "the same command again to go on",
+                    SAVED,
+                )
+
+
+def gradient_in_room(run: Run, batch: Batch) -> tuple[Plan, Outcome]:
+    """The gradient of a step, by micro-batches half as large, and again, while there is no room.
+
+    What comes of it is what a step with those micro-batches gives from the start, bit for bit.
+    """
+    for _ in range(1 + HALVINGS):
+        cut = plan_of(run, batch)
+        try:
+            return cut, gradient_of(run, batch, cut)
+        except OutOfMemory:
+            run.optimizer.zero_grad(set_to_none=True)
+        free_memory(run.accelerator)  # only here, where nothing holds the failed step any more
+        run.micro_tokens, run.keep_tokens = max(1, run.micro_tokens // 2), run.keep_tokens // 2
+        say(
+            f"step {run.step + 1}: out of memory; once more with micro-batches of "
+            f"{run.micro_tokens} tokens and graphs of {run.keep_tokens} tokens kept"
+        )
+        facts = {"micro_tokens": run.micro_tokens, "keep_tokens": run.keep_tokens}
+        run.tracker.log(run.step + 1, {"out_of_memory": True} | facts)
+    raise UserError(
+        f"step {run.step + 1} does not fit into memory, with micro-batches of {run.micro_tokens} "
+        "tokens either; shorten texts (model.max_length) or take a smaller batch.size"
+    )
 
 
 def plan_of(run: Run, batch: Batch) -> Plan:
@@ -134,6 +173,7 @@ def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
         keep_tokens=run.keep_tokens,
         seed=(run.config.train.seed, run.step),
         extra=() if learned is None else (learned,),
+        flag=run.asked_to_stop(),
     )
 
 
@@ -170,7 +210,7 @@ def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, An
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of this step; keep it, the one before and the best."""
+    """Write a checkpoint of this step; keep it, those that train.keep says and the best."""
     run.accelerator.wait_for_everyone()
     fill(run.whole, run.encoder)
     tensors = optimizer_tensors(run.optimizer, parameter_names(run))
@@ -181,12 +221,12 @@ def save(run: Run) -> None:
             "best": run.best,
             "skipped": run.skipped,
             "micro_tokens": run.micro_tokens,
-            "data": run.data,
+            **run.begun,
             "mined": run.mined,
             "scaler": run.accelerator.scaler and run.accelerator.scaler.state_dict(),
         }
         save_checkpoint(run.checkpoints, run.step, run.whole, tensors, state)
-        drop_old(run.checkpoints, run.best.get("step", run.step))
+        drop_old(run.checkpoints, run.step, run.best.get("step", run.step), run.config.train.keep)
     run.accelerator.wait_for_everyone()
 
 
