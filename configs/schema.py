@@ -46,6 +46,7 @@ class ModelConfig(Section):
     prompts: Prompts = Prompts()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained weights
     trust_remote_code: bool = False
+    allow_pickle: bool = False  # weights that are not safetensors: torch's restricted unpickler
 
 
 class Columns(Section):

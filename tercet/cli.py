@@ -1,5 +1,6 @@
 """`tercet`: what users type. Each command reads its arguments, calls a stage, prints what came."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from rich.console import Console
 
 from tercet import __version__
 from tercet.errors import Stopped, UserError
+from tercet.secret import masked
 
 # Stages import torch and transformers, which takes seconds: they are loaded inside the commands,
 # so that --help and a mistyped option answer at once.
@@ -21,8 +23,12 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at training data, and build some.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-store_app = typer.Typer(help="Vectors kept from earlier runs.", no_args_is_help=True)
+store_app = typer.Typer(
+    help="Vectors, candidate lists and scores kept from earlier runs.", no_args_is_help=True
+)
 app.add_typer(store_app, name="store")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 ConfigPath = Annotated[str, typer.Argument(help="A YAML file, or a recipe's name: finetune")]
 AllowChanged = Annotated[
@@ -48,6 +54,10 @@ def main() -> None:
         if debug:
             raise
         _complain(str(error), error.status if isinstance(error, Stopped) else 2)
+    except OSError as error:
+        if debug or error.errno not in FULL:
+            raise
+        _complain(f"{error.filename or 'a disk'}: {error.strerror}; make room or choose another")
     except typer.TyperException as error:
         _complain(str(error))
     except KeyboardInterrupt:
@@ -116,16 +126,31 @@ def distil(
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None) -> None:
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None, typer.Option(help="Predict for machines that are not here: h100, a100, l4, ...")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="With --device: machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="With --device: of each machine.")] = 1,
+    sharded: Annotated[bool, typer.Option(help="With --device: FSDP instead of DDP.")] = False,
+) -> None:
     """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run."""
     from tercet.configs import load
     from tercet.progress import is_main_process
-    from tercet.report import console_table, forecast_table
-    from tercet.train import forecast
+    from tercet.report import console_table, forecast_table, predicted_table
+    from tercet.train import forecast, predict
 
-    found = forecast(load(config, overrides or ()))
+    settings = load(config, overrides or ())
+    if device is not None:
+        table = predicted_table(predict(settings, nodes, gpus, device, sharded))
+    elif (nodes, gpus, sharded) != (1, 1, False):
+        raise UserError("--nodes, --gpus and --sharded are for machines elsewhere: name --device")
+    else:
+        table = forecast_table(forecast(settings))
     if is_main_process():
-        _show(console_table(forecast_table(found)))
+        _show(console_table(table))
 
 
 @app.command()
@@ -276,16 +301,16 @@ def data_code(
 
 @store_app.command("list")
 def store_list() -> None:
-    """The stores of vectors in the cache folder, the last used first."""
+    """What is kept in the cache folder, the last used first."""
+    from tercet.files import cache_folder
     from tercet.models.housekeeping import all_stored
-    from tercet.models.store import stores_folder
     from tercet.report import console_table, store_table
 
     stores = all_stored()
     if stores:
         _show(console_table(store_table(stores)))
     size = sum(store.size for store in stores)
-    print(f"{len(stores)} stores, {size / 1e6:,.1f} MB in {stores_folder()}")
+    print(f"{len(stores)} stores, {size / 1e6:,.1f} MB in {cache_folder()}")
 
 
 @store_app.command("verify")
@@ -343,7 +368,7 @@ def _complain(message: str, status: int = 2) -> None:
     from tercet.progress import is_main_process
 
     if is_main_process():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {' '.join(masked(message).split())}", file=sys.stderr)
     sys.exit(status)
 
 

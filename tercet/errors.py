@@ -1,5 +1,8 @@
 """The exceptions that mean: no fault of the program, here is what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 SAVED = 75  # EX_TEMPFAIL of sysexits.h: stopped when asked, all saved; the same command goes on
 LOST = 69  # EX_UNAVAILABLE: another process of the launch has gone
 
@@ -9,6 +12,15 @@ class UserError(Exception):
 
     The command line prints it and exits with status 2; from Python it is an ordinary exception.
     """
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Put the config key that a mistake in the block comes from before its message."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 class Stopped(Exception):

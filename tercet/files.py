@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -117,6 +118,16 @@ def writable_folder(path: Path) -> Path:
     except OSError as error:
         raise UserError(f"{path}: cannot write there ({error.strerror}); choose another") from None
     return path
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What a disk complains of (full, gone, read-only), from whichever library; else None."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(
+        r"(No space left|Read-only|File too large|quota|os error \d+)[^\"}]*", str(error)
+    )
+    return found[0].strip() if found else None
 
 
 def cache_folder() -> Path:

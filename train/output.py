@@ -9,6 +9,7 @@ from typing import Any
 from tercet.configs import Config, load, save
 from tercet.errors import UserError
 from tercet.files import writable_folder
+from tercet.train.tracking import WANDB_ID
 
 CONFIG = "config.yaml"
 HARMLESS = (  # keys that change nothing in the weights
@@ -22,7 +23,7 @@ HARMLESS = (  # keys that change nothing in the weights
     "train.save_every",
     "train.keep",
 )
-OURS = ("checkpoints", "mined", "model", "run.jsonl", "summary.json", "wandb.id", CONFIG)
+OURS = ("checkpoints", "mined", "model", "run.jsonl", "summary.json", WANDB_ID, CONFIG)
 
 
 def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:

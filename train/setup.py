@@ -22,13 +22,15 @@ from tercet.models import freeze_unused, load_encoder, resolve, set_dropout, vec
 from tercet.peers import together
 from tercet.progress import say
 from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
-from tercet.train.loop import Evaluate, Run, forward, parameter_names, plan_of, train
+from tercet.train.loop import forward, plan_of, train
 from tercet.train.objective import GuideVectors
 from tercet.train.optim import adamw
 from tercet.train.output import check_allowed, refuse_other_run
 from tercet.train.remine import Remine, refresher, resume
 from tercet.train.resuming import to_resume, what_begins
 from tercet.train.rows import batches_of, read_rows, tokens_of, warn_of_overlap
+from tercet.train.run import Evaluate, Run
+from tercet.train.saving import nonfinite, parameter_names
 from tercet.train.shards import choose_layers, whole_copy
 from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes, least
 from tercet.train.teacher import add_projection, load_teacher, resolve_teachers
@@ -180,6 +182,7 @@ def _set_up(
     steps = config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
     if config.train.compile:
         encoder.compile(dynamic=True)
+    unsound = frozenset(nonfinite(encoder))
     whole = whole_copy(accelerator, encoder)
     choose_layers(accelerator, encoder)
     optimizer = adamw(encoder, config.train)
@@ -207,6 +210,7 @@ def _set_up(
         steps=steps,
         eval_every=config.train.eval_every or max(1, steps // 10),
         save_every=config.train.save_every or max(50, steps // 10),
+        nonfinite=unsound,
         micro_tokens=0,
         keep_tokens=0,
     )

@@ -8,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, StudentConfig, load
 from tercet.data import read_task
-from tercet.errors import UserError
+from tercet.errors import UserError, about
 from tercet.evaluation import (
     evaluate_vectors,
     known_metric,
@@ -103,7 +103,8 @@ def _dev_evaluator(config: Config) -> Evaluate | None:
     if settings.dev is None:
         return None
     known_metric(settings.metric)
-    task = read_task(settings.dev, settings.dev_split)
+    with about("evaluation.dev"):
+        task = read_task(settings.dev, settings.dev_split)
     how = {"batch_tokens": settings.batch_tokens}
 
     def scores(encoder: SentenceTransformer) -> dict[str, float]:
