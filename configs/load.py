@@ -15,6 +15,19 @@ from pydantic_core import ErrorDetails
 from tercet.configs.schema import Config
 from tercet.errors import UserError
 from tercet.files import write_text
+from tercet.secret import holds_secret
+
+LARGEST = 100_000  # values of a YAML file, with its aliases unfolded
+UNREADABLE = (
+    yaml.YAMLError,
+    omegaconf.errors.OmegaConfBaseException,
+    RecursionError,
+    ValueError,  # dates and numbers that are none, in PyYAML's constructors
+    TypeError,  # keys that cannot be keys
+    AttributeError,
+    KeyError,
+    OverflowError,
+)
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -34,8 +47,9 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     """The same from YAML text; `where` names it in complaints."""
     try:
+        _refuse_bombs(text, where)
         base = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         raise UserError(f"{where}: not valid YAML: {_one_line(error)}") from None
     if not OmegaConf.is_dict(base):
         raise UserError(f"{where}: the top level must be `key: value` lines")
@@ -45,12 +59,49 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     try:
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
-    except (yaml.YAMLError, omegaconf.errors.OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         raise UserError(f"{where}: {_one_line(error)}") from None
+    _refuse_secrets(values, where)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{where}: {'; '.join(_complaints(error))}") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
+
+
+def _refuse_bombs(text: str, where: str) -> None:
+    """Refuse aliases that unfold to more than any config holds (or to themselves)."""
+    sizes: dict[int, int] = {}
+
+    def size(node: Any) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = LARGEST  # what it is while it is being unfolded, so inside itself
+            value = node.value if isinstance(node, yaml.CollectionNode) else ()
+            parts = (
+                part for item in value for part in (item if isinstance(item, tuple) else [item])
+            )
+            sizes[id(node)] = min(LARGEST, 1 + sum(size(part) for part in parts))
+        return sizes[id(node)]
+
+    tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    if tree is not None and size(tree) >= LARGEST:
+        raise UserError(f"{where}: more than {LARGEST:,} values; a config holds about a hundred")
+
+
+def _refuse_secrets(values: Any, where: str, key: str = "") -> None:
+    """A config is written to the output, the model card's folder and the trackers."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _refuse_secrets(value, where, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, list):
+        for value in values:
+            _refuse_secrets(value, where, key)
+    elif isinstance(values, str) and holds_secret(values):
+        raise UserError(
+            f"{where}: {key} holds a key or token, which would be written to every checkpoint; "
+            "leave it in the environment"
+        )
 
 
 def save(config: Config, path: Path) -> None:

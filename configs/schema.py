@@ -46,6 +46,7 @@ class ModelConfig(Section):
     prompts: Prompts = Prompts()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the trained weights
     trust_remote_code: bool = False
+    allow_pickle: bool = False  # weights that are not safetensors: torch's restricted unpickler
 
 
 class Columns(Section):
@@ -205,6 +206,7 @@ class TrainConfig(Section):
     log_every: Count = 10
     eval_every: Count | None = None  # null: ten times in the run
     save_every: Count | None = None  # null: ten times in the run, at least 50 steps apart
+    keep: Count = 2  # newest checkpoints that stay, besides the best
     on_nonfinite: Literal["stop", "skip"] = "stop"
 
     @field_validator("mixed_precision", mode="before")

@@ -35,6 +35,7 @@ def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
     counted and said. UserError for a document that is not in `rows`: another corpus was mined.
     """
     path = Path(path)
+    _refuse_other_files(path)
     mined = dict[int, _Mined]()
     for query, found in _mined_rows(path, rows):
         earlier = mined.setdefault(query, found)
@@ -46,6 +47,22 @@ def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
         raise UserError(f"{path}: none of its queries is in the training data; mine again")
     rows = _with_positives(_without_dropped(rows, mined, path), mined, path)
     return _with_negatives(rows, mined, path)
+
+
+def _refuse_other_files(path: Path) -> None:
+    if path.is_dir():
+        inside = path / "mined.parquet"
+        hint = f"say {inside}" if inside.exists() else "name the file in it"
+        raise UserError(f"data.mined: {path} is a folder; {hint}")
+    if not path.exists():
+        raise UserError(f"data.mined: {path}: no such file; `tercet mine` writes one")
+    with path.open("rb") as file:
+        if file.read(4) != b"PAR1":
+            raise UserError(
+                f"data.mined: {path} is no mined set, which is a Parquet file that `tercet mine` "
+                "writes; rows with negatives of their own belong in data.train, with "
+                "columns: {negative: NAME}"
+            )
 
 
 def _without_dropped(rows: TrainingSet, mined: dict[int, _Mined], path: Path) -> TrainingSet:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -17,17 +16,10 @@ from tercet.evaluation.metrics import Run, absent, score_runs
 from tercet.evaluation.significance import Delta, bootstrap_interval, compare
 from tercet.files import fingerprint, whole_file, write_json
 from tercet.mining.search import Rows, top_k
+from tercet.versions import installed_versions
 
 MAIN_METRIC = "ndcg@10"
 UNKNOWN_LANGUAGE = ("und-Zyyy",)  # ISO's codes for it; MTEB averages a list of none to NaN
-_PACKAGES = (
-    "tercet",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "bm25s",
-    "pytrec-eval-terrier",
-)
 
 
 @dataclass(frozen=True)
@@ -115,17 +107,6 @@ def task_fingerprint(task: RetrievalTask) -> str:
     grades = ((q, d, str(grade)) for q, row in task.qrels.items() for d, grade in row.items())
     sides = (task.documents.ids, task.documents.texts, task.queries.ids, task.queries.texts)
     return fingerprint([*map(fingerprint, sides), fingerprint(p for g in grades for p in g)])
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide a score, of those installed."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout that was never installed
-            continue
-    return found
 
 
 def write_result(result: Result, folder: Path) -> Path:

@@ -67,7 +67,7 @@ def ann_top_k(
     The same vectors, settings, seed and number of threads give the same answer. Raises UserError
     if FAISS is not installed, and naming a row that is not finite.
     """
-    faiss = _faiss(index)
+    faiss = load_faiss(index)
     check(queries, documents, k)
     if len(documents) < SMALLEST:
         say(f"{index}: exact search, since {len(documents):,} documents are below {SMALLEST:,}")
@@ -87,12 +87,13 @@ def ann_top_k(
     return scores, positions, recall
 
 
-def _faiss(index: str) -> Any:
+def load_faiss(index: str) -> Any:
+    """The library. Raises UserError, naming the index that needs it, if it is not installed."""
     try:
         import faiss
     except ImportError:
         raise UserError(
-            f"index {index!r} needs FAISS, which is not installed: pip install 'tercet[ann]'"
+            f"mining.index: {index!r} needs FAISS, which is not installed: pip install 'tercet[ann]'"
         ) from None
     return faiss
 

@@ -18,6 +18,7 @@ from tercet.files import cache_folder, fingerprint, whole_file
 from tercet.models.encode import ACCELERATOR_TOKENS, CPU_TOKENS, token_batches
 from tercet.models.load import default_device, resolve
 from tercet.models.store import model_fingerprint
+from tercet.models.unpickle import only_safetensors
 from tercet.processes import process_count, process_index, share_mistakes
 from tercet.progress import Advance, progress
 
@@ -61,14 +62,16 @@ def load_scorer(
     own output, which must lie in [0, 1]. Raises UserError beginning with `where`.
     """
     transformers.utils.logging.disable_progress_bar()
+    found = resolve(path, where)
     try:
-        model = CrossEncoder(
-            resolve(path, where),
-            device=str(default_device()),
-            max_length=max_length,
-            trust_remote_code=trust_remote_code,
-            model_kwargs={"dtype": getattr(torch, dtype)},
-        )
+        with only_safetensors():
+            model = CrossEncoder(
+                found,
+                device=str(default_device()),
+                max_length=max_length,
+                trust_remote_code=trust_remote_code,
+                model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{where}: {path} cannot be loaded: {reason}") from None

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tercet.errors import UserError
+from tercet.files import cache_folder
 from tercet.models.shards import (
     FORMAT,
     MANIFEST,
@@ -21,6 +22,7 @@ from tercet.models.shards import (
 from tercet.models.store import stores_folder
 from tercet.progress import progress
 
+OTHERS = ("candidates", "pairs", "tokens")  # lists of searches, scores of pairs, texts as tokens
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -33,6 +35,7 @@ class Stored:
     size: int  # bytes
     used: datetime  # the last time a run opened it
     state: str  # "complete", "3 of 40 shards", or why there is no manifest
+    kind: str = "vectors"  # or another folder of the cache: OTHERS
 
     @property
     def model(self) -> str:
@@ -42,10 +45,14 @@ class Stored:
 
 
 def all_stored(folder: Path | None = None) -> list[Stored]:
-    """Every store in `folder` (default: the user's cache), the last used first."""
-    found = stores_folder(folder)
-    places = [place for place in found.iterdir() if place.is_dir()] if found.is_dir() else []
-    return sorted(map(_look, places), key=lambda store: store.used, reverse=True)
+    """Every store in `folder`, the last used first.
+
+    By default all of the user's cache: what else is kept there counts as a store too.
+    """
+    found = [_look(place) for place in _folders(stores_folder(folder))]
+    if folder is None:
+        found += [_other(p, kind) for kind in OTHERS for p in _folders(cache_folder() / kind)]
+    return sorted(found, key=lambda store: store.used, reverse=True)
 
 
 def damaged(stores: Sequence[Stored]) -> list[Path]:
@@ -104,6 +111,18 @@ def read_bytes(text: str) -> int:
     if found is None:
         raise UserError(f"--keep-bytes: {text!r} is not a size; write 500MB or 20GB")
     return round(float(found[1]) * UNITS.get(found[2].upper(), 1))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [place for place in folder.iterdir() if place.is_dir()] if folder.is_dir() else []
+
+
+def _other(place: Path, kind: str) -> Stored:
+    """Files without a manifest: what reads them finds out itself whether they are whole."""
+    files = [file.stat() for file in place.rglob("*") if file.is_file()]
+    used = max([place.stat().st_mtime, *(file.st_atime for file in files)])
+    size = sum(file.st_size for file in files)
+    return Stored(place, None, size, datetime.fromtimestamp(used, UTC), "complete", kind)
 
 
 def _look(place: Path) -> Stored:

@@ -1,6 +1,7 @@
 """From a path to a SentenceTransformer, the container every stage trains and encodes with."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,8 @@ from transformers.utils.hub import cached_file
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
 from tercet.files import sha256
+from tercet.models.hub import find_on_hub, nearest_to
+from tercet.models.unpickle import ADVICE, advice_for, only_safetensors
 from tercet.processes import launch
 
 Role = Literal["query", "document"]
@@ -62,7 +65,10 @@ def resolve(path: str, where: str = "model.path") -> str:
             raise UserError(f"{where}: {path} holds no model (no modules.json, no config.json)")
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise UserError(f"{where}: {path} does not exist; give a model folder or 'embedded'")
+        near = nearest_to(path)
+        hint = f"did you mean {near!r}?" if near else "give a model folder or 'embedded'"
+        raise UserError(f"{where}: {path} does not exist; {hint}")
+    find_on_hub(path, where)
     return path
 
 
@@ -117,23 +123,36 @@ def _embedded_folder() -> Path:
 
 def _load(path: str, config: ModelConfig, where: str) -> SentenceTransformer:
     trust = {"trust_remote_code": config.trust_remote_code}
-    settings = {"dtype": getattr(torch, config.dtype), "use_safetensors": True, **trust}
+    safe = None if config.allow_pickle else True
+    settings = {"dtype": getattr(torch, config.dtype), "use_safetensors": safe, **trust}
     try:
-        if cached_file(path, "modules.json", _raise_exceptions_for_missing_entries=False):
-            model = SentenceTransformer(
-                path,
-                trust_remote_code=config.trust_remote_code,
-                model_kwargs=settings,
-                device="cpu",
-            )
-            return _check_pooling(model, config)
-        body = Transformer(path, model_kwargs=settings, config_kwargs=trust)
-        mode = "mean" if config.pooling == "auto" else config.pooling
-        parts = [body, Pooling(body.get_embedding_dimension(), pooling_mode=mode)]
-        return SentenceTransformer(modules=parts, device="cpu")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        with only_safetensors(config.allow_pickle):
+            modules = cached_file(path, "modules.json", _raise_exceptions_for_missing_entries=False)
+            if modules:
+                refuse_escapes(Path(modules))
+                model = SentenceTransformer(
+                    path,
+                    trust_remote_code=config.trust_remote_code,
+                    model_kwargs=settings,
+                    device="cpu",
+                )
+                return _check_pooling(model, config)
+            body = Transformer(path, model_kwargs=settings, config_kwargs=trust)
+            mode = "mean" if config.pooling == "auto" else config.pooling
+            parts = [body, Pooling(body.get_embedding_dimension(), pooling_mode=mode)]
+            return SentenceTransformer(modules=parts, device="cpu")
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason += "" if ADVICE in reason else advice_for(path)
         raise UserError(f"{where}: {config.path} cannot be loaded: {reason}") from None
+
+
+def refuse_escapes(modules: Path) -> None:
+    """Raise ValueError if a model's modules.json names a folder that is not within its own."""
+    for module in json.loads(modules.read_text(encoding="utf-8")):
+        name = str(module["path"])
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"its modules.json names a folder outside it: {name}")
 
 
 def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceTransformer:

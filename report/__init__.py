@@ -1,7 +1,7 @@
 """What a person reads: tables made from results, never typed."""
 
 from tercet.report.mining import mining_page
-from tercet.report.plan import forecast_table
+from tercet.report.plan import forecast_table, predicted_table
 from tercet.report.size import size_table
 from tercet.report.store import store_table
 from tercet.report.table import (
@@ -20,6 +20,7 @@ __all__ = [
     "markdown_table",
     "mining_page",
     "model_table",
+    "predicted_table",
     "size_table",
     "store_table",
 ]

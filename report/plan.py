@@ -1,6 +1,7 @@
 """A forecast as a table."""
 
-from tercet.train import Forecast
+from tercet.train import Forecast, Predicted
+from tercet.train.cost import SHARE
 
 
 def forecast_table(found: Forecast) -> list[dict[str, str]]:
@@ -26,3 +27,28 @@ def forecast_table(found: Forecast) -> list[dict[str, str]]:
         "time of the run": f"{found.hours:.1f} h" if found.hours > 2 else f"{minutes:.1f} min",
     }
     return [{"Plan": what, "": value} for what, value in rows.items()]
+
+
+def predicted_table(found: Predicted) -> list[dict[str, str]]:
+    """The same of a run elsewhere: all but the counts of tokens are predictions."""
+    cost, cluster = found.cost, found.cluster
+    launch = "FSDP" if cluster.sharded else "DDP"
+    room = "" if found.fits else f", more than the {found.device.memory / 1e9:.0f} GB there are"
+    rows = {
+        "processes": f"{cluster.world:,} ({cluster.nodes} x {cluster.gpus} {found.name}, {launch})",
+        "steps": f"{found.steps:,}",
+        "tokens in a batch": f"{cost.tokens:,.0f}",
+        "padded tokens for each real one": f"{cost.padded / cost.tokens:.2f}",
+        "busiest process above the mean": f"{cost.imbalance:.1%}",
+        "tokens in a micro-batch, at most": f"{found.micro_tokens:,}",
+        "tokens whose graphs are kept, at most": f"{found.keep_tokens:,}",
+        "tokens encoded twice": f"{cost.recomputed:.1%}",
+        "TFLOP of a step": f"{cost.flops / 1e12:,.2f}",
+        "sent by each process and step": f"{cost.sent / 1e6:,.1f} MB",
+        "leaving each node and step": f"{cost.leaving / 1e6:,.1f} MB",
+        "memory of a process": f"{cost.memory / 1e9:,.1f} GB{room}",
+        f"time of a step, at {SHARE:.0%} of the peak": f"{found.seconds * 1000:,.1f} ms",
+        "tokens per second": f"{cost.tokens / found.seconds:,.0f}",
+        "device hours of the run": f"{found.hours:,.2f}",
+    }
+    return [{"Prediction": what, "": value} for what, value in rows.items()]

@@ -11,6 +11,7 @@ def store_table(stores: Sequence[Stored]) -> list[Row]:
     return [
         {
             "Store": store.place.name[:8],
+            "Kind": store.kind,
             "Model": store.model,
             "Role": store.manifest.role if store.manifest else "?",
             "Rows": f"{store.manifest.rows:,}" if store.manifest else "?",

@@ -1,5 +1,6 @@
 """`tercet`: what users type. Each command reads its arguments, calls a stage, prints what came."""
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,8 @@ import typer
 from rich.console import Console
 
 from tercet import __version__
-from tercet.errors import UserError
+from tercet.errors import Stopped, UserError
+from tercet.secret import masked
 
 # Stages import torch and transformers, which takes seconds: they are loaded inside the commands,
 # so that --help and a mistyped option answer at once.
@@ -21,26 +23,41 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at training data, and build some.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-store_app = typer.Typer(help="Vectors kept from earlier runs.", no_args_is_help=True)
+store_app = typer.Typer(
+    help="Vectors, candidate lists and scores kept from earlier runs.", no_args_is_help=True
+)
 app.add_typer(store_app, name="store")
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 ConfigPath = Annotated[str, typer.Argument(help="A YAML file, or a recipe's name: finetune")]
+AllowChanged = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Go on with an unfinished run although this differs: a key or a section of the "
+        "config, data, or code; may be repeated."
+    ),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key.sub=value, for example train.epochs=2")
 ]
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one line and exit status 2."""
+    """Run the command line: a user's mistake is one line and exit status 2, a stop 75 or 69."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
         status = app(args=arguments or ["--help"], prog_name="tercet", standalone_mode=False)
-    except UserError as error:
+    except (UserError, Stopped) as error:
         if debug:
             raise
-        _complain(str(error))
+        _complain(str(error), error.status if isinstance(error, Stopped) else 2)
+    except OSError as error:
+        if debug or error.errno not in FULL:
+            raise
+        _complain(f"{error.filename or 'a disk'}: {error.strerror}; make room or choose another")
     except typer.TyperException as error:
         _complain(str(error))
     except KeyboardInterrupt:
@@ -81,40 +98,59 @@ def demo(
 
 
 @app.command()
-def finetune(config: ConfigPath, overrides: Overrides = None) -> None:
+def finetune(
+    config: ConfigPath, overrides: Overrides = None, allow_changed: AllowChanged = None
+) -> None:
     """Fine-tune a bi-encoder. Several processes: accelerate launch -m tercet finetune ..."""
     from tercet.configs import load
     from tercet.progress import is_main_process
     from tercet.stages import finetune
 
-    model = finetune(load(config, overrides or ()))
+    model = finetune(load(config, overrides or ()), allow_changed or ())
     if is_main_process():
         print(f"model: {model}")
 
 
 @app.command()
-def distil(config: ConfigPath, overrides: Overrides = None) -> None:
+def distil(
+    config: ConfigPath, overrides: Overrides = None, allow_changed: AllowChanged = None
+) -> None:
     """Train a student on a teacher's vectors; cut it from a model first, if the config says so."""
     from tercet.configs import load
     from tercet.progress import is_main_process
     from tercet.stages import distil
 
-    model = distil(load(config, overrides or ()))
+    model = distil(load(config, overrides or ()), allow_changed or ())
     if is_main_process():
         print(f"model: {model}")
 
 
 @app.command()
-def plan(config: ConfigPath, overrides: Overrides = None) -> None:
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    device: Annotated[
+        str | None, typer.Option(help="Predict for machines that are not here: h100, a100, l4, ...")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="With --device: machines.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="With --device: of each machine.")] = 1,
+    sharded: Annotated[bool, typer.Option(help="With --device: FSDP instead of DDP.")] = False,
+) -> None:
     """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run."""
     from tercet.configs import load
     from tercet.progress import is_main_process
-    from tercet.report import console_table, forecast_table
-    from tercet.train import forecast
+    from tercet.report import console_table, forecast_table, predicted_table
+    from tercet.train import forecast, predict
 
-    found = forecast(load(config, overrides or ()))
+    settings = load(config, overrides or ())
+    if device is not None:
+        table = predicted_table(predict(settings, nodes, gpus, device, sharded))
+    elif (nodes, gpus, sharded) != (1, 1, False):
+        raise UserError("--nodes, --gpus and --sharded are for machines elsewhere: name --device")
+    else:
+        table = forecast_table(forecast(settings))
     if is_main_process():
-        _show(console_table(forecast_table(found)))
+        _show(console_table(table))
 
 
 @app.command()
@@ -265,16 +301,16 @@ def data_code(
 
 @store_app.command("list")
 def store_list() -> None:
-    """The stores of vectors in the cache folder, the last used first."""
+    """What is kept in the cache folder, the last used first."""
+    from tercet.files import cache_folder
     from tercet.models.housekeeping import all_stored
-    from tercet.models.store import stores_folder
     from tercet.report import console_table, store_table
 
     stores = all_stored()
     if stores:
         _show(console_table(store_table(stores)))
     size = sum(store.size for store in stores)
-    print(f"{len(stores)} stores, {size / 1e6:,.1f} MB in {stores_folder()}")
+    print(f"{len(stores)} stores, {size / 1e6:,.1f} MB in {cache_folder()}")
 
 
 @store_app.command("verify")
@@ -328,12 +364,12 @@ def _show(renderable: object) -> None:
     Console().print(renderable)
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, status: int = 2) -> None:
     from tercet.progress import is_main_process
 
     if is_main_process():
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+        print(f"error: {' '.join(masked(message).split())}", file=sys.stderr)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from tercet.evaluation import (
     Result,
     Run,
     comparison,
-    installed_versions,
     read_run,
     result_path,
 )
 from tercet.files import writable_folder, write_json, write_text
 from tercet.progress import say
 from tercet.report import console_table, model_table
+from tercet.versions import installed_versions
 
 # Installed with Tercet, written by different people, and none of them part of the standard
 # library, which is the test set.

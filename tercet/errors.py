@@ -1,4 +1,10 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that mean: no fault of the program, here is what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SAVED = 75  # EX_TEMPFAIL of sysexits.h: stopped when asked, all saved; the same command goes on
+LOST = 69  # EX_UNAVAILABLE: another process of the launch has gone
 
 
 class UserError(Exception):
@@ -6,3 +12,23 @@ class UserError(Exception):
 
     The command line prints it and exits with status 2; from Python it is an ordinary exception.
     """
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """Put the config key that a mistake in the block comes from before its message."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+class Stopped(Exception):
+    """A run that ended before its last step, and can be gone on with by the same command.
+
+    The command line prints it and exits with `status`: `SAVED` or `LOST`.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

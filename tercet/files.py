@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -13,11 +14,24 @@ import xxhash
 
 from tercet.errors import UserError
 
+PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+
 
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pickled(path: Path) -> bool:
+    """Whether a file is a pickle, or an archive as torch.save makes it, by name or first bytes."""
+    if path.suffix.lower() in PICKLES:
+        return True
+    if path.suffix == ".safetensors":  # begins with a length, which may look like anything
+        return False
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or (len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5)
 
 
 def fingerprint(parts: Iterable[str | bytes]) -> str:
@@ -104,6 +118,16 @@ def writable_folder(path: Path) -> Path:
     except OSError as error:
         raise UserError(f"{path}: cannot write there ({error.strerror}); choose another") from None
     return path
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What a disk complains of (full, gone, read-only), from whichever library; else None."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    found = re.search(
+        r"(No space left|Read-only|File too large|quota|os error \d+)[^\"}]*", str(error)
+    )
+    return found[0].strip() if found else None
 
 
 def cache_folder() -> Path:

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tercet.secret import masked
+
 _CONSOLE = Console(stderr=True, highlight=False)  # one, so that lines and nested bars agree
 PLAIN_EVERY = 15.0  # seconds between plain lines: enough to see life, few enough to read a log
 
@@ -34,7 +36,7 @@ def is_main_process() -> bool:
 def say(text: str) -> None:
     """One plain line for the person at the terminal, from the main process only."""
     if is_main_process():
-        _CONSOLE.print(text, markup=False, soft_wrap=True)
+        _CONSOLE.print(masked(text), markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from tercet.errors import UserError
 from tercet.models import encode
 from tercet.train import Trained, finetune
 from tercet.train.tracking import read_log
+from tercet.versions import code_version
 from tests.conftest import NAMES, answer, question, weights, write_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +148,11 @@ def test_the_best_checkpoint_by_the_dev_metric_is_kept(settings: list[str]) -> N
     assert dev == [0.1, 0.9, 0.5, 0.4]
 
 
+def test_as_many_checkpoints_stay_as_asked(settings: list[str]) -> None:
+    trained = run(settings, "train.steps=5", "train.save_every=1", "train.keep=3")
+    assert sorted(p.name[-1] for p in trained.last.parent.iterdir()) == ["3", "4", "5"]
+
+
 def test_a_metric_that_is_not_measured_is_named(settings: list[str]) -> None:
     with pytest.raises(UserError, match="evaluation.metric: no 'ndcg@10'; measured are recall"):
         run(settings, evaluate=lambda model: {"recall": 1.0})
@@ -167,8 +173,16 @@ def test_a_finished_run_is_not_overwritten_by_accident(settings: list[str]) -> N
 
 def test_another_config_in_an_unfinished_run_is_refused(settings: list[str]) -> None:
     run(settings, "train.steps=1")
-    with pytest.raises(UserError, match=r"another config \(loss.temperature, train.steps\)"):
+    changed = r"loss.temperature: was 0.05, now 0.1; train.steps: was 1, now 2\).*--allow-changed"
+    with pytest.raises(UserError, match=rf"another config \({changed} loss.temperature"):
         run(settings, "train.steps=2", "loss.temperature=0.1")
+    with pytest.raises(UserError, match=r"another config \(loss.temperature: was 0.05, now 0.1\)"):
+        run(settings, "train.steps=2", "loss.temperature=0.1", allow_changed=["train"])
+    with pytest.raises(UserError, match="nothing is called 'train.step'; did you mean 'train.step"):
+        run(settings, allow_changed=["train.step"])
+    allowed = ["train.steps", "loss"]
+    trained = run(settings, "train.steps=2", "loss.temperature=0.1", allow_changed=allowed)
+    assert [line["temperature"] for line in log_of(trained)] == pytest.approx([0.05, 0.1])
 
 
 def test_other_rows_in_an_unfinished_run_are_refused(
@@ -178,8 +192,26 @@ def test_other_rows_in_an_unfinished_run_are_refused(
     run(settings, f"data.train={copy}", "train.steps=1")
     lines = copy.read_text(encoding="utf-8").splitlines(keepends=True)
     copy.write_text("".join(lines[:-1]), encoding="utf-8")
-    with pytest.raises(UserError, match="unfinished run on other rows"):
-        run(settings, f"data.train={copy}", "train.steps=1")
+    where = f"data.train={copy}"
+    with pytest.raises(UserError, match="set of rows .*data.rows: was 48, now 47") as error:
+        run(settings, where, "train.steps=2", allow_changed=["train.steps"])
+    assert str(error.value).endswith("--allow-changed data")
+    trained = run(settings, where, "train.steps=2", allow_changed=["train.steps", "data"])
+    assert len(log_of(trained)) == 2
+    copy.write_text("".join(lines[:-2]), encoding="utf-8")
+    again = run(settings, where, "train.steps=2", "train.log_every=2", "overwrite=true")
+    assert [line["step"] for line in log_of(again)] == [1, 2]  # begun again, not gone on with
+
+
+def test_other_code_in_an_unfinished_run_is_refused(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(settings, "train.steps=1")
+    now = code_version() | {"torch": "1.0"}
+    monkeypatch.setattr("tercet.train.resuming.code_version", lambda: now)
+    with pytest.raises(UserError, match="code .*code.torch: was '.*', now '1.0'.*-changed code$"):
+        run(settings, "train.steps=1")
+    assert run(settings, "train.steps=1", allow_changed=["code"]).steps == 1
 
 
 # What a run survives

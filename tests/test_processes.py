@@ -1,4 +1,7 @@
-"""Training in several processes, sharded or not, and after kill -9: the same run as in one."""
+"""Training in several processes, sharded or not, and after kill -9: the same run as in one.
+
+`narrower` is begun by two processes, killed, and gone on with by one.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,8 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
         job("whole-two", 2, dropout),
         job("killed-two", 2, dropout, kill=3),
         job("killed-two", 2, dropout),
+        job("narrower", 2, [*spread, *learned, "train.save_every=2"], kill=5),
+        job("narrower", 1, [*spread, *learned, "train.save_every=2"]),
         job("sharded", 2, spread + learned),
         job("auto-sharded", 2, [*spread, *learned, "batch.micro_tokens=auto", "train.steps=1"]),
         job("whole-sharded", 2, dropout + learned),
@@ -65,7 +70,7 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-@pytest.mark.parametrize("name", ["two", "sharded"])
+@pytest.mark.parametrize("name", ["two", "narrower", "sharded"])
 def test_two_processes_train_the_same_model_as_one(runs: Path, name: str) -> None:
     one, two = (read_log(runs / run / "run.jsonl") for run in ("one", name))
     assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 9))

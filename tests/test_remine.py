@@ -107,6 +107,14 @@ def test_a_checkpoint_needs_the_set_it_was_trained_on(settings: list[str], tmp_p
         finetune(config, remine=remine_stage(config))
 
 
+def test_overwriting_a_run_removes_its_rounds(settings: list[str], tmp_path: Path) -> None:
+    plain = load("tiny", [*settings, f"output={tmp_path}", "mining.refresh_every=null"])
+    stages.finetune(load("tiny", [*settings, f"output={tmp_path}"]))
+    assert (tmp_path / "mined").exists()
+    stages.finetune(plain.model_copy(update={"overwrite": True}))
+    assert not (tmp_path / "mined").exists()
+
+
 def test_a_run_that_mines_cannot_drop_rows(settings: list[str], tmp_path: Path) -> None:
     config = load("tiny", [*settings, f"output={tmp_path}", "mining.too_few=drop"])
     with pytest.raises(UserError, match="too_few: drop would change the order"):

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from tercet.errors import UserError
-from tercet.files import sha256, whole_folder, write_json
+from tercet.files import fingerprint, pickled, sha256, whole_folder, write_json
 from tercet.progress import say
 from tercet.train.shards import like, whole
 
@@ -29,15 +29,21 @@ def save_checkpoint(
     state: dict[str, Any],
 ) -> Path:
     """Write checkpoint `step`: an ST-loadable `model/`, `trainer.safetensors`, `state.json`."""
-    target = folder / f"step-{step:08d}"
+    target = folder / name_of(step)
     with whole_folder(target) as partial:
         encoder.save(str(partial / "model"), create_model_card=False)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / TENSORS)
         write_json(partial / "state.json", state | {"step": step})
         files = sorted(f for f in partial.rglob("*") if f.is_file())
         manifest = {str(f.relative_to(partial)): sha256(f) for f in files}
-        write_json(partial / "manifest.json", {"format": FORMAT, "sha256": manifest})
+        write_json(partial / MANIFEST, manifest_of(manifest))
     return target
+
+
+def manifest_of(hashes: dict[str, str]) -> dict[str, Any]:
+    """What manifest.json holds: the SHA-256 of each file, and a digest of that list itself."""
+    digest = fingerprint(part for item in sorted(hashes.items()) for part in item)
+    return {"format": FORMAT, "sha256": hashes, "digest": digest}
 
 
 def newest(folder: Path) -> Path | None:
@@ -51,21 +57,41 @@ def newest(folder: Path) -> Path | None:
 
 
 def verify(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """What is wrong with a checkpoint, or None.
+
+    Every file must be one that the manifest names, inside the folder, of the bytes it had when
+    written, and none may hold a pickle: loading that would run whatever it says.
+    """
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-        hashes = manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "its manifest.json is missing or damaged"
-    for name, expected in hashes.items():
-        path = checkpoint / name
-        if not path.resolve().is_relative_to(checkpoint.resolve()):
-            return f"its manifest names a file outside it: {name}"
-        if not path.is_file():
-            return f"{name} is missing"
-        if sha256(path) != expected:
-            return f"{name} is not what was written"
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"its {MANIFEST} is of format {manifest['format']}, this version reads {FORMAT}"
+        hashes = {str(name): str(digest) for name, digest in manifest["sha256"].items()}
+        if manifest != manifest_of(hashes):
+            return f"its {MANIFEST} is damaged"
+        there = {str(f.relative_to(checkpoint)) for f in checkpoint.rglob("*") if not f.is_dir()}
+        for name in sorted(hashes.keys() | (there - {MANIFEST})):
+            damage = _damage(checkpoint, name, hashes.get(name))
+            if damage is not None:
+                return damage
+    except OSError as error:
+        return f"{Path(error.filename or MANIFEST).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"its {MANIFEST} is missing or damaged"
     return None
+
+
+def _damage(checkpoint: Path, name: str, expected: str | None) -> str | None:
+    path = checkpoint / name
+    if not path.resolve().is_relative_to(checkpoint.resolve()):
+        return f"its {MANIFEST} names a file outside it: {name}"
+    if not path.is_file():
+        return f"{name} is missing"
+    if pickled(path):
+        return f"{name} is a pickle, which could run any code"
+    if expected is None:
+        return f"{name} is not in its {MANIFEST}"
+    return None if sha256(path) == expected else f"{name} is not what was written"
 
 
 def load_checkpoint(
@@ -80,15 +106,23 @@ def load_checkpoint(
     return tensors, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
 
 
-def drop_old(folder: Path, best: int) -> None:
-    """Keep the checkpoint of step `best` and the two newest: the older one if the newest breaks.
+def drop_old(folder: Path, step: int, best: int, keep: int) -> None:
+    """Keep the checkpoints of `step`, of `best` and the `keep` - 1 newest before `step`.
 
-    What a killed process left half written goes too.
+    Those after `step` go too: they are damaged, or of a run that was taken back; so does what a
+    killed process left half written.
     """
-    older = sorted(folder.glob("step-*"))[:-2]
+    there = {path.name: path for path in sorted(folder.glob("step-*"))}
+    past = [name for name in there if name <= name_of(step)]
+    kept = {*past[-keep:], name_of(best)}
     unfinished = [*folder.glob(".step-*.partial"), *folder.glob(".step-*.old")]
-    for path in [*(p for p in older if p.name != f"step-{best:08d}"), *unfinished]:
+    for path in [*(p for name, p in there.items() if name not in kept), *unfinished]:
         shutil.rmtree(path)
+
+
+def name_of(step: int) -> str:
+    """The folder of a checkpoint, sorting by step."""
+    return f"step-{step:08d}"
 
 
 def optimizer_tensors(
@@ -122,5 +156,6 @@ def restore_optimizer(
         }
 
 
-FORMAT = 1
+FORMAT = 2
+MANIFEST = "manifest.json"
 TENSORS = "trainer.safetensors"

@@ -9,7 +9,8 @@ import torch
 
 from tercet.configs import Config
 from tercet.models import max_length
-from tercet.train.loop import Run, drawn_tokens, forward, gradient_of, plan_of
+from tercet.train.loop import drawn_tokens, forward, gradient_of, plan_of
+from tercet.train.run import Run
 from tercet.train.setup import prepare
 from tercet.train.sizing import bytes_per_token
 

@@ -2,87 +2,52 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from sentence_transformers import SentenceTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
-from tercet.configs import Config
-from tercet.data.batch import Batch, Batches, TextBatches
+from tercet.data.batch import Batch
 from tercet.data.rows import Indices
-from tercet.data.tokens import TokenCache
-from tercet.errors import UserError
+from tercet.errors import SAVED, Stopped, UserError
 from tercet.files import write_json
 from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
 from tercet.progress import progress, say
-from tercet.train.checkpoint import drop_old, optimizer_tensors, save_checkpoint
-from tercet.train.objective import GuideVectors, objective, report
+from tercet.train.objective import objective, report
 from tercet.train.optim import learning_rate
 from tercet.train.plan import Plan, plan
+from tercet.train.polite import politely
+from tercet.train.room import OutOfMemory, free_memory
+from tercet.train.run import Run
+from tercet.train.saving import save
 from tercet.train.shards import fill, whole
 from tercet.train.signals import effective_rank, masked_pairs
 from tercet.train.sizing import peak_megabytes
 from tercet.train.step import Outcome, batch_gradient
-from tercet.train.teacher import Teacher
-from tercet.train.tracking import Tracker
 
-Evaluate = Callable[[SentenceTransformer], dict[str, float]]
-
-
-@dataclass
-class Run:
-    """A training run, set up. `step`, `best` and the tensors inside are what a checkpoint keeps."""
-
-    config: Config
-    accelerator: Accelerator
-    encoder: SentenceTransformer  # the model itself; under FSDP this process's shards of it
-    whole: SentenceTransformer  # the same, or its copy to fill before saving and evaluating
-    model: nn.Module  # the encoder, wrapped for this launch
-    optimizer: torch.optim.Optimizer
-    log_temperature: nn.Parameter | None  # None: the temperature is fixed
-    data: str  # fingerprint of the rows that the run began with
-    batches: Batches | TextBatches
-    tokens: tuple[TokenCache, TokenCache]  # of all queries, of all documents
-    guide: GuideVectors | None
-    teacher: Teacher | None
-    tracker: Tracker
-    evaluate: Evaluate | None
-    refresh: Callable[["Run"], None] | None  # mines negatives anew when it is time
-    steps: int
-    eval_every: int
-    save_every: int
-    micro_tokens: int
-    keep_tokens: int
-    step: int = 0  # finished steps
-    best: dict[str, Any] = field(default_factory=dict)  # step and value of the metric
-    skipped: int = 0  # steps left out because something was not finite
-    mined: dict[str, str] | None = None  # file and hash of the set mined inside the run
-
-    @property
-    def checkpoints(self) -> Path:
-        return Path(self.config.output) / "checkpoints"
+MOST_SKIPPED = 100  # steps in a row; more is a run that learns nothing
+HALVINGS = 4  # of the micro-batches in one step, before it is given up
 
 
 def train(run: Run) -> None:
-    """Run the steps that are left. Raises UserError if a loss or gradient is not finite."""
-    settings = run.config.train
-    with progress("train", run.steps) as advance:
+    """Run the steps that are left.
+
+    Raises UserError if a loss or gradient is not finite, and Stopped after SIGTERM or SIGINT.
+    """
+    settings, alone = run.config.train, run.accelerator.num_processes == 1
+    with progress("train", run.steps) as advance, politely() as asked:
+        run.asked_to_stop = asked
         advance(run.step)
         while run.step < run.steps:
             if run.refresh is not None:
                 run.refresh(run)
             started = time.perf_counter()
             batch = run.batches(run.step)
-            cut = plan_of(run, batch)
             run.model.train()
-            outcome = gradient_of(run, batch, cut)
+            cut, outcome = gradient_in_room(run, batch)
             norm = _clip(run)
             rate = learning_rate(run.step, run.steps, settings)
             if not _finite(run, outcome, norm):
@@ -91,6 +56,7 @@ def train(run: Run) -> None:
                 for group in run.optimizer.param_groups:
                     group["lr"] = rate
                 run.optimizer.step()
+                run.skipped_in_a_row = 0
             run.optimizer.zero_grad(set_to_none=True)
             run.step += 1
 
@@ -100,9 +66,43 @@ def train(run: Run) -> None:
                 values = signals(run, batch, cut, outcome) | {"grad_norm": norm, "lr": rate}
                 run.tracker.log(run.step, values | {"tokens_per_second": cut.tokens / seconds})
             improved = _evaluate(run) if last or run.step % run.eval_every == 0 else False
-            if last or improved or run.step % run.save_every == 0:
+            stop = not last and (outcome.flags > 0 or (alone and asked()))
+            if last or stop or improved or run.step % run.save_every == 0:
                 save(run)
             advance(1, note=f"loss {outcome.loss:.4f}")
+            if stop:
+                raise Stopped(
+                    f"stopped as asked after step {run.step} of {run.steps}, which is saved; run "
+                    "the same command again to go on",
+                    SAVED,
+                )
+
+
+def gradient_in_room(run: Run, batch: Batch) -> tuple[Plan, Outcome]:
+    """The gradient of a step, by micro-batches half as large, and again, while there is no room.
+
+    What comes of it is what a step with those micro-batches gives from the start, bit for bit.
+    """
+    for attempt in range(1 + HALVINGS):
+        cut = plan_of(run, batch)
+        try:
+            return cut, gradient_of(run, batch, cut)
+        except OutOfMemory:
+            run.optimizer.zero_grad(set_to_none=True)
+        if attempt == HALVINGS:
+            break
+        free_memory(run.accelerator)  # only here, where nothing holds the failed step any more
+        run.micro_tokens, run.keep_tokens = max(1, run.micro_tokens // 2), run.keep_tokens // 2
+        say(
+            f"step {run.step + 1}: out of memory; once more with micro-batches of "
+            f"{run.micro_tokens} tokens and graphs of {run.keep_tokens} tokens kept"
+        )
+        facts = {"micro_tokens": run.micro_tokens, "keep_tokens": run.keep_tokens}
+        run.tracker.log(run.step + 1, {"out_of_memory": True} | facts)
+    raise UserError(
+        f"step {run.step + 1} does not fit into memory, with micro-batches of {run.micro_tokens} "
+        "tokens either; shorten texts (model.max_length) or take a smaller batch.size"
+    )
 
 
 def plan_of(run: Run, batch: Batch) -> Plan:
@@ -134,6 +134,7 @@ def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
         keep_tokens=run.keep_tokens,
         seed=(run.config.train.seed, run.step),
         extra=() if learned is None else (learned,),
+        flag=run.asked_to_stop(),
     )
 
 
@@ -169,35 +170,6 @@ def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, An
     }
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint of this step; keep it, the one before and the best."""
-    run.accelerator.wait_for_everyone()
-    fill(run.whole, run.encoder)
-    tensors = optimizer_tensors(run.optimizer, parameter_names(run))
-    if run.accelerator.is_main_process:
-        if run.log_temperature is not None:
-            tensors["log_temperature"] = run.log_temperature
-        state = {
-            "best": run.best,
-            "skipped": run.skipped,
-            "micro_tokens": run.micro_tokens,
-            "data": run.data,
-            "mined": run.mined,
-            "scaler": run.accelerator.scaler and run.accelerator.scaler.state_dict(),
-        }
-        save_checkpoint(run.checkpoints, run.step, run.whole, tensors, state)
-        drop_old(run.checkpoints, run.best.get("step", run.step))
-    run.accelerator.wait_for_everyone()
-
-
-def parameter_names(run: Run) -> dict[Tensor, str]:
-    """Name of every trained parameter, the same under any launch."""
-    names: dict[Tensor, str] = {p: n for n, p in run.encoder.named_parameters() if p.requires_grad}
-    if run.log_temperature is not None:
-        names[run.log_temperature] = "log_temperature"
-    return names
-
-
 def _clip(run: Run) -> float:
     limit = run.config.train.max_grad_norm
     learned = run.log_temperature
@@ -215,11 +187,19 @@ def _finite(run: Run, outcome: Outcome, norm: float) -> bool:
 
 def _refuse_or_skip(run: Run, batch: Batch, outcome: Outcome, norm: float) -> None:
     path = Path(run.config.output) / f"nonfinite-step-{run.step + 1}.json"
+    ids = run.batches.ids(batch)
     if run.accelerator.is_main_process:
         found = {"loss": repr(outcome.loss), "grad_norm": repr(norm)}
-        write_json(path, found | {"step": run.step + 1, "ids": run.batches.ids(batch)})
-    what = f"step {run.step + 1}: loss {outcome.loss}, gradient norm {norm}; rows in {path}"
-    if run.config.train.on_nonfinite == "stop":
+        try:
+            write_json(path, found | {"step": run.step + 1, "ids": ids})
+        except OSError as error:
+            say(f"{path}: cannot be written ({error.strerror})")
+    what = (
+        f"step {run.step + 1}: loss {outcome.loss}, gradient norm {norm}; rows "
+        f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}, all in {path}"
+    )
+    run.skipped_in_a_row += 1
+    if run.config.train.on_nonfinite == "stop" or run.skipped_in_a_row > MOST_SKIPPED:
         run.tracker.log(run.step + 1, {"loss": outcome.loss, "grad_norm": norm})
         raise UserError(f"{what}; nothing was applied, the last checkpoint is sound")
     say(f"{what}; step skipped")

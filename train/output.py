@@ -1,11 +1,15 @@
 """The output folder of a run: refused if it holds other work, claimed when training can begin."""
 
+import difflib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tercet.configs import Config, load, save
 from tercet.errors import UserError
 from tercet.files import writable_folder
+from tercet.train.tracking import WANDB_ID
 
 CONFIG = "config.yaml"
 HARMLESS = (  # keys that change nothing in the weights
@@ -17,14 +21,16 @@ HARMLESS = (  # keys that change nothing in the weights
     "batch.keep_tokens",
     "train.log_every",
     "train.save_every",
+    "train.keep",
 )
-OURS = ("checkpoints", "model", "run.jsonl", "summary.json", CONFIG)
+OURS = ("checkpoints", "mined", "model", "run.jsonl", "summary.json", WANDB_ID, CONFIG)
 
 
-def refuse_other_run(config: Config) -> None:
+def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:
     """Raise UserError if the folder cannot be written, or holds a finished or a different run.
 
     An unfinished run of the same config is no obstacle: it goes on, with `overwrite` or without.
+    Keys and sections in `allowed` may differ.
     """
     folder = writable_folder(Path(config.output))
     if config.overwrite:
@@ -33,38 +39,79 @@ def refuse_other_run(config: Config) -> None:
         raise UserError(
             f"output: {folder} already holds a finished run; choose another or say overwrite=true"
         )
-    changed = _changed(folder, config)
-    if changed:
-        raise UserError(
-            f"output: {folder} holds an unfinished run with another config ({', '.join(changed)}); "
-            "choose another folder or say overwrite=true"
-        )
+    refuse_changes(config, "config", _changed(folder, config, allowed))
+
+
+def clear_output(config: Config, allowed: Sequence[str] = ()) -> None:
+    """With `overwrite` remove what a finished or a different run left, and nothing else."""
+    folder = Path(config.output)
+    if config.overwrite and (_finished(folder) or _changed(folder, config, allowed)):
+        remove_run(folder)
+
+
+def remove_run(folder: Path) -> None:
+    """Delete what runs write into their output folder."""
+    for path in (*(folder / name for name in OURS), *folder.glob("nonfinite-step-*.json")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def claim_output(config: Config) -> None:
-    """Write the resolved config; with `overwrite` remove what another run left, nothing else."""
-    folder = Path(config.output)
-    if config.overwrite and (_finished(folder) or _changed(folder, config)):
-        for path in (*(folder / name for name in OURS), *folder.glob("nonfinite-step-*.json")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    save(config, folder / CONFIG)
+    """Write the resolved config, which a run that goes on is compared with."""
+    save(config, Path(config.output) / CONFIG)
 
 
-def differences(a: Config, b: Config) -> list[str]:
-    """Dotted keys in which two configs differ, those that do not touch the weights aside."""
-    left, right = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
-    keys = sorted(left.keys() | right.keys())
-    return [k for k in keys if not k.startswith(HARMLESS) and left.get(k) != right.get(k)]
+def refuse_changes(
+    config: Config, what: str, changed: dict[str, tuple[Any, Any]], allow: Sequence[str] = ()
+) -> None:
+    """Raise UserError with each key, what it was and what it is now, unless there is none.
+
+    allow: what to tell --allow-changed; the keys if nothing else is said.
+    """
+    if not changed:
+        return
+    listed = "; ".join(f"{key}: was {was!r}, now {now!r}" for key, (was, now) in changed.items())
+    words = " ".join(f"--allow-changed {key}" for key in allow or changed)
+    raise UserError(
+        f"output: {config.output} holds an unfinished run with another {what} ({listed}); choose "
+        f"another folder, say overwrite=true, or go on all the same with {words}"
+    )
+
+
+def differences(
+    left: dict[str, Any], right: dict[str, Any], allowed: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both, except those in `allowed` or in its sections."""
+    a, b = _flat(left), _flat(right)
+    changed = (k for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))
+    return {k: (a.get(k), b.get(k)) for k in changed if not _within(k, allowed)}
+
+
+def check_allowed(allowed: Sequence[str], config: Config) -> None:
+    """Raise UserError for a name in `allowed` that is nothing a run could differ in."""
+    keys = _flat(config.model_dump(mode="json"))
+    sections = {key.rsplit(".", n)[0] for key in keys for n in range(1, key.count(".") + 1)}
+    known = {"code", *keys, *sections}
+    for name in set(allowed) - known:
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "give a key of the config, data or code"
+        raise UserError(f"--allow-changed: nothing is called {name!r}; {hint}")
 
 
 def _finished(folder: Path) -> bool:
     return (folder / "model").exists()
 
 
-def _changed(folder: Path, config: Config) -> list[str]:
+def _changed(folder: Path, config: Config, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """Keys in which an unfinished run in `folder` differs; none if no run has got anywhere."""
-    begun = (folder / CONFIG).exists() and any((folder / "checkpoints").glob("step-*"))
-    return differences(load(folder / CONFIG), config) if begun else []
+    if not (folder / CONFIG).exists() or not any((folder / "checkpoints").glob("step-*")):
+        return {}
+    was, now = (c.model_dump(mode="json") for c in (load(folder / CONFIG), config))
+    found = differences(was, now, allowed)
+    return {key: values for key, values in found.items() if not key.startswith(HARMLESS)}
+
+
+def _within(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _flat(value: dict[str, object], prefix: str = "") -> dict[str, object]:

@@ -17,8 +17,8 @@ from tercet.data.rows import Indices
 from tercet.errors import UserError
 from tercet.files import sha256
 from tercet.progress import say
-from tercet.train.loop import Run
 from tercet.train.rows import batches_of
+from tercet.train.run import Run
 from tercet.train.shards import fill
 
 # Encoder, rows, positions of the queries to mine for, file to write, round. All processes call it.
@@ -58,6 +58,8 @@ def use(run: Run, rows: TrainingSet, name: str, hashed: str | None = None) -> No
     Raises UserError if it is not there any more, or not what it was when `hashed`.
     """
     path = Path(run.config.output) / name
+    if not path.resolve().is_relative_to(Path(run.config.output).resolve()):
+        raise UserError(f"the checkpoint of step {run.step} names a mined set elsewhere: {name}")
     if not path.is_file() or hashed not in (None, sha256(path)):
         raise UserError(
             f"{path}: missing or changed, and the checkpoint of step {run.step} was trained on it; "

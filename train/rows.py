@@ -9,8 +9,9 @@ from tercet.data import TrainingSet, read_corpus, read_task, read_training
 from tercet.data.batch import Batches, TextBatches
 from tercet.data.check import overlap
 from tercet.data.order import Order
+from tercet.data.rows import RetrievalTask
 from tercet.data.tokens import TokenCache, token_cache
-from tercet.errors import UserError
+from tercet.errors import UserError, about
 from tercet.files import fingerprint
 from tercet.models import Role, max_length, prompt_of, tokenise
 from tercet.models.store import tokenizer_fingerprint
@@ -53,12 +54,21 @@ def tokens_of(encoder: SentenceTransformer, texts: Sequence[str], role: Role) ->
     )
 
 
-def warn_of_overlap(config: Config, data: TrainingSet) -> None:
-    watched = [(folder, "test") for folder in config.data.held_out]
+def held_out_tasks(config: Config) -> list[RetrievalTask]:
+    """What must stay unseen: the test splits of data.held_out, and the dev set."""
+    tasks = []
+    for folder in config.data.held_out:
+        with about("data.held_out"):
+            tasks.append(read_task(folder))
     if config.evaluation.dev is not None:
-        watched.append((config.evaluation.dev, config.evaluation.dev_split))
-    for folder, split in watched:
-        found = overlap(data, read_task(folder, split))
+        with about("evaluation.dev"):
+            tasks.append(read_task(config.evaluation.dev, config.evaluation.dev_split))
+    return tasks
+
+
+def warn_of_overlap(config: Config, data: TrainingSet) -> None:
+    for task in held_out_tasks(config):
+        found = overlap(data, task)
         if found.share > config.data.max_overlap:
             say(
                 f"warning: training holds {found.queries} of {found.of_queries} queries and "

@@ -1,6 +1,7 @@
 """From a config to a trained checkpoint: check, load, resume, run."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,16 +19,20 @@ from tercet.data import TrainingSet, with_mined
 from tercet.data.rows import Indices
 from tercet.errors import UserError
 from tercet.models import freeze_unused, load_encoder, resolve, set_dropout, vectors
+from tercet.peers import together
 from tercet.progress import say
-from tercet.train.checkpoint import load_checkpoint, newest, restore_optimizer
-from tercet.train.loop import Evaluate, Run, forward, parameter_names, plan_of, train
+from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
+from tercet.train.loop import forward, plan_of, train
 from tercet.train.objective import GuideVectors
 from tercet.train.optim import adamw
-from tercet.train.output import claim_output, refuse_other_run
+from tercet.train.output import check_allowed, refuse_other_run
 from tercet.train.remine import Remine, refresher, resume
+from tercet.train.resuming import to_resume, what_begins
 from tercet.train.rows import batches_of, read_rows, tokens_of, warn_of_overlap
+from tercet.train.run import Evaluate, Run
+from tercet.train.saving import nonfinite, parameter_names
 from tercet.train.shards import choose_layers, whole_copy
-from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes
+from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes, least
 from tercet.train.teacher import add_projection, load_teacher, resolve_teachers
 from tercet.train.tracking import Tracker
 
@@ -48,33 +53,47 @@ class Trained:
 
 
 def finetune(
-    config: Config, *, evaluate: Evaluate | None = None, remine: Remine | None = None
+    config: Config,
+    *,
+    evaluate: Evaluate | None = None,
+    remine: Remine | None = None,
+    allow_changed: Sequence[str] = (),
 ) -> Trained:
     """Fine-tune `config.model` on `config.data` with InfoNCE.
 
     Runs in one process or under `accelerate launch` or torchrun; a run that was interrupted goes
     on from its newest sound checkpoint when called again with the same config. `evaluate` gets
     the model and gives dev metrics; it is called on the main process only. `remine` writes the
-    mined sets that mining.refresh_every asks for; all processes call it.
+    mined sets that mining.refresh_every asks for; all processes call it. A run on another config,
+    other rows or other code is not gone on with, unless `allow_changed` names what differs: keys
+    or sections of the config, "data", "code".
     Raises UserError for anything the user can mend, before the model is loaded where possible.
     """
-    run = prepare(config, evaluate, remine)
-    train(run)
-    _close(run)
-    name = f"step-{run.best.get('step', run.step):08d}"
-    last = run.checkpoints / f"step-{run.step:08d}"
-    best = run.checkpoints / name
+    with together():
+        run = prepare(config, evaluate, remine, allow_changed)
+        try:
+            train(run)
+        finally:
+            _close(run)
+    last = run.checkpoints / name_of(run.step)
+    best = run.checkpoints / name_of(run.best.get("step", run.step))
     return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.whole)
 
 
-def prepare(config: Config, evaluate: Evaluate | None = None, remine: Remine | None = None) -> Run:
+def prepare(
+    config: Config,
+    evaluate: Evaluate | None = None,
+    remine: Remine | None = None,
+    allow_changed: Sequence[str] = (),
+) -> Run:
     """Check everything, load, resume if there is something to resume: ready for `train`."""
     accelerator = _accelerator(config)
     say(
         f"{accelerator.num_processes} process(es), {accelerator.distributed_type.value}, "
         f"device {accelerator.device}, mixed precision {accelerator.mixed_precision}"
     )
-    refuse_other_run(config)
+    check_allowed(allow_changed, config)
+    refuse_other_run(config, allow_changed)
     resolve_teachers(config)
     resolve(config.model.path)  # a missing model should not wait for the data to be read
     if config.loss.false_negatives.guide is not None:
@@ -85,7 +104,7 @@ def prepare(config: Config, evaluate: Evaluate | None = None, remine: Remine | N
     data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
     _refuse_what_cannot_work(config, rows, data)
     warn_of_overlap(config, data)
-    return _set_up(config, accelerator, rows, data, evaluate, remine)
+    return _set_up(config, accelerator, rows, data, evaluate, remine, allow_changed)
 
 
 def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSet) -> None:
@@ -132,6 +151,7 @@ def _set_up(
     data: TrainingSet,
     evaluate: Evaluate | None = None,
     remine: Remine | None = None,
+    allow_changed: Sequence[str] = (),
 ) -> Run:
     batches = batches_of(config, data)
     encoder = load_encoder(config.model)
@@ -146,15 +166,11 @@ def _set_up(
         )
     if config.train.dropout is not None:
         set_dropout(encoder, config.train.dropout)
-    if accelerator.is_main_process:
-        claim_output(config)
-    accelerator.wait_for_everyone()
-    resumed = newest(Path(config.output) / "checkpoints")
+    begun = what_begins(config, data)
+    resumed = to_resume(config, begun, allow_changed)
     tensors, state = {}, {}
     if resumed is not None:
         tensors, state = load_checkpoint(resumed, encoder, config.model.trust_remote_code)
-        _same_data_or_refuse(config, state, data)
-    _same_step_or_refuse(accelerator, state.get("step", 0))
     with accelerator.main_process_first():
         tokens = (
             tokens_of(encoder, data.queries.texts, "query"),
@@ -166,6 +182,7 @@ def _set_up(
     steps = config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
     if config.train.compile:
         encoder.compile(dynamic=True)
+    unsound = frozenset(nonfinite(encoder))
     whole = whole_copy(accelerator, encoder)
     choose_layers(accelerator, encoder)
     optimizer = adamw(encoder, config.train)
@@ -182,7 +199,7 @@ def _set_up(
         model=model,
         optimizer=optimizer,
         log_temperature=learned,
-        data=data.fingerprint,
+        begun=begun,
         batches=batches,
         tokens=tokens,
         guide=guide,
@@ -193,6 +210,7 @@ def _set_up(
         steps=steps,
         eval_every=config.train.eval_every or max(1, steps // 10),
         save_every=config.train.save_every or max(50, steps // 10),
+        nonfinite=unsound,
         micro_tokens=0,
         keep_tokens=0,
     )
@@ -205,15 +223,17 @@ def _set_up(
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
         say(f"resuming after step {run.step} of {run.steps} from {resumed}")
-    _set_sizes(run, state.get("micro_tokens"))
+    _set_sizes(run, state)
     return run
 
 
-def _set_sizes(run: Run, known: int | None) -> None:
-    """Settle what is `auto`; a resumed run keeps the micro-batches it began with."""
+def _set_sizes(run: Run, state: dict[str, Any]) -> None:
+    """Settle what is `auto`; a resumed run keeps the micro-batches it had, unless told others."""
     asked = run.config.batch
     batch = run.batches(run.step)
-    run.micro_tokens = known or 1 if asked.micro_tokens == "auto" else asked.micro_tokens
+    same = state and state["config"]["batch"]["micro_tokens"] == asked.micro_tokens
+    known: int | None = state["micro_tokens"] if same else None
+    run.micro_tokens = known or (1 if asked.micro_tokens == "auto" else asked.micro_tokens)
     run.keep_tokens = 0 if asked.keep_tokens == "auto" else asked.keep_tokens
     lengths = plan_of(run, batch).lengths
     run.model.train()
@@ -225,9 +245,8 @@ def _set_sizes(run: Run, known: int | None) -> None:
         run.micro_tokens = choose_micro_tokens(run.accelerator, run.model, probe, lengths)
     if asked.keep_tokens == "auto":
         each = bytes_per_token(run.accelerator, run.model, probe, lengths, run.micro_tokens)
-        room = torch.tensor(free_bytes(run.accelerator) / each, device=run.accelerator.device)
-        least = run.accelerator.gather(room).min()  # type: ignore[union-attr]
-        run.keep_tokens = int(KEEP_SHARE * float(least))
+        room = least(run.accelerator, free_bytes(run.accelerator) / each)
+        run.keep_tokens = int(KEEP_SHARE * room)
     say(f"micro-batches of {run.micro_tokens} tokens, graphs of {run.keep_tokens} tokens kept")
 
 
@@ -280,22 +299,3 @@ def _guide(config: Config, data: TrainingSet, device: torch.device) -> GuideVect
         vectors(guide, data.queries.texts, "query", title="guide: queries"),
         vectors(guide, data.documents.texts, "document", title="guide: documents"),
     )
-
-
-def _same_data_or_refuse(config: Config, state: dict[str, Any], data: TrainingSet) -> None:
-    if state["data"] != data.fingerprint:
-        raise UserError(
-            f"output: {config.output} holds an unfinished run on other rows (data.train or "
-            "data.mined has changed since); choose another folder or say overwrite=true"
-        )
-
-
-def _same_step_or_refuse(accelerator: Accelerator, step: int) -> None:
-    """Ranks that see different disks would go on from different checkpoints, and hang."""
-    here = torch.tensor([step], device=accelerator.device)
-    steps = sorted(set(torch.as_tensor(accelerator.gather(here)).tolist()))
-    if len(steps) > 1:
-        raise UserError(
-            f"output: the processes find checkpoints of different steps {steps}; put the output "
-            "folder on a disk that all of them share"
-        )

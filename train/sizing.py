@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from tercet.data.rows import Indices
 from tercet.train.plan import plan
+from tercet.train.room import is_out_of_memory
 from tercet.train.shards import own_part
 
 SMALLEST = {"cpu": 1_024}  # padded tokens to start from; other devices start larger
 SMALLEST_ELSEWHERE = 8_192
 LARGEST = 262_144
 PAYS = 1.03  # go on doubling while throughput grows by this factor
+SPARE = 2.0  # memory a micro-batch may take for each byte that its graph holds
 
 
 def choose_micro_tokens(
@@ -31,22 +33,33 @@ def choose_micro_tokens(
     """Double the micro-batch until it stops paying; every process makes the same choice.
 
     lengths (N,): tokens of the texts of a real batch. Gradients are left as they were: none.
+    What by its graph's size will not fit on one of the processes is tried on none: a sharded
+    model meets in every layer, where the others would wait for one without memory.
     """
     size = SMALLEST.get(accelerator.device.type, SMALLEST_ELSEWHERE)
     best, best_speed = size, 0.0
-    while size <= LARGEST:
+    each = bytes_per_token(accelerator, model, forward, lengths, size)
+    room = least(accelerator, free_bytes(accelerator) / (SPARE * each))
+    while size <= min(LARGEST, room):
         try:
             speed = _speed(accelerator, model, forward, lengths, size)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             speed = 0.0
-        speeds = accelerator.gather(torch.tensor(speed, device=accelerator.device))
-        speed = float(torch.as_tensor(speeds).min())  # 0 if it does not fit on one of them
+        speed = least(accelerator, speed)  # 0 if it does not fit on one of them
         if speed <= best_speed * PAYS:  # also if not even the smallest fits
             break
         best, best_speed = size, speed
         size *= 2
     model.zero_grad(set_to_none=True)
     return best
+
+
+def least(accelerator: Accelerator, value: float) -> float:
+    """The smallest `value` of all processes, which meet here."""
+    values = accelerator.gather(torch.tensor(value, device=accelerator.device))
+    return float(torch.as_tensor(values).min())
 
 
 def _speed(

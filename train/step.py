@@ -5,6 +5,7 @@ processes, the micro-batches, and how many of their graphs are kept (tests/test_
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from tercet.data.rows import Indices
 from tercet.losses.tiled import at_least_float32
 from tercet.train.plan import Plan
+from tercet.train.room import OutOfMemory, Room
 
 
 class Share(NamedTuple):
@@ -46,6 +48,7 @@ class Outcome(NamedTuple):
     sums: dict[str, float]
     recomputed: float  # share of padded tokens that went through the encoder twice
     vectors: Tensor  # (Q + D, H) embeddings of the batch, no gradient
+    flags: int  # how many processes raised theirs
 
 
 def batch_gradient(
@@ -59,6 +62,7 @@ def batch_gradient(
     keep_tokens: int,
     seed: tuple[int, ...],
     extra: tuple[nn.Parameter, ...] = (),
+    flag: bool = False,
 ) -> Outcome:
     """Leave the gradient of `loss` over the whole batch in the parameters of `model`.
 
@@ -66,11 +70,15 @@ def batch_gradient(
     the first `queries` texts of the plan are queries. Graphs are kept for the first micro-batches
     up to `keep_tokens` padded tokens, the others are run again in the backward pass (GradCache,
     Gao et al. 2021, arXiv:2101.06983) under the same random numbers, which depend on `seed`, the
-    rank and the place in the plan alone. `extra` are parameters of the loss itself.
+    rank and the place in the plan alone. `extra` are parameters of the loss itself. `flag` tells
+    the other processes something, at no cost.
+
+    Raises OutOfMemory on every process if one has no room; gradients are then of no use.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     mine = plan.ranks[rank]
     kept = plan.kept(keep_tokens)
+    room = Room(accelerator)
 
     def embed(index: int) -> Tensor:
         state = np.random.SeedSequence([*seed, rank, index]).generate_state(1, np.uint64)
@@ -78,36 +86,66 @@ def batch_gradient(
         vectors = forward(mine[index])
         return at_least_float32(vectors)
 
-    graphs: list[Tensor] = []
-    with accelerator.no_sync(model):
-        for index in range(len(mine)):
-            with torch.set_grad_enabled(index < kept):
-                graphs.append(embed(index))
+    def embed_all() -> list[Tensor]:
+        found = []
+        with accelerator.no_sync(model):
+            for index in range(len(mine)):
+                with torch.set_grad_enabled(index < kept):
+                    found.append(embed(index))
+        return found
+
+    def shortest() -> Tensor:
+        return at_least_float32(forward(mine[-1][-1:]))
+
+    def zeros() -> list[Tensor]:
+        with torch.no_grad(), accelerator.no_sync(model):
+            like = shortest()
+        return [like.new_zeros(len(micro), like.shape[1]) for micro in mine]
+
+    graphs = room.attempt(embed_all, zeros)
     everything = _gather(accelerator, torch.cat([g.detach() for g in graphs]), plan)
     everything.requires_grad_()
 
-    terms = loss(everything[:queries], everything[queries:], Share(rank, world))
-    terms.loss.backward()
-    gradient, report = _sum_over_ranks(accelerator, everything, terms, extra)
-    value, *sums = report.tolist()  # waits for the device, once
+    def loss_and_gradient() -> Terms | None:
+        terms = loss(everything[:queries], everything[queries:], Share(rank, world))
+        terms.loss.backward()
+        return terms
+
+    terms = room.attempt(loss_and_gradient, lambda: None)
+    gradient, value, flags = _sum_over_ranks(accelerator, everything, terms, extra, room, flag)
+    sums = _sum_report(accelerator, terms)
 
     # DDP and FSDP average the ranks' gradients, but ours are parts of one sum: the only place
     # where the world size enters.
     owned = torch.from_numpy(np.concatenate(mine)).to(gradient.device)
     pieces = (gradient * world)[owned].split([len(m) for m in mine])
-    for index, piece in enumerate(pieces):
+
+    def back(index: int) -> None:
         with accelerator.no_sync(model):
             vectors = graphs[index] if index < kept else embed(index)
-        graphs[index] = piece  # frees the graph once it has been used
+        graphs[index] = pieces[index]  # frees the graph once it has been used
         last = index == len(mine) - 1
         with accelerator.trigger_sync_in_backward(model) if last else accelerator.no_sync(model):
-            accelerator.backward(vectors, gradient=piece.to(vectors.dtype))
+            accelerator.backward(vectors, gradient=pieces[index].to(vectors.dtype))
+
+    def only_meet() -> None:
+        graphs.clear()
+        with accelerator.no_sync(model):
+            vectors = shortest()
+        with accelerator.trigger_sync_in_backward(model):
+            accelerator.backward(vectors, gradient=torch.zeros_like(vectors))
+
+    for index in range(len(mine) - 1):
+        room.attempt(partial(back, index), lambda: None)
+    room.attempt(partial(back, len(mine) - 1), only_meet)
+    room.raise_if_out()
     again = sum(plan.cost(micro) for micros in plan.ranks for micro in micros[kept:])
     return Outcome(
         loss=value,
-        sums=dict(zip(terms.sums, sums, strict=True)),
+        sums=sums,
         recomputed=again / plan.padded,
         vectors=everything.detach(),
+        flags=flags,
     )
 
 
@@ -125,18 +163,42 @@ def _gather(accelerator: Accelerator, local: Tensor, plan: Plan) -> Tensor:
 
 
 def _sum_over_ranks(
-    accelerator: Accelerator, vectors: Tensor, terms: Terms, extra: tuple[nn.Parameter, ...]
-) -> tuple[Tensor, Tensor]:
-    """One collective: the gradient of all vectors, the loss's own gradients, and the report."""
-    # float32 counts whole pairs up to 2 ** 24, and to seven digits beyond
-    report = [terms.loss.detach(), *terms.sums.values()]
-    assert vectors.grad is not None  # the loss indexes them all
+    accelerator: Accelerator,
+    vectors: Tensor,
+    terms: Terms | None,
+    extra: tuple[nn.Parameter, ...],
+    room: Room,
+    flag: bool,
+) -> tuple[Tensor, float, int]:
+    """The gradient of all vectors, the loss and how many flags; the loss's own gradients are set.
+
+    One collective for all of it. Raises OutOfMemory if a process has got no further than here.
+    """
+    if vectors.grad is None:  # the loss indexes them all, so this process had no room for it
+        vectors.grad = torch.zeros_like(vectors)
+    value = vectors.new_zeros(()) if terms is None else terms.loss.detach().to(vectors)
     own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in extra]
-    parts = [vectors.grad, *own, torch.stack([r.to(vectors) for r in report])]
+    notes = torch.stack(
+        [value, vectors.new_tensor(float(room.out)), vectors.new_tensor(float(flag))]
+    )
+    parts = [vectors.grad, *own, notes]
     flat = accelerator.reduce(torch.cat([p.reshape(-1).to(vectors) for p in parts]), "sum")
-    gradient, *own, sums = flat.split([p.numel() for p in parts])  # type: ignore[union-attr]
+    gradient, *own, notes = flat.split([p.numel() for p in parts])  # type: ignore[union-attr]
+    loss, out, flags = notes.tolist()  # waits for the device
+    if out:
+        raise OutOfMemory
     for parameter, value in zip(extra, own, strict=True):
         value = value.view_as(parameter).to(parameter)
         # fp16's scaler will unscale every gradient, and only `backward` has scaled the others.
         parameter.grad = accelerator.scaler.scale(value) if accelerator.scaler else value
-    return gradient.view_as(vectors), sums
+    return gradient.view_as(vectors), loss, int(flags)
+
+
+def _sum_report(accelerator: Accelerator, terms: Terms | None) -> dict[str, float]:
+    """Apart from the gradients, since a process without room does not know how many sums."""
+    if terms is None or not terms.sums:
+        return {}
+    # float32 counts whole pairs up to 2 ** 24, and to seven digits beyond
+    sums = torch.stack([value.to(terms.loss.detach()) for value in terms.sums.values()])
+    found = accelerator.reduce(sums, "sum")
+    return dict(zip(terms.sums, found.tolist(), strict=True))  # type: ignore[union-attr]

@@ -10,13 +10,13 @@ from tercet.configs import load
 from tercet.errors import UserError
 from tercet.evaluation import (
     Result,
-    installed_versions,
     read_result,
 )
 from tercet.export import export_model, model_card
 from tercet.report import markdown_table, model_table
 from tercet.stages.names import name_of
 from tercet.stages.scoring import delta_lines
+from tercet.versions import installed_versions
 
 
 def export_run(

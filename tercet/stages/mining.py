@@ -8,13 +8,14 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, ModelConfig, RescoreConfig, save
-from tercet.data import TrainingSet, read_task, read_training
+from tercet.data import TrainingSet, read_training
 from tercet.data.rows import Indices
-from tercet.errors import UserError
+from tercet.errors import UserError, about
 from tercet.files import fingerprint, writable_folder, write_text
 from tercet.mining import BM25 as LEXICAL
 from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries
 from tercet.mining import mine as mine_asked
+from tercet.mining.ann import load_faiss
 from tercet.mining.stage import SUMMARY
 from tercet.models import (
     default_device,
@@ -28,6 +29,7 @@ from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.report import mining_page
 from tercet.train.remine import Remine
+from tercet.train.rows import held_out_tasks
 
 MINED = "mined.parquet"
 
@@ -120,12 +122,9 @@ def _asked(config: Config, rows: TrainingSet | None = None) -> Asked:
         if not config.data.train:
             raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
         rows = read_training(config.data.train)
-    known = [read_training([source]) for source in config.mining.known]
-    held_out = []
-    if not config.mining.held_out:
-        held_out = [read_task(folder) for folder in config.data.held_out]
-        if config.evaluation.dev is not None:
-            held_out.append(read_task(config.evaluation.dev, config.evaluation.dev_split))
+    with about("mining.known"):
+        known = [read_training([source]) for source in config.mining.known]
+    held_out = [] if config.mining.held_out else held_out_tasks(config)
     return asked_queries(rows, known, held_out)
 
 
@@ -134,6 +133,8 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
     others = [source for source in config.mining.sources if source not in (MODEL, LEXICAL)]
     trust = config.model.trust_remote_code
     models = {path: ModelConfig(path=path, trust_remote_code=trust) for path in others}
+    if config.mining.index != "exact":
+        load_faiss(config.mining.index)  # its absence should not wait for the texts to be encoded
     resolve(config.model.path)
     for path in others:
         resolve(path, "mining.sources")

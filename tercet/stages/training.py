@@ -1,5 +1,6 @@
 """Train, then export: `finetune` and `distil`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,9 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, StudentConfig, load
 from tercet.data import read_task
-from tercet.errors import UserError
+from tercet.errors import UserError, about
 from tercet.evaluation import (
     evaluate_vectors,
-    installed_versions,
     known_metric,
     score_runs,
 )
@@ -29,16 +29,23 @@ from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
 from tercet.train.output import refuse_other_run
 from tercet.train.teacher import resolve_teachers
+from tercet.versions import installed_versions
 
 PROOF_TEXTS = 64  # training texts on which an export is compared with its checkpoint
 
 
-def finetune(config: Config) -> Path:
+def finetune(config: Config, allow_changed: Sequence[str] = ()) -> Path:
     """Train, then export the best model (the last, without a dev set) to `<output>/model`.
 
-    Works under `accelerate launch`; returns the model folder on every process.
+    Works under `accelerate launch`; returns the model folder on every process. `allow_changed`:
+    what may differ from an unfinished run that is gone on with (`tercet.train.finetune`).
     """
-    trained = train_model(config, evaluate=_dev_evaluator(config), remine=remine_stage(config))
+    trained = train_model(
+        config,
+        evaluate=_dev_evaluator(config),
+        remine=remine_stage(config),
+        allow_changed=allow_changed,
+    )
     run = Path(config.output)
     if is_main_process():
         write_json(run / "summary.json", _summary(trained))
@@ -46,7 +53,7 @@ def finetune(config: Config) -> Path:
     return run / "model"
 
 
-def distil(config: Config) -> Path:
+def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
     """Train a student on the vectors of `config.distil.teacher`, then export it as `finetune` does.
 
     If `config.student` cuts anything, the student is first made of `config.model`, in
@@ -55,14 +62,14 @@ def distil(config: Config) -> Path:
     if not config.distil.teacher:
         raise UserError("distil.teacher is missing: name the model to learn from")
     if config.student == StudentConfig():
-        return finetune(config)
+        return finetune(config, allow_changed)
     resolve_teachers(config)
     folder = Path(config.output) / "student"
     body = config.model.model_copy(update={"path": str(folder / "model")})
     trained = config.model_copy(update={"model": body})
 
     def make() -> None:
-        refuse_other_run(trained)
+        refuse_other_run(trained, allow_changed)
         if _is_made(folder, config) and not config.overwrite:
             return
         if (Path(config.output) / "checkpoints").exists() and not config.overwrite:
@@ -73,7 +80,7 @@ def distil(config: Config) -> Path:
         student(config.model_copy(update={"output": str(folder), "overwrite": True}))
 
     on_main(make)
-    return finetune(trained)
+    return finetune(trained, allow_changed)
 
 
 def _is_made(folder: Path, config: Config) -> bool:
@@ -96,7 +103,8 @@ def _dev_evaluator(config: Config) -> Evaluate | None:
     if settings.dev is None:
         return None
     known_metric(settings.metric)
-    task = read_task(settings.dev, settings.dev_split)
+    with about("evaluation.dev"):
+        task = read_task(settings.dev, settings.dev_split)
     how = {"batch_tokens": settings.batch_tokens}
 
     def scores(encoder: SentenceTransformer) -> dict[str, float]:

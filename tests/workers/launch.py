@@ -16,8 +16,11 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run_jobs(jobs: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Training runs one after another, as workers/runs.py says; their caches are in `folder`."""
+def run_jobs(jobs: Sequence[dict[str, Any]], folder: Path) -> list[list[int]]:
+    """Training runs one after another, as workers/runs.py says; their caches are in `folder`.
+
+    Returns the exit status of each rank of each job; those of a signal are negative.
+    """
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
     quiet = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -28,10 +31,18 @@ def run_jobs(jobs: Sequence[dict[str, Any]], folder: Path) -> None:
         check=True,
         timeout=300,
     )
+    return json.loads((folder / "statuses.json").read_text(encoding="utf-8"))
 
 
 def run_ranks(world: int, work: Callable[[int], None]) -> None:
-    """Run `work(rank)` in `world` processes of one gloo group. Raises if any of them fails.
+    """Run `work(rank)` in `world` processes of one gloo group. Raises if any of them fails."""
+    failed = [rank for rank, status in enumerate(statuses(world, work)) if status != 0]
+    if failed:
+        raise SystemExit(f"ranks {failed} of {world} failed")
+
+
+def statuses(world: int, work: Callable[[int], None]) -> list[int]:
+    """The same, but returns the exit status of each, negative for a signal's.
 
     Call it before this process has computed anything with torch: threads do not survive a fork.
     """
@@ -39,9 +50,7 @@ def run_ranks(world: int, work: Callable[[int], None]) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = [_fork(rank, world, port, work) for rank in range(world)]
-    failed = [rank for rank, child in enumerate(children) if os.waitpid(child, 0)[1] != 0]
-    if failed:
-        raise SystemExit(f"ranks {failed} of {world} failed")
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def _fork(rank: int, world: int, port: int, work: Callable[[int], None]) -> int:
@@ -54,6 +63,9 @@ def _fork(rank: int, world: int, port: int, work: Callable[[int], None]) -> int:
     os.environ.update({name: str(value) for name, value in launch.items()})
     try:
         work(rank)
+    except SystemExit as end:
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -1,13 +1,14 @@
 """Training runs in real processes, one after another, for the price of one start.
 
-`python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...],
-"kill_after": step or null, "seen": path or null, "sharded": bool, "remine": bool}. `seen` gets
-the texts of every batch as each rank read them.
+`python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...]}, with
+as needed "kill_after" (step), "seen" (path: gets the texts of every batch as each rank read them),
+"sharded", "remine" (true), "fault" (what workers/faults.py injects), "said" (path: gets what each
+rank printed, with its number behind), "command" (true: typed as a command, export and all) and
+"may_fail" (true). The exit statuses of all ranks go to statuses.json beside the jobs.
 """
 
 import json
 import os
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,34 +16,31 @@ from typing import Any
 
 import torch
 
+from tercet import cli
 from tercet.configs import load
 from tercet.stages.mining import remine_stage
 from tercet.train import finetune, loop, setup
-from tests.workers.launch import run_ranks, sharding_accelerator
+from tests.workers import faults
+from tests.workers.launch import sharding_accelerator, statuses
 
 
 def work(rank: int, job: dict[str, Any]) -> None:
-    config = load(job["recipe"], job["set"])
+    if job.get("said"):
+        to = os.open(f"{job['said']}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(to, sys.stderr.fileno())
     if job.get("kill_after"):
-        _die_after(job["kill_after"])
+        faults.die(job["kill_after"])
+    if job.get("fault"):
+        faults.inject(rank, **job["fault"])
     if job.get("seen"):
         _record_batches(Path(job["seen"]) / f"rank{rank}of{job['world']}.jsonl")
     if job.get("sharded"):
         setup.Accelerator = sharding_accelerator  # type: ignore[assignment]
+    if job.get("command"):
+        sys.argv = ["tercet", "finetune", job["recipe"], *job["set"]]
+        return cli.main()
+    config = load(job["recipe"], job["set"])
     finetune(config, remine=remine_stage(config) if job.get("remine") else None)
-
-
-def _die_after(step: int) -> None:
-    """Kill -9 in the middle of the step after `step`: the gradient is there, not yet applied."""
-    plain = loop.gradient_of
-
-    def dying(run: loop.Run, batch: Any, cut: Any) -> Any:
-        found = plain(run, batch, cut)
-        if run.step == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-
-    loop.gradient_of = dying
 
 
 def _record_batches(path: Path) -> None:
@@ -61,9 +59,9 @@ def _record_batches(path: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    ends = []
     for one in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-        try:
-            run_ranks(one["world"], partial(work, job=one))
-        except SystemExit:
-            if not one.get("kill_after"):
-                raise
+        ends.append(statuses(one["world"], partial(work, job=one)))
+        if any(ends[-1]) and not one.get("kill_after") and not one.get("may_fail"):
+            raise SystemExit(f"a job failed: {one} {ends[-1]}")
+    Path(sys.argv[1]).with_name("statuses.json").write_text(json.dumps(ends), encoding="utf-8")

@@ -1,0 +1,230 @@
+"""Whether the cost model holds at 1 and 2 processes here, and what it says up to 1,024.
+
+python -m benchmarks.scale [--rows N] [--out FOLDER]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from rich import print as show
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import RESULTS, write_result
+from benchmarks.pairs import STDLIB, code_pairs, draw
+from tercet.configs import Config, load
+from tercet.report.table import console_table
+from tercet.train.cost import Cluster, all_gather, all_reduce
+from tercet.train.loop import gradient_of, plan_of
+from tercet.train.scale import Predicted, Workload, predict_on, workload
+from tercet.train.setup import prepare
+from tercet.train.sizing import peak_megabytes
+
+BATCH, MICRO_TOKENS, KEEP_TOKENS = 64, 1_024, 4_096
+WORLDS = (1, 2, 8, 64, 256, 1_024)
+NODE = 8  # devices of one machine in the simulated launches
+PER_PROCESS = 64  # rows, where the batch grows with the launch
+FIXED = 32_768  # rows, where it does not
+
+
+def main() -> None:
+    """Count here, simulate elsewhere, write scale.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_024)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--rank", type=Path, help="internal: the folder of a launched process")
+    options = parser.parse_args()
+    if options.rank is not None:
+        return count_here(options.rank)
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = Path(folder) / "pairs.jsonl"
+        write_pairs(pairs, options.rows)
+        checks = {str(n): launch(n, Path(folder)) for n in (1, 2)}
+        work = workload(config_of(Path(folder)))
+    found = {"batch": BATCH, "checks": checks, "worlds": simulate(work, WORLDS)}
+    path = write_result("scale", found, options.out)
+    for table in (check_rows(found), world_rows(found)):
+        show(console_table(table))
+    print(f"results: {path}")
+
+
+def write_pairs(path: Path, rows: int) -> None:
+    """Real docstrings and their code, as JSONL."""
+    data = draw(code_pairs(STDLIB), rows, seed=0)
+    with path.open("w", encoding="utf-8") as file:
+        for row, query in enumerate(data.row_query.tolist()):
+            positive = data.documents.texts[int(data.positives[row][0])]
+            pair = {"query": data.queries.texts[query], "positive": positive}
+            file.write(json.dumps(pair) + "\n")
+
+
+def config_of(folder: Path, model: str = "embedded") -> Config:
+    """A fixed cut, so that prediction and run agree on everything but what is to be shown."""
+    sizes = [f"batch.size={BATCH}", f"batch.micro_tokens={MICRO_TOKENS}"]
+    where = [f"data.train={folder / 'pairs.jsonl'}", f"output={folder / 'run'}"]
+    more = [f"batch.keep_tokens={KEEP_TOKENS}", "train.mixed_precision=no", f"model.path={model}"]
+    return load("finetune", [*where, *sizes, *more, "model.max_length=128", "train.dropout=0"])
+
+
+def launch(world: int, folder: Path) -> dict[str, Any]:
+    """What `world` processes counted in one step beside what was predicted."""
+    command = ["torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+    words = [sys.executable, "-m", *command, "-m", "benchmarks.scale", "--rank", str(folder)]
+    subprocess.run(words, check=True)
+    return json.loads((folder / f"{world}.json").read_text(encoding="utf-8"))
+
+
+def count_here(folder: Path, model: str = "embedded") -> None:
+    """One process of a launch: run a step, count, and let the main one write what was found."""
+    config = config_of(folder, model)
+    before = psutil.Process().memory_info().rss / 2**20
+    run = prepare(config)
+    batch = run.batches(0)
+    cut = plan_of(run, batch)
+    run.model.train()
+    gradient_of(run, batch, cut)  # the first step also allocates
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    flops = FlopCounterMode(display=False)
+    with counted(run.model) as sent, flops:
+        gradient_of(run, batch, cut)
+    accelerator = run.accelerator
+    own = torch.tensor(
+        [float(flops.get_total_flops()), sent[0], peak_megabytes(accelerator) - before]
+    )
+    every = torch.as_tensor(accelerator.gather(own)).view(-1, 3)
+    work = workload(config)
+    one = replace(work, lengths=work.lengths[:1], queries=work.queries[:1])
+    cluster = Cluster(1, accelerator.num_processes, half=False)
+    predicted = predict_on(one, config, cluster, "h100")
+    if accelerator.is_main_process:
+        found = {
+            "counted": {
+                "tokens": cut.tokens,
+                "padded": cut.padded,
+                "flops": float(every[:, 0].sum()),
+                "sent": float(every[:, 1].max()),
+                "memory_mb": float(every[:, 2].max()),
+            },
+            "predicted": {
+                "tokens": predicted.cost.tokens,
+                "padded": predicted.cost.padded,
+                "flops": predicted.cost.flops,
+                "sent": predicted.cost.sent,
+                "memory_mb": predicted.cost.memory / 2**20,
+            },
+        }
+        path = folder / f"{accelerator.num_processes}.json"
+        path.write_text(json.dumps(found), encoding="utf-8")
+    accelerator.end_training()
+
+
+@contextmanager
+def counted(model: torch.nn.Module) -> Iterator[list[float]]:
+    """Bytes that ring collectives of the calls inside send from this process."""
+    sent, plain = [0.0], {}
+    dist = torch.distributed
+
+    def wrap(name: str, size: Any) -> None:
+        plain[name] = getattr(dist, name)
+
+        def call(*given: Any, **named: Any) -> Any:
+            sent[0] += size(dist.get_world_size(), *given)
+            return plain[name](*given, **named)
+
+        setattr(dist, name, call)
+
+    def bytes_of(tensor: torch.Tensor) -> int:
+        return tensor.numel() * tensor.element_size()
+
+    wrap("all_reduce", lambda world, tensor, *_: all_reduce(bytes_of(tensor), world))
+    wrap("all_gather_into_tensor", lambda world, out, *_: all_gather(bytes_of(out), world))
+    wrap("all_gather", lambda world, outs, *_: all_gather(sum(map(bytes_of, outs)), world))
+    if isinstance(model, DistributedDataParallel):  # its gradients bypass the functions above
+        size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+        sent[0] += all_reduce(size, dist.get_world_size())
+    try:
+        yield sent
+    finally:
+        for name, function in plain.items():
+            setattr(dist, name, function)
+
+
+def simulate(work: Workload, worlds: Sequence[int]) -> list[dict[str, Any]]:
+    """Plans and costs of launches that are not run, on texts of the lengths that were measured."""
+    rows = []
+    auto = load("finetune", ["batch.keep_tokens=16384", "batch.micro_tokens=8192"])
+    for world in worlds:
+        for sharded in (False, True):
+            for kind, size in (("grows", PER_PROCESS * world), ("fixed", FIXED)):
+                cluster = Cluster(max(1, world // NODE), min(world, NODE), sharded)
+                found = predict_on(_drawn(work, size), auto, cluster, "h100")
+                rows.append(
+                    {"world": world, "sharded": sharded, "batch": kind, "rows": size}
+                    | _facts(found)
+                )
+    return rows
+
+
+def _drawn(work: Workload, rows: int) -> Workload:
+    random = np.random.default_rng(0)
+    queries = np.concatenate([a[:q] for a, q in zip(work.lengths, work.queries, strict=True)])
+    documents = np.concatenate([a[q:] for a, q in zip(work.lengths, work.queries, strict=True)])
+    lengths = np.concatenate([random.choice(queries, rows), random.choice(documents, rows)])
+    return replace(work, lengths=[lengths], queries=[rows])
+
+
+def _facts(found: Predicted) -> dict[str, Any]:
+    return asdict(found.cost) | {"seconds": found.seconds}
+
+
+def check_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """Predicted over counted, by number of processes."""
+    names = {
+        "tokens": "tokens",
+        "padded": "padded tokens",
+        "flops": "FLOP",
+        "sent": "bytes sent by a process",
+        "memory_mb": "memory of a process",
+    }
+    rows = []
+    for world, check in found["checks"].items():
+        row = {"Processes": world}
+        for key, name in names.items():
+            counted_, predicted = check["counted"][key], check["predicted"][key]
+            row[f"{name}: predicted / counted"] = (
+                f"{predicted / counted_:.3f}" if counted_ else "0 / 0"
+            )
+        rows.append(row)
+    return rows
+
+
+def world_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """What grows and what does not."""
+    return [
+        {
+            "Processes": f"{row['world']:,}",
+            "Launch": "FSDP" if row["sharded"] else "DDP",
+            "Rows in a batch": f"{row['rows']:,}",
+            "Busiest above mean": f"{row['imbalance']:.1%}",
+            "Sent by each": f"{row['sent'] / 1e6:,.0f} MB",
+            "Memory of each": f"{row['memory'] / 1e9:,.2f} GB",
+            "Step, predicted": f"{row['seconds'] * 1000:,.1f} ms",
+        }
+        for row in found["worlds"]
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Keys and tokens: never in a config, a message, a card or a checkpoint."""
+
+import os
+import re
+
+# What holds a secret, by the names that tools of the field read.
+NAMES = re.compile(
+    r"WANDB_API_KEY|(HF|HUGGING_?FACE\w*|GITHUB)_TOKEN|AWS_(SECRET\w*|SESSION_TOKEN)"
+)
+SHAPES = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|wandb_v\d_[A-Za-z0-9_]{20,}|gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|AKIA[0-9A-Z]{16}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+LEAST = 8  # characters; anything shorter stands in ordinary words
+
+
+def masked(text: str) -> str:
+    """`text` with `***` for every secret of the environment and for what has a secret's shape.
+
+    >>> masked("hf_" + "a" * 30 + " was refused")
+    '*** was refused'
+    """
+    for value in _known():
+        text = text.replace(value, "***")
+    return SHAPES.sub("***", text)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether `masked` would change it."""
+    return masked(text) != text
+
+
+def _known() -> list[str]:
+    values = (value for name, value in os.environ.items() if NAMES.fullmatch(name))
+    return sorted((v for v in values if len(v) >= LEAST), key=len, reverse=True)

@@ -1,0 +1,42 @@
+"""Which code is at work: versions of packages, and a hash of the sources that decide a step."""
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from tercet.files import fingerprint
+
+# Those that decide a vector, a gradient or a score.
+PACKAGES = (
+    "tercet",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "accelerate",
+    "numpy",
+    "bm25s",
+    "pytrec-eval-terrier",
+)
+STEP = ("data", "losses", "models", "train")  # our folders that a training step depends on
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that decide a score, of those installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            continue
+    return found
+
+
+def code_version() -> dict[str, str]:
+    """The same, and `source`: 12 hex digits that change with any file a training step runs."""
+    parts: list[str | bytes] = []
+    for folder in STEP:
+        spec = find_spec(f"tercet.{folder}")
+        for place in (spec and spec.submodule_search_locations) or ():
+            for file in sorted(Path(place).glob("*.py")):
+                parts += [file.name, file.read_bytes()]
+    return installed_versions() | {"source": fingerprint(parts)[:12]}

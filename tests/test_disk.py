@@ -1,0 +1,250 @@
+"""Disks that are full or read-only and trackers that fail: the last checkpoint stays whole."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tercet.configs import load
+from tercet.errors import UserError
+from tercet.train import finetune, loop, tracking
+from tercet.train.checkpoint import newest, verify
+from tercet.train.tracking import read_log
+from tests.conftest import Run
+from tests.workers.launch import ROOT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def options(tiny_model: Path, pairs: Path, out: Path, *more: str) -> list[str]:
+    where = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={out}"]
+    return [*where, "train.save_every=1", "train.steps=6", *more]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, which holds two checkpoints and not three."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], capture_output=True
+    )
+    if made.returncode != 0:
+        pytest.skip("mounting is not allowed here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    run: Run, tiny_model: Path, pairs: Path, small_disk: Path
+) -> None:
+    words = options(tiny_model, pairs, small_disk / "run", "train.keep=9")
+    status, _, err = run("finetune", "tiny", *words)
+    last = err.strip().splitlines()[-1]
+    assert status == 2 and "Traceback" not in err
+    assert "cannot be written (No space left" in last and "make room" in last
+    checkpoints = small_disk / "run" / "checkpoints"
+    there = sorted(checkpoints.iterdir())
+    assert there and all(verify(path) is None for path in there)
+    assert not list(checkpoints.glob(".*"))  # nothing half written stays
+    reached = newest(checkpoints)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    status, _, err = run("finetune", "tiny", *words)
+    assert status == 0 and reached is not None and f"from {reached}" in " ".join(err.split())
+
+
+def test_a_limit_on_the_size_of_files_is_a_full_disk(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Without the right to mount: the kernel refuses the last part of the weights."""
+    words = options(tiny_model, pairs, tmp_path / "run")
+    size = (tiny_model / "model.safetensors").stat().st_size
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1))
+
+    ended = subprocess.run(
+        [sys.executable, "-m", "tercet", "finetune", "tiny", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "cannot be written (File too large" in ended.stderr.strip().splitlines()[-1]
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_read_only_output_is_refused_at_once(
+    run: Run, tiny_model: Path, pairs: Path, small_disk: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    status, _, err = run("finetune", "tiny", *options(tiny_model, pairs, small_disk / "run"))
+    assert status == 2 and "cannot write there (Read-only" in err
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(
+    tiny_model: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.jsonl").mkdir()
+    trained = finetune(load("tiny", options(tiny_model, pairs, tmp_path)))
+    said = capsys.readouterr().err
+    assert trained.steps == 6 and said.count("cannot be written (Is a directory)") == 1
+
+
+def test_weights_that_are_not_finite_are_not_written(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop.learning_rate
+
+    def rate(step: int, *given: Any) -> float:
+        return float("inf") if step == 2 else plain(step, *given)
+
+    monkeypatch.setattr(loop, "learning_rate", rate)
+    with pytest.raises(UserError, match="weights of step 3 are not finite .* not saved"):
+        finetune(load("tiny", options(tiny_model, pairs, tmp_path)))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000001", "step-00000002"]
+
+
+def test_nan_at_step_3_ends_the_command(
+    run: Run, tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop.gradient_of
+
+    def spoilt(at: loop.Run, *given: Any) -> Any:
+        found = plain(at, *given)
+        return found._replace(loss=float("nan")) if at.step == 2 else found
+
+    monkeypatch.setattr(loop, "gradient_of", spoilt)
+    status, _, err = run("finetune", "tiny", *options(tiny_model, pairs, tmp_path / "run"))
+    last = err.strip().splitlines()[-1]
+    report = json.loads((tmp_path / "run" / "nonfinite-step-3.json").read_text())
+    assert status == 2 and "step 3: loss nan" in last
+    assert all(id_ in last for id_ in report["ids"][:3]) and len(report["ids"]) == 8
+    assert read_log(tmp_path / "run" / "run.jsonl")[-1]["loss"] == "nan"
+    assert newest(tmp_path / "run" / "checkpoints") == (
+        tmp_path / "run" / "checkpoints" / "step-00000002"
+    )
+
+
+def test_skipping_without_end_is_given_up(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop.gradient_of
+    nan = float("nan")
+    monkeypatch.setattr(loop, "gradient_of", lambda *given: plain(*given)._replace(loss=nan))
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
+    words = options(tiny_model, pairs, tmp_path, "train.on_nonfinite=skip")
+    with pytest.raises(UserError, match="step 4: loss nan"):
+        finetune(load("tiny", words))
+
+
+# The log
+
+
+def test_a_torn_or_spoilt_log_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    good = '{"step": 1, "loss": 2.0}\n'
+    for rest in (
+        '{"step": 2, "lo',
+        "\x00" * 40 + "\n",
+        "[1]\n",
+        '{"loss": 1}\n',
+        "[" * 9999 + "\n",
+    ):
+        path.write_text(good + rest, encoding="utf-8")
+        assert read_log(path) == [{"step": 1, "loss": 2.0}]
+    path.write_bytes(good.encode() + b"\xff\xfe\n")
+    assert len(read_log(path)) == 1
+
+
+# Weights & Biases
+
+
+@pytest.fixture
+def wandb_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("wandb_keys")
+def test_a_resumed_run_keeps_its_id(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = options(tiny_model, pairs, tmp_path / "run", "tracking.wandb=true")
+    finetune(load("tiny", words))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")
+    time.sleep(1.1)  # wandb names its folders by the second
+    finetune(load("tiny", words))
+    parts = [path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    assert len(parts) == 2 and len({name.split("-")[-1] for name in parts}) == 1
+    assert parts[0].endswith((tmp_path / "run" / "wandb.id").read_text().strip())
+
+
+@pytest.mark.usefixtures("wandb_keys")
+def test_a_tracker_that_fails_or_hangs_stops_nothing(
+    tiny_model: Path,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Failing:
+        name = "wandb"
+
+        def log(self, *_: Any, **__: Any) -> None:
+            raise ConnectionError("no route to host")
+
+        def finish(self) -> None:
+            raise ConnectionError("no route to host")
+
+    class Hanging(Failing):
+        def log(self, *_: Any, **__: Any) -> None: ...
+
+        def finish(self) -> None:
+            time.sleep(600)
+
+    monkeypatch.setattr(tracking, "WAIT", 0.5)
+    for kind in (Failing, Hanging):
+
+        def start(tracker: tracking.Tracker, config: Any, kind: type = kind) -> None:
+            tracker.accelerator.trackers = [kind()]
+
+        monkeypatch.setattr(tracking.Tracker, "_start_wandb", start)
+        words = options(tiny_model, pairs, tmp_path / kind.__name__, "tracking.wandb=true")
+        assert finetune(load("tiny", words)).steps == 6
+    said = " ".join(capsys.readouterr().err.split())
+    assert "failed (no route to host) and is left alone" in said
+    assert "has not taken everything within" in said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("wandb_keys")
+def test_a_server_that_cannot_be_reached_stops_nothing(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    words = options(tiny_model, pairs, tmp_path / "run", "tracking.wandb=true")
+    keys = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    start = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-m", "tercet", "finetune", "tiny", *words],
+        cwd=tmp_path,
+        env=os.environ | keys | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len(read_log(tmp_path / "run" / "run.jsonl")) == 6
+    assert time.monotonic() - start < 200

@@ -1,0 +1,112 @@
+"""Without a network: local paths work, a hub name fails at once, and a misspelling is guessed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tercet.models.hub import nearest_to
+from tests.conftest import Run, answer, question, write_lines
+from tests.workers.launch import ROOT
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("all-MiniLM-L6-v3", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("BAAI/bge-smal-en-v1.5", "BAAI/bge-small-en-v1.5"),
+        ("embeded", "embedded"),
+    ],
+)
+def test_a_misspelt_name_is_guessed(name: str, nearest: str, run: Run, pairs: Path) -> None:
+    start = time.monotonic()
+    words = (f"data.train={pairs}", "output=out", f"model.path={name}")
+    status, _, err = run("finetune", "tiny", *words)
+    assert status == 2 and time.monotonic() - start < 5
+    last = err.strip().splitlines()[-1]
+    assert f"model.path: {name} is no folder" in last and f"did you mean '{nearest}'?" in last
+
+
+def test_a_misspelt_folder_is_guessed(run: Run, pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "students" / "small").mkdir(parents=True)
+    (tmp_path / "students" / "small" / "config.json").write_text("{}")
+    words = (f"data.train={pairs}", "output=out", f"model.path={tmp_path}/students/smal")
+    status, _, err = run("finetune", "tiny", *words)
+    assert status == 2 and f"did you mean '{tmp_path}/students/small'?" in err.replace("\n", "")
+    assert nearest_to("nothing/like-it-at-all") is None
+
+
+def test_a_hub_that_does_not_answer_is_given_up_within_seconds(pairs: Path, tmp_path: Path) -> None:
+    """A server that takes connections and says nothing, as behind a firewall that drops packets."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        quiet = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": where, "HF_HOME": str(tmp_path / "hf")}
+        words = ["finetune", "tiny", f"data.train={pairs}", "model.path=some/thing", "output=out"]
+        start = time.monotonic()
+        ended = subprocess.run(
+            [sys.executable, "-m", "tercet", *words],
+            cwd=tmp_path,
+            env=os.environ | quiet | {"PYTHONPATH": str(ROOT), "no_proxy": "*"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: model.path: some/thing is no folder") and "reached" in last
+    assert "Traceback" not in ended.stderr and time.monotonic() - start < 60
+
+
+MISTAKES = {
+    "evaluation.dev=/nope": "evaluation.dev: /nope",
+    "data.held_out=[/nope]": "data.held_out: /nope",
+    "data.mined=pairs.jsonl": "data.mined: pairs.jsonl is no mined set",
+    "data.mined=/nope": "data.mined: /nope: no such file; `tercet mine` writes one",
+    "data.mined=.": "data.mined: . is a folder; name the file in it",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_names_its_key(mistake: str, run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"query": question(n), "positive": answer(n)} for n in range(9)]
+    write_lines(tmp_path / "pairs.jsonl", rows)
+    words = ("data.train=pairs.jsonl", f"model.path={tiny_model}", "output=out", mistake)
+    status, _, err = run("finetune", "tiny", *words)
+    assert status == 2 and f"error: {MISTAKES[mistake]}" in err.strip().splitlines()[-1]
+
+
+def test_mining_names_its_key(run: Run, tiny_model: Path, pairs: Path) -> None:
+    words = (f"data.train={pairs}", f"model.path={tiny_model}", "output=out", "mining.known=/nope")
+    status, _, err = run("mine", "tiny", *words)
+    assert status == 2 and "error: mining.known: /nope" in err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["mine", "finetune"])
+def test_an_absent_faiss_is_found_before_any_text_is_encoded(
+    command: str, run: Run, tiny_model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    monkeypatch.setattr("tercet.stages.mining.vectors", lambda *_, **__: pytest.fail("encoded"))
+    more = ("mining.index=hnsw", "mining.refresh_every=2", "output=out")
+    words = (f"data.train={pairs}", f"model.path={tiny_model}", *more)
+    status, _, err = run(command, "tiny", *words)
+    assert status == 2 and "pip install 'tercet[ann]'" in err
+
+
+def test_what_else_is_cached_is_pruned_too(run: Run, tiny_model: Path, pairs: Path) -> None:
+    words = (f"data.train={pairs}", f"model.path={tiny_model}", "output=out")
+    assert run("mine", "tiny", *words)[0] == 0
+    assert run("finetune", "tiny", *words, "output=out2")[0] == 0
+    out = run("store", "list")[1]
+    assert all(f" {kind} " in out for kind in ("vectors", "candidates", "tokens"))
+    status, out, _ = run("store", "prune", "--keep-bytes", "0")
+    assert status == 0 and "candidates" in out.replace("\n", "")
+    left = [p for p in Path(os.environ["TERCET_CACHE"]).rglob("*") if p.is_file()]
+    assert left == []
+    assert run("mine", "tiny", *words, "overwrite=true")[0] == 0
+    assert json.loads(Path("out/mining.json").read_text())["documents"] == 48

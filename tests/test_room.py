@@ -1,0 +1,133 @@
+"""Out of memory: smaller micro-batches, the same step again, the bits of a step begun like that."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tercet.configs import load
+from tercet.errors import UserError
+from tercet.train import finetune, loop, sizing
+from tercet.train.room import is_out_of_memory
+from tercet.train.tracking import read_log
+from tests.conftest import weights
+from tests.workers import faults
+from tests.workers.launch import ROOT, run_jobs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMALL = 60  # padded tokens that fit from step 3 on; the recipe says 120
+
+
+def options(tiny_model: Path, pairs: Path, *more: str) -> list[str]:
+    where = [f"model.path={tiny_model}", f"data.train={pairs}", "train.learning_rate=0.001"]
+    sizes = ["batch.micro_tokens=120", "batch.keep_tokens=0", "batch.size=16", "train.steps=4"]
+    return [*where, *sizes, "train.dropout=0.2", "loss.learn_temperature=true", *more]
+
+
+@pytest.fixture
+def small_from_step_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = loop.gradient_in_room
+
+    def smaller(run: loop.Run, batch: Any) -> Any:
+        if run.step == 2:
+            run.micro_tokens = SMALL
+        return plain(run, batch)
+
+    monkeypatch.setattr(loop, "gradient_in_room", smaller)
+
+
+@pytest.fixture
+def restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What faults replace comes back after the test."""
+    for name in ("forward", "objective"):
+        monkeypatch.setattr(loop, name, getattr(loop, name))
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("phase", ["forward", "loss", "backward"])
+def test_the_step_is_replayed_bit_for_bit(
+    phase: str,
+    tiny_model: Path,
+    pairs: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = options(tiny_model, pairs)
+    faults.limit_memory(2, SMALL, phase)
+    short = finetune(load("tiny", [f"output={tmp_path / 'short'}", *words]))
+    assert "step 3: out of memory; once more with micro-batches of 60" in capsys.readouterr().err
+    lines = read_log(tmp_path / "short" / "run.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 3, 4]
+    assert lines[2] == {"step": 3, "out_of_memory": True, "micro_tokens": 60, "keep_tokens": 0}
+    request.getfixturevalue("small_from_step_3")
+    small = finetune(load("tiny", [f"output={tmp_path / 'small'}", *words]))
+    a, b = weights(short.last), weights(small.last)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert lines[-1]["loss"] == read_log(tmp_path / "small" / "run.jsonl")[-1]["loss"]
+
+
+@pytest.mark.usefixtures("restored")
+def test_what_never_fits_is_given_up(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    faults.limit_memory(1, 0)
+    with pytest.raises(UserError, match="step 2 does not fit into memory.*of 7 tokens either"):
+        finetune(load("tiny", [f"output={tmp_path}", *options(tiny_model, pairs)]))
+
+
+def test_one_process_without_room_makes_all_replay(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """The other one has room, and would wait for ever in a collective."""
+
+    def job(name: str, at: int | None, sharded: bool = False, **how: Any) -> dict[str, Any]:
+        return {
+            "world": 2,
+            "recipe": str(ROOT / "configs" / "tiny.yaml"),
+            "set": [f"output={tmp_path / name}", *options(tiny_model, pairs)],
+            "fault": {"kind": "memory", "step": 2, "at": at, **how},
+            "said": str(tmp_path / f"{name}."),
+            "sharded": sharded,
+            "command": sharded,
+            "may_fail": sharded,
+        }
+
+    phases = ("forward", "loss", "backward")
+    both = [job("both", None, tokens=SMALL)]
+    one = [job(phase, 1, tokens=SMALL, phase=phase) for phase in phases]
+    *_, sharded = run_jobs([*both, *one, job("sharded", 1, True, tokens=SMALL)], tmp_path)
+    expected = weights(tmp_path / "both" / "checkpoints" / "step-00000004")
+    for phase in phases:
+        found = weights(tmp_path / phase / "checkpoints" / "step-00000004")
+        assert all(torch.equal(expected[name], found[name]) for name in expected), phase
+    assert 0 not in sharded
+    assert (
+        "process 1 is out of memory, which a sharded model cannot"
+        in (tmp_path / "sharded.0").read_text()
+    )
+
+
+def test_what_cannot_fit_is_not_tried(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    plain = sizing._speed
+
+    def speed(*given: Any) -> float:
+        tried.append(given[-1])
+        return plain(*given) * 10 ** len(tried)  # so that going on always pays
+
+    monkeypatch.setattr(sizing, "_speed", speed)
+    monkeypatch.setitem(sizing.SMALLEST, "cpu", 64)
+    each = 20_000.0
+    monkeypatch.setattr(sizing, "bytes_per_token", lambda *_: each)
+    monkeypatch.setattr(sizing, "free_bytes", lambda *_: int(300 * each * sizing.SPARE))
+    words = options(tiny_model, pairs, "batch.micro_tokens=auto", "train.steps=1")
+    finetune(load("tiny", [f"output={tmp_path}", *words]))
+    assert tried == [64, 128, 256]
+
+
+def test_errors_that_mean_full_memory() -> None:
+    full = "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory"
+    assert is_out_of_memory(RuntimeError(full)) and is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))

@@ -1,0 +1,183 @@
+"""What is read cannot run code, leave its folder or fill memory; what is written holds no key."""
+
+import json
+import pickle
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tercet.configs import ModelConfig, load
+from tercet.configs.load import parse
+from tercet.errors import UserError
+from tercet.models import add_dense, load_encoder
+from tercet.models.unpickle import only_safetensors
+from tercet.progress import say
+from tercet.secret import masked
+from tercet.train import finetune
+from tests.conftest import Run
+
+KEY = "a1b2c3d4" * 5  # as long as those of Weights & Biases
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that ends in a Dense layer, so has weights in two folders."""
+    made = load_encoder(ModelConfig(path=str(tiny_model)))
+    add_dense(made, torch.eye(32))
+    made.save(str(tmp_path / "model"), create_model_card=False)
+    return tmp_path / "model"
+
+
+def pickle_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+
+
+@pytest.mark.parametrize("part", ["body", "dense"])
+def test_pickled_weights_need_a_word(model: Path, part: str) -> None:
+    folder = model if part == "body" else next(model.glob("*_Dense"))
+    pickle_weights(folder)
+    with pytest.raises(UserError, match="model.path: .* cannot be loaded.*safetensors"):
+        load_encoder(ModelConfig(path=str(model)))
+    allowed = load_encoder(ModelConfig(path=str(model), allow_pickle=True))
+    assert allowed.get_embedding_dimension() == 32
+
+
+def test_no_pickle_is_loaded_whoever_asks(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.zeros(1)}, path)
+    with only_safetensors(), pytest.raises(ValueError, match="pickled"):
+        torch.load(path)
+    assert torch.load(path, weights_only=True)["a"] == 0
+
+
+def test_code_that_comes_with_a_model_is_not_run(model: Path) -> None:
+    modules = json.loads((model / "modules.json").read_text())
+    modules[-1]["type"] = "evil.Module"
+    (model / "modules.json").write_text(json.dumps(modules))
+    mark = model / "mark"
+    (model / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Module: pass\n")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_encoder(ModelConfig(path=str(model)))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc", "a/../../b"])
+def test_a_model_cannot_name_folders_outside_it(model: Path, name: str) -> None:
+    modules = json.loads((model / "modules.json").read_text())
+    modules[-1]["path"] = name
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match="names a folder outside it"):
+        load_encoder(ModelConfig(path=str(model)))
+
+
+def test_a_mined_set_outside_the_run_is_refused(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tercet.train import setup
+
+    where = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path / 'run'}"]
+    config = load("tiny", where)
+    finetune(config)
+    plain = setup.load_checkpoint
+
+    def elsewhere(*given: object) -> tuple[dict, dict]:
+        tensors, state = plain(*given)  # type: ignore[arg-type]
+        return tensors, state | {"mined": {"file": "../mined.parquet", "sha256": "0"}}
+
+    monkeypatch.setattr(setup, "load_checkpoint", elsewhere)
+    with pytest.raises(UserError, match="names a mined set elsewhere"):
+        finetune(config)
+
+
+# YAML
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (BOMB, "more than 100,000 values"),
+        ("a: &a [*a]", "more than 100,000 values"),
+        ("[" * 5_000, "not valid YAML"),
+        ("output: !!python/object/apply:os.system [echo]", "not valid YAML"),
+        ("output: !!python/name:os.system", "not valid YAML"),
+        ("output: 2020-99-99", ""),
+        ("? [a, b]\n: c", "YAML|top level|unknown"),
+        ("output: ${oc.env:ABSENT_VARIABLE}", "ABSENT_VARIABLE"),
+    ],
+)
+def test_yaml_that_means_harm_is_one_line(text: str, complaint: str) -> None:
+    start = time.monotonic()
+    try:
+        parse(text, "a.yaml")
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert re.search(complaint, str(error)), error
+    else:
+        assert complaint == ""  # a date that is none is a text
+    assert time.monotonic() - start < 5
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["${oc.env:WANDB_API_KEY}", KEY, "hf_" + "x" * 34, "s3://me:secret@store/x"],
+)
+def test_a_key_in_a_config_is_refused(
+    value: str, run: Run, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    words = (f"data.train={pairs}", "output=out", f"tracking.name={value}")
+    status, out, err = run("finetune", "tiny", *words)
+    assert status == 2 and "tracking.name holds a key or token" in err
+    assert KEY not in out + err and not (tmp_path / "out").exists()
+
+
+def test_no_message_shows_a_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Run
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", KEY)
+    say(f"refused for {KEY}")
+    assert capsys.readouterr().err == "refused for ***\n"
+    _, _, err = run("data", "check", f"/{KEY}.jsonl")
+    assert KEY not in err and masked(f"/{KEY}.jsonl") == "/***.jsonl"
+
+
+def test_nothing_a_run_writes_holds_a_key(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tercet import stages
+
+    for name in ("WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    where = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path / 'run'}"]
+    stages.finetune(load("tiny", [*where, "tracking.wandb=true", "train.steps=2"]))
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+
+
+def test_pickles_are_known_by_their_bytes(tmp_path: Path) -> None:
+    from tercet.files import pickled
+
+    for protocol in range(2, 6):
+        (tmp_path / "x").write_bytes(pickle.dumps([1], protocol))
+        assert pickled(tmp_path / "x")
+    (tmp_path / "x.safetensors").write_bytes(b"\x80\x02" + bytes(6))
+    (tmp_path / "x.json").write_text("{}")
+    (tmp_path / "empty").write_text("")
+    assert not any(pickled(tmp_path / name) for name in ("x.safetensors", "x.json", "empty"))

@@ -1,0 +1,122 @@
+"""Runs that are told to stop, and processes that lose one of theirs: saved, ended, explained."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tercet.configs import load
+from tercet.errors import LOST, SAVED, Stopped
+from tercet.train import finetune, loop
+from tercet.train.tracking import read_log
+from tests.conftest import Run, weights
+from tests.workers.launch import ROOT, run_jobs
+
+STEPS = 6
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def options(tiny_model: Path, pairs: Path) -> list[str]:
+    where = [f"model.path={tiny_model}", f"data.train={pairs}", "train.learning_rate=0.001"]
+    return [*where, f"train.steps={STEPS}", "train.dropout=0.2", "train.save_every=50"]
+
+
+@pytest.fixture(scope="module")
+def ended(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Where the runs are, and by name how each of their processes ended."""
+    out = tmp_path_factory.mktemp("stops")
+
+    def job(name: str, world: int, again: bool = False, **fault: Any) -> dict[str, Any]:
+        return {
+            "name": name,
+            "world": world,
+            "recipe": str(ROOT / "configs" / "tiny.yaml"),
+            "set": [f"output={out / name}", *options(tiny_model, pairs)],
+            "said": str(out / f"{name}."),
+            "fault": fault or None,
+            "command": bool(fault),
+            "may_fail": bool(fault),
+        }
+
+    jobs = [
+        job("whole", 1),
+        job("whole-two", 2),
+        job("term", 1, kind="signal", step=3, number=signal.SIGTERM),
+        job("int", 1, kind="signal", step=3, number=signal.SIGINT),
+        job("term-two", 2, kind="signal", step=3, at=1, number=signal.SIGTERM),
+        job("twice", 1, kind="signals", step=3, number=signal.SIGTERM),
+        job("killed", 2, kind="signal", step=3, at=1, number=signal.SIGKILL),
+        job("error", 2, kind="error", step=3, at=1),
+        job("stuck", 2, kind="stuck", step=3, at=1),
+    ]
+    start = time.monotonic()
+    found = dict(zip([j["name"] for j in jobs], run_jobs(jobs, out), strict=True))
+    assert time.monotonic() - start < 120
+    again = [job("term", 1), job("int", 1), job("term-two", 2)]
+    run_jobs(again, out)
+    return out, found
+
+
+@pytest.mark.parametrize("name", ["term", "int", "term-two"])
+def test_a_signal_finishes_the_step_and_saves(ended: Any, name: str) -> None:
+    out, found = ended
+    assert set(found[name]) == {SAVED}
+    kept = {path.name for path in (out / name / "checkpoints").iterdir()}
+    # The signal comes when the step's collective is over: the others hear of it in the next one.
+    assert kept == {"step-00000005" if "two" in name else "step-00000004", "step-00000006"}
+    whole = out / ("whole-two" if "two" in name else "whole")
+    last = f"checkpoints/step-{STEPS:08d}"
+    a, b = weights(whole / last), weights(out / name / last)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert [line["step"] for line in read_log(out / name / "run.jsonl")] == list(range(1, 7))
+
+
+def test_a_second_signal_stops_at_once(ended: Any) -> None:
+    out, found = ended
+    assert found["twice"] == [-signal.SIGTERM]
+    assert not (out / "twice" / "checkpoints").exists()
+    assert "a second one stops at once" in (out / "twice.0").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "why"),
+    [
+        ("killed", -signal.SIGKILL, "ended without a word: killed, out of memory"),
+        ("error", 1, "ended: ValueError: a strange thing happened"),
+        ("stuck", -signal.SIGKILL, "ended without a word: killed, out of memory"),
+    ],
+)
+def test_a_process_that_dies_ends_the_others_with_the_reason(
+    ended: Any, name: str, status: int, why: str
+) -> None:
+    out, found = ended
+    assert found[name] == [LOST, status]
+    said = (out / f"{name}.0").read_text()
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("error: process 1 of 2 on ") and why in last
+    assert "Traceback" not in said
+
+
+def test_a_stop_says_what_to_do(
+    run: Run, tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop.gradient_of
+
+    def signalled(at: loop.Run, *given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return plain(at, *given)
+
+    monkeypatch.setattr(loop, "gradient_of", signalled)
+    words = [f"output={tmp_path / 'run'}", *options(tiny_model, pairs)]
+    status, _, err = run("finetune", "tiny", *words)
+    assert status == SAVED
+    assert "stopped as asked after step 1 of 6, which is saved" in " ".join(err.split())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(Stopped, match="step 2"):
+        finetune(load("tiny", words))
+    state = tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json"
+    assert json.loads(state.read_text())["step"] == 2

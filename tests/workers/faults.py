@@ -1,0 +1,90 @@
+"""What goes wrong, at a chosen step of a chosen rank, in a process of its own."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tercet import peers
+from tercet.train import loop
+
+
+def die(step: int, number: int = signal.SIGKILL) -> None:
+    """A signal in the middle of the step after `step`: the gradient is there, not yet applied."""
+    _after_gradient(step, lambda: os.kill(os.getpid(), number))
+
+
+def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -> None:
+    """Fault `kind` in the step after `step`; `at` is the rank that it happens to, None for all."""
+    if kind == "stuck":  # the others; one rank dies
+        peers.GRACE = 2.0
+        other = lambda: time.sleep(600)  # noqa: E731
+        return _after_gradient(step, lambda: os.kill(os.getpid(), 9) if rank == at else other())
+    if at not in (None, rank):
+        return None
+    if kind == "signal":
+        return die(step, how["number"])
+    if kind == "signals":
+        return _after_gradient(step, lambda: _twice(how["number"]))
+    if kind == "error":
+        return _after_gradient(step, _fail)
+    if kind == "memory":
+        return limit_memory(step, **how)
+    raise ValueError(kind)
+
+
+def limit_memory(step: int, tokens: int, phase: str = "forward") -> None:
+    """Micro-batches of more than so many padded tokens do not fit, from the step after `step` on.
+
+    phase: of what fails, the `forward` without a graph, the `loss`, or the `backward`.
+    """
+    plain, plain_objective = loop.forward, loop.objective
+    seen: dict[str, Any] = {"over": False}
+
+    def forward(run: loop.Run, batch: Any, micro: Any) -> Any:
+        cost = loop.plan_of(run, batch).cost(micro)
+        graph = torch.is_grad_enabled()
+        over = run.step >= step and cost > tokens
+        seen["over"] |= over
+        if over and ((phase == "forward" and not graph) or (phase == "backward" and graph)):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(run, batch, micro)
+
+    def objective(*given: Any) -> Any:
+        made = plain_objective(*given)
+
+        def loss(*vectors: Any) -> Any:
+            over, seen["over"] = seen["over"], False
+            if over and phase == "loss":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return made(*vectors)
+
+        return loss
+
+    loop.forward, loop.objective = forward, objective
+
+
+def _after_gradient(step: int, act: Callable[[], object]) -> None:
+    plain = loop.gradient_of
+
+    def faulty(run: loop.Run, batch: Any, cut: Any) -> Any:
+        found = plain(run, batch, cut)
+        if run.step == step:
+            act()
+        return found
+
+    loop.gradient_of = faulty
+
+
+def _twice(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(1.2)
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def _fail() -> None:
+    raise ValueError("a strange thing happened")

@@ -1,0 +1,202 @@
+"""What a step costs on machines that are not here: tokens, FLOPs, bytes per link, memory, hours.
+
+Counted from the plan of real batches, so that padding and balance are those of the run; what a
+device makes of it is a prediction (`SHARE` of its peak, no overlap of computing and sending).
+Checked against counts of real processes by `python -m benchmarks.scale`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+from torch import nn
+
+from tercet.models.layers import layer_count
+from tercet.train.plan import Plan
+
+SHARE = (
+    0.35  # of a device's peak that training reaches; encoders of 10-300 M parameters get 0.2-0.5
+)
+FLOAT = 4  # bytes
+ADAM = 2  # averages for each weight
+FLOATS_KEPT = (
+    18  # per token, layer and unit of width: what a graph holds (attention without scores)
+)
+VECTORS = 6  # copies of a batch's vectors alive at once: values, gradients, what is sent
+
+
+@dataclass(frozen=True)
+class Device:
+    """One accelerator, by its data sheet: dense bfloat16 FLOP/s, bytes, bytes/s in one direction."""
+
+    flops: float
+    memory: float
+    link: float  # to the others of its machine
+    network: float  # its share of the machine's network
+
+
+DEVICES = {
+    "v100": Device(125e12, 32e9, 150e9, 1.6e9),  # SXM2, 100 Gbit/s for 8
+    "a10g": Device(70e12, 24e9, 16e9, 1.6e9),  # PCIe 4.0
+    "l4": Device(121e12, 24e9, 16e9, 1.6e9),  # PCIe 4.0
+    "l40s": Device(362e12, 48e9, 32e9, 6.25e9),  # PCIe 4.0
+    "a100": Device(312e12, 80e9, 300e9, 25e9),  # SXM4, 200 Gbit/s each
+    "h100": Device(989e12, 80e9, 450e9, 50e9),  # SXM5, 400 Gbit/s each
+    "h200": Device(989e12, 141e9, 450e9, 50e9),
+    "b200": Device(2250e12, 180e9, 900e9, 50e9),
+    "mi300x": Device(1307e12, 192e9, 448e9, 50e9),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of an encoder decides the cost."""
+
+    parameters: int
+    trained: int
+    products: int  # weights that each token is multiplied with
+    layers: int
+    width: int  # of the layers
+    largest: int  # parameters of the largest module that FSDP gathers at once
+    vector: int  # width of the vectors
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How a run is launched. Bytes are those of ring collectives."""
+
+    nodes: int
+    gpus: int  # processes per node
+    sharded: bool = False  # FSDP instead of DDP
+    half: bool = True  # mixed precision
+
+    @property
+    def world(self) -> int:
+        """Number of processes."""
+        return self.nodes * self.gpus
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One step, mean over the batches looked at; memory and FLOPs of the busiest process."""
+
+    tokens: float
+    padded: float
+    imbalance: float  # padded tokens of the busiest process over the mean, minus 1
+    flops: float  # of all processes
+    flops_busiest: float
+    sent: float  # bytes that each process sends
+    leaving: float  # bytes that leave each node
+    memory: float  # bytes
+    recomputed: float  # share of padded tokens encoded twice
+
+    def seconds(self, device: Device, cluster: Cluster, share: float = SHARE) -> float:
+        """Computing, then sending: no overlap, so an upper bound on what sending adds."""
+        links = self.sent / device.link if cluster.gpus > 1 else 0.0
+        network = self.leaving / (cluster.gpus * device.network)
+        return self.flops_busiest / (share * device.flops) + max(links, network)
+
+
+def shape_of(encoder: SentenceTransformer) -> Shape:
+    """Count an encoder's parameters by what is done with them."""
+    body = getattr(encoder[0], "auto_model", None)
+    settings = getattr(body, "config", None)
+    linear = [m.weight for m in encoder.modules() if isinstance(m, nn.Linear)]
+    tables = [m.weight.numel() for m in encoder.modules() if isinstance(m, nn.Embedding)]
+    layers = layer_count(encoder)
+    products = sum(weight.numel() for weight in linear if weight.requires_grad)
+    return Shape(
+        parameters=sum(p.numel() for p in encoder.parameters()),
+        trained=sum(p.numel() for p in encoder.parameters() if p.requires_grad),
+        products=products,
+        layers=layers,
+        width=int(getattr(settings, "hidden_size", 0) or 0),
+        largest=max([*tables, products // max(1, layers)]),
+        vector=encoder.get_embedding_dimension() or 0,
+    )
+
+
+def cost_of(
+    shape: Shape, plans: Sequence[Plan], queries: Sequence[int], cluster: Cluster, keep_tokens: int
+) -> Cost:
+    """The mean cost of batches; `plans` are for `cluster.world`, `queries` the texts of each."""
+    each = [
+        _one(shape, plan, count, cluster, keep_tokens)
+        for plan, count in zip(plans, queries, strict=True)
+    ]
+    fields = Cost.__dataclass_fields__
+    return Cost(**{name: float(np.mean([getattr(c, name) for c in each])) for name in fields})
+
+
+def forward_flops(shape: Shape, texts: int, longest: int) -> float:
+    """One forward pass of a micro-batch: products with weights, and of attention with itself."""
+    tokens = texts * longest
+    return 2.0 * shape.products * tokens + 4.0 * shape.layers * shape.width * tokens * longest
+
+
+def all_reduce(size: float, world: int) -> float:
+    """Bytes each process sends so that all have the sum of `size` bytes (ring)."""
+    return 2 * size * (world - 1) / world
+
+
+def all_gather(size: float, world: int) -> float:
+    """The same so that all have `size` bytes of which each began with a part; also for scatter."""
+    return size * (world - 1) / world
+
+
+def _one(shape: Shape, plan: Plan, queries: int, cluster: Cluster, keep: int) -> Cost:
+    world, texts = cluster.world, len(plan.lengths)
+    kept = plan.kept(keep)
+    work, padded = [], []
+    for micros in plan.ranks:
+        flops = [forward_flops(shape, len(m), int(plan.lengths[m].max(initial=0))) for m in micros]
+        work.append(3 * sum(flops) + sum(flops[kept:]))
+        padded.append(sum(plan.cost(m) for m in micros))
+    loss = 6.0 * queries * (texts - queries) * shape.vector
+    again = sum(plan.cost(m) for micros in plan.ranks for m in micros[kept:])
+    sent = _sent(shape, plan, cluster, kept)
+    return Cost(
+        tokens=plan.tokens,
+        padded=plan.padded,
+        imbalance=max(padded) / (sum(padded) / world) - 1,
+        flops=sum(work) + loss,
+        flops_busiest=max(work) + loss / world,
+        sent=sent,
+        leaving=sent if cluster.nodes > 1 else 0.0,
+        memory=_memory(shape, plan, cluster, min(keep, max(padded))),
+        recomputed=again / plan.padded,
+    )
+
+
+def _sent(shape: Shape, plan: Plan, cluster: Cluster, kept: int) -> float:
+    """Vectors there and their gradient back, then the weights' gradient; shards besides that."""
+    world, texts = cluster.world, len(plan.lengths)
+    most = max(sum(len(m) for m in micros) for micros in plan.ranks)
+    row = shape.vector * FLOAT
+    vectors = all_gather(world * most * row, world) + all_reduce(texts * row, world)
+    if not cluster.sharded:
+        return vectors + all_reduce(shape.trained * FLOAT, world)
+    micros = len(plan.ranks[0])
+    gathers = micros + (micros - kept) + micros  # forward, again where no graph is kept, backward
+    weights = shape.parameters * (2 if cluster.half else FLOAT)
+    gradient = all_gather(shape.trained * FLOAT, world)
+    return vectors + gathers * all_gather(weights, world) + gradient
+
+
+def _memory(shape: Shape, plan: Plan, cluster: Cluster, kept_tokens: int) -> float:
+    """Weights, gradients, Adam, what the launch adds, graphs, vectors."""
+    trained, width = shape.trained * FLOAT, 2 if cluster.half else FLOAT
+    states = shape.parameters * FLOAT + (1 + ADAM) * trained
+    if cluster.sharded:
+        states = states / cluster.world + 2 * shape.largest * FLOAT  # two layers are whole
+    else:
+        states += trained * (cluster.world > 1) + shape.parameters * 2 * cluster.half
+    largest = max(plan.cost(m) for micros in plan.ranks for m in micros)
+    graphs = (kept_tokens + largest) * token_bytes(shape, width)
+    return states + graphs + VECTORS * len(plan.lengths) * shape.vector * FLOAT
+
+
+def token_bytes(shape: Shape, width: int) -> float:
+    """Bytes that a kept graph holds for each token; `width`: bytes of a number."""
+    return float(FLOATS_KEPT * max(1, shape.layers) * shape.width * width)

@@ -1,0 +1,73 @@
+"""Out of memory: noticed by one process, agreed on by all, so that none waits for another."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from tercet.errors import UserError
+
+Made = TypeVar("Made")
+
+
+class OutOfMemory(Exception):
+    """A process had no room for its part of a step; raised on all of them, at the same place."""
+
+
+class Room:
+    """Whether this process still has room in the present step.
+
+    A process that has run out goes on with stand-ins as far as the next collectives, which the
+    others are waiting in, and tells them there.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.out = False
+        # A sharded model meets in every layer: there is no place to go on from.
+        self.can_go_on = accelerator.num_processes == 1 or not accelerator.is_fsdp2
+
+    def attempt(self, work: Callable[[], Made], stand_in: Callable[[], Made]) -> Made:
+        """What `work` makes; `stand_in` makes it from the moment that there is no room."""
+        if not self.out:
+            try:
+                return work()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not self.can_go_on:
+                    raise UserError(
+                        f"process {self.accelerator.process_index} is out of memory, which a "
+                        "sharded model cannot recover from; lower batch.micro_tokens or "
+                        "batch.keep_tokens, then go on with --allow-changed batch"
+                    ) from error
+            # Here the error and the tensors that its frames hold are gone.
+            self.out = True
+            free_memory(self.accelerator)
+        if self.accelerator.num_processes == 1:
+            raise OutOfMemory
+        return stand_in()
+
+    def raise_if_out(self) -> None:
+        """Raise OutOfMemory on every process if one of them has run out. They meet."""
+        if self.accelerator.num_processes == 1:
+            return  # `attempt` has raised
+        here = torch.tensor(float(self.out), device=self.accelerator.device)
+        if float(self.accelerator.reduce(here, "sum")) > 0:  # type: ignore[arg-type]
+            raise OutOfMemory
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is what a device, or the CPU's allocator, raises when memory is full."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def free_memory(accelerator: Accelerator) -> None:
+    """Give back what a failed attempt has left behind."""
+    gc.collect()
+    if accelerator.device.type != "cpu":
+        torch.accelerator.empty_cache()

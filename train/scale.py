@@ -1,0 +1,109 @@
+"""A run on machines that are not here: `tercet plan --nodes 4 --gpus 8 --device h100`."""
+
+import difflib
+from dataclasses import dataclass
+
+import numpy as np
+
+from tercet.configs import Config
+from tercet.data.rows import Indices
+from tercet.errors import UserError
+from tercet.models import freeze_unused, load_encoder
+from tercet.models.encode import pools_without_prompt
+from tercet.train.cost import DEVICES, Cluster, Cost, Device, Shape, cost_of, shape_of, token_bytes
+from tercet.train.plan import plan
+from tercet.train.rows import batches_of, read_rows, tokens_of
+
+SAMPLE = 8  # batches looked at
+MICRO_TOKENS = 16_384  # where the config says auto: what fills a large device
+KEEP_SHARE = 0.5  # of the memory that states leave free, as training itself settles it
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The cost of a step, and of the run, on so many devices of a kind."""
+
+    cluster: Cluster
+    device: Device
+    name: str
+    cost: Cost
+    steps: int
+    seconds: float  # of a step
+    micro_tokens: int
+    keep_tokens: int
+
+    @property
+    def hours(self) -> float:
+        """Of all devices together."""
+        return self.steps * self.seconds * self.cluster.world / 3600
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory of a device suffices."""
+        return self.cost.memory <= self.device.memory
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What does not depend on the machines: the encoder's shape and the texts of some batches."""
+
+    shape: Shape
+    lengths: list[Indices]  # of each batch, queries first
+    queries: list[int]
+    apart: bool  # queries and documents share no micro-batch
+    steps: int
+
+
+def predict(config: Config, nodes: int, gpus: int, device: str, sharded: bool = False) -> Predicted:
+    """Read the data, plan its first batches for `nodes` x `gpus` processes, and count.
+
+    Nothing is trained and nothing written but the token cache. Raises UserError for a device that
+    is not in `cost.DEVICES`.
+    """
+    if device not in DEVICES:
+        near = difflib.get_close_matches(device, DEVICES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DEVICES)}"
+        raise UserError(f"--device: {device!r} is not known; {hint}")
+    half = config.train.mixed_precision != "no"
+    cluster = Cluster(nodes, gpus, sharded, half)
+    return predict_on(workload(config), config, cluster, device)
+
+
+def workload(config: Config) -> Workload:
+    """Count the texts of the run's first batches."""
+    encoder = load_encoder(config.model)
+    freeze_unused(encoder)
+    rows = read_rows(config.data)
+    batches = batches_of(config, rows)
+    queries = tokens_of(encoder, rows.queries.texts, "query")
+    documents = tokens_of(encoder, rows.documents.texts, "document")
+    steps = config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
+    drawn = [batches(step) for step in range(min(SAMPLE, steps))]
+    return Workload(
+        shape=shape_of(encoder),
+        lengths=[
+            np.concatenate([queries.lengths(b.queries), documents.lengths(b.documents)])
+            for b in drawn
+        ],
+        queries=[len(b.queries) for b in drawn],
+        apart=pools_without_prompt(encoder),
+        steps=steps,
+    )
+
+
+def predict_on(work: Workload, config: Config, cluster: Cluster, name: str) -> Predicted:
+    """The same for a workload that has been counted: quick, at any number of processes."""
+    device, asked = DEVICES[name], config.batch
+    micro = MICRO_TOKENS if asked.micro_tokens == "auto" else asked.micro_tokens
+    plans = []
+    for lengths, queries in zip(work.lengths, work.queries, strict=True):
+        roles = (np.arange(len(lengths)) >= queries).astype(np.int64)
+        plans.append(plan(lengths, cluster.world, micro, roles if work.apart else None))
+    keep = 0 if asked.keep_tokens == "auto" else asked.keep_tokens
+    cost = cost_of(work.shape, plans, work.queries, cluster, keep)
+    if asked.keep_tokens == "auto":
+        each = token_bytes(work.shape, 2 if cluster.half else 4)
+        keep = max(0, int(KEEP_SHARE * (device.memory - cost.memory) / max(1.0, each)))
+        cost = cost_of(work.shape, plans, work.queries, cluster, keep)
+    seconds = cost.seconds(device, cluster)
+    return Predicted(cluster, device, name, cost, work.steps, seconds, micro, keep)
