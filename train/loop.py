@@ -22,6 +22,7 @@ from tercet.files import write_json
 from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
 from tercet.progress import progress, say
+from tercet.train.average import Average, decay_at, weight_tensors
 from tercet.train.checkpoint import drop_old, optimizer_tensors, save_checkpoint
 from tercet.train.objective import GuideVectors, objective, report
 from tercet.train.optim import learning_rate
@@ -43,10 +44,11 @@ class Run:
     config: Config
     accelerator: Accelerator
     encoder: SentenceTransformer  # the model itself; under FSDP this process's shards of it
-    whole: SentenceTransformer  # the same, or its copy to fill before saving and evaluating
+    whole: SentenceTransformer  # what is saved and evaluated: the same, or a copy to fill before
     model: nn.Module  # the encoder, wrapped for this launch
     optimizer: torch.optim.Optimizer
     log_temperature: nn.Parameter | None  # None: the temperature is fixed
+    average: Average | None  # of the weights; None: the last ones are saved and evaluated
     data: str  # fingerprint of the rows that the run began with
     batches: Batches | TextBatches
     tokens: tuple[TokenCache, TokenCache]  # of all queries, of all documents
@@ -91,6 +93,8 @@ def train(run: Run) -> None:
                 for group in run.optimizer.param_groups:
                     group["lr"] = rate
                 run.optimizer.step()
+                if run.average is not None and settings.ema is not None:
+                    run.average.update(run.encoder, decay_at(run.step, settings.ema))
             run.optimizer.zero_grad(set_to_none=True)
             run.step += 1
 
@@ -169,11 +173,20 @@ def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, An
     }
 
 
+def settle(run: Run) -> None:
+    """Make `run.whole` what is saved and evaluated now; all processes call it."""
+    fill(run.whole, run.encoder)
+    if run.average is not None:
+        run.average.fill(run.whole)
+
+
 def save(run: Run) -> None:
     """Write a checkpoint of this step; keep it, the one before and the best."""
     run.accelerator.wait_for_everyone()
-    fill(run.whole, run.encoder)
+    settle(run)
     tensors = optimizer_tensors(run.optimizer, parameter_names(run))
+    if run.average is not None:
+        tensors |= weight_tensors(run.encoder)
     if run.accelerator.is_main_process:
         if run.log_temperature is not None:
             tensors["log_temperature"] = run.log_temperature
@@ -233,7 +246,7 @@ def _evaluate(run: Run) -> bool:
     run.accelerator.wait_for_everyone()
     improved = False
     if run.evaluate is not None:
-        fill(run.whole, run.encoder)
+        settle(run)
     place = run.whole.device  # a copy goes back to where it waits
     if run.evaluate is not None and run.accelerator.is_main_process:
         values = run.evaluate(run.whole.to(run.accelerator.device))
