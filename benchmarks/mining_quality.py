@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
+from benchmarks.collections import kept_json, write_collection
 from benchmarks.machine import machine
 from tercet import stages
 from tercet.configs import Config, ModelConfig, load
-from tercet.data import RetrievalTask, Texts, read_task, read_training, with_mined
-from tercet.data.beir import HEADER, write_files
+from tercet.data import RetrievalTask, read_task, read_training, with_mined
 from tercet.evaluation import MAIN_METRIC, Delta
 from tercet.evaluation.significance import bootstrap_interval, compare
-from tercet.files import whole_folder, write_json
+from tercet.files import write_json
 from tercet.mining.stage import SUMMARY
 from tercet.models import EMBEDDED, default_device, load_encoder, resolve
 from tercet.models.cross import cross_scores, load_scorer
@@ -111,14 +111,14 @@ def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> dic
     if not data.exists():
         write_data(task, source, data)
     test = read_task(data, "test")
-    base = _kept(folder / "base.json", lambda: score(EMBEDDED, "base", test, task, folder))
-    judge = _kept(folder / "judge.json", lambda: train_judge(task, data, folder))
+    base = kept_json(folder / "base.json", lambda: score(EMBEDDED, "base", test, task, folder))
+    judge = kept_json(folder / "judge.json", lambda: train_judge(task, data, folder))
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in seeds:  # seed by seed, so that half of the runs is a comparison already
         for condition in CONDITIONS:
             path = folder / f"{condition.replace(', ', '-')}-{seed}.json"
             work = lambda c=condition, s=seed: train(task, data, folder, c, s)  # noqa: E731
-            runs.setdefault(condition, []).append(_kept(path, work))
+            runs.setdefault(condition, []).append(kept_json(path, work))
     mined = {c: _mined(folder, c) for c in CONDITIONS if c != NONE}
     return {
         "setting": asdict(task),
@@ -149,20 +149,7 @@ def write_data(task: Task, source: Path, folder: Path) -> None:
     others = [d for d in corpus if d not in wanted][: max(0, task.documents - len(wanted))]
     kept = {d: text for d, text in corpus.items() if d in wanted or d in set(others)}
     queries = tested | asked
-    whole = RetrievalTask(
-        task.name,
-        "train",
-        Texts(list(kept), list(kept.values())),
-        Texts(list(queries), list(queries.values())),
-        qrels["train"],
-    )
-    with whole_folder(folder) as partial:
-        write_files(whole, partial)
-        lines = [
-            f"{q}\t{d}\t{g}\n" for q, judged in qrels["test"].items() for d, g in judged.items()
-        ]
-        header = "\t".join(HEADER) + "\n"
-        (partial / "qrels" / "test.tsv").write_text(header + "".join(lines), encoding="utf-8")
+    write_collection(folder, kept, queries, qrels)
 
 
 def train(task: Task, data: Path, folder: Path, condition: str, seed: int) -> dict[str, Any]:
@@ -329,12 +316,6 @@ def _mined(folder: Path, condition: str) -> dict[str, Any]:
 def _config(task: Task, data: Path, out: Path, *more: str) -> Config:
     common = [f"output={out}", f"data.train={data}", f"model.max_length={task.max_length}"]
     return load("finetune", [*common, "overwrite=true", *more])
-
-
-def _kept(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    if not path.exists():
-        write_json(path, work())
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _small(task: Task, size: int) -> Task:

@@ -86,6 +86,7 @@ class Ours:
             model=prepared,
             optimizer=optimizer,
             log_temperature=None,
+            average=None,
             data=data.fingerprint,
             batches=batches_of(config, data),
             tokens=(

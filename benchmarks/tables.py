@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    distillation,
     encoding,
     guide_mask,
     loss_stage,
     mining,
     mining_quality,
     quality,
+    retention,
     train_step,
 )
 from benchmarks.machine import RESULTS
@@ -40,6 +42,11 @@ def main() -> None:
         _fill(ROOT / "docs" / "results.md", quality.tables(found["quality"]))
     if "mining_quality" in found:
         _fill(ROOT / "docs" / "mining.md", mining_quality.tables(found["mining_quality"]))
+    taught = distillation.tables(found.get("distillation", {}))
+    if "retention" in found:  # of models that a user names, in place of ours
+        taught |= retention.tables(found["retention"])
+    if taught:
+        _fill(ROOT / "docs" / "distillation.md", taught)
     if "demo" in found:
         printed = f"```text\n{found['demo']['printed'].rstrip()}\n```"
         seconds = f"It took {found['demo']['seconds']:.0f} seconds after the installation."

@@ -58,6 +58,14 @@ class Columns(Section):
     query_id: str | None = None
     positive_id: str | None = None  # an id, or a list as long as the positives
     negative_id: str | None = None
+    positive_score: str | None = None  # a teacher's, or a list as long as the positives
+    negative_score: str | None = None
+
+    @model_validator(mode="after")
+    def _scores_of_something(self) -> "Columns":
+        if self.negative_score is not None and self.negative is None:
+            raise ValueError("negative_score needs the column of the negatives: columns.negative")
+        return self
 
 
 class Source(Section):
@@ -165,7 +173,9 @@ class DistilConfig(Section):
     relational: NotNegative = 0.0  # to call the same texts similar (Jasper, arXiv:2412.19048)
     listwise_kl: NotNegative = 0.0  # to rank a row's documents alike (arXiv:1503.02531)
     margin_mse: NotNegative = 0.0  # to set positives apart from negatives alike (arXiv:2010.02666)
-    teacher_temperature: Positive = 0.05  # listwise_kl: of the teacher's scores
+    scores: Literal["teacher", "data"] = "teacher"  # of the last two: its cosines, or given ones
+    teacher_temperature: Positive | None = None  # listwise_kl; null: 0.05 of cosines, 1 of others
+    margin_temperature: Positive = 1.0  # margin_mse: the student's margins reach 2 / this
     calibration: Literal["none", "min_max", "standard"] = "none"  # listwise_kl: of its lists
 
     @field_validator("teacher", mode="before")
@@ -175,16 +185,33 @@ class DistilConfig(Section):
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> "DistilConfig":
-        if self.teacher and not any(
-            (self.align, self.relational, self.listwise_kl, self.margin_mse)
-        ):
+        of_vectors, of_scores = self.align or self.relational, self.listwise_kl or self.margin_mse
+        if self.teacher and not of_vectors and not of_scores:
             raise ValueError("a teacher is named and every weight of it is 0")
+        if self.scores == "data" and not of_scores:
+            raise ValueError(
+                "scores: data are learnt by listwise_kl and margin_mse; give one a weight"
+            )
+        if self.scores == "data" and of_vectors and not self.teacher:
+            raise ValueError(
+                "align and relational learn a teacher's vectors; name a teacher or set both to 0"
+            )
         return self
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a teacher: a model, or scores that came with the data."""
+        return bool(self.teacher) or self.scores == "data"
+
+    @property
+    def score_temperature(self) -> float:
+        """What the teacher's scores are divided by; logits need no sharpening, cosines do."""
+        return self.teacher_temperature or (1.0 if self.scores == "data" else 0.05)
 
     @property
     def needs_pairs(self) -> bool:
         """Whether a term compares a query with its documents; the others look at texts alone."""
-        return not self.teacher or any((self.infonce, self.listwise_kl, self.margin_mse))
+        return not self.active or any((self.infonce, self.listwise_kl, self.margin_mse))
 
 
 class TrainConfig(Section):
@@ -193,9 +220,11 @@ class TrainConfig(Section):
     epochs: Positive = 1.0
     steps: Count | None = None  # overrides epochs
     learning_rate: Positive = 2e-5
-    schedule: Literal["linear", "wsd", "constant"] = "linear"
-    warmup: Share = 0.1  # share of all steps
+    schedule: Literal["linear", "cosine", "wsd", "cyclic", "constant"] = "linear"
+    warmup: Share = 0.1  # share of all steps; cyclic: of each cycle
     decay: Share = 0.2  # wsd only: share of all steps spent coming down
+    cycles: Count = 3  # cyclic only: so many linear schedules, one after the other
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the weights' running mean
     weight_decay: NotNegative = 0.01  # biases and normalisation weights are exempt
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: Positive | None = 1.0
@@ -290,6 +319,7 @@ class StudentConfig(Section):
     characters: Literal["all", "used"] = "all"  # which single characters stay whatever the count
     layers: str | tuple[int, ...] = "all"  # cut: which transformer layers stay, counted from 0
     dims: Count | None = None  # cut, static: of the vectors, by PCA; null: the model's
+    centre: bool = True  # static: take the mean of all token vectors off each
     sif: NotNegative = 1e-3  # static: weight of a token is sif / (sif + its share); 0: all weigh 1
     scratch: Scratch = Scratch()  # scratch: its shape
     corpus: tuple[str, ...] = ()  # files of texts for counts and PCA; none: the texts of data.train

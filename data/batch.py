@@ -9,7 +9,9 @@ import numpy as np
 
 from tercet.data.order import Order, lots
 from tercet.data.rows import Indices, Ragged, TrainingSet
+from tercet.data.scores import Scores
 
+NONE: Scores = np.zeros(0, dtype=np.float32)
 _POSITIVES, _NEGATIVES = 1, 2  # keys that keep the two draws of a row apart
 
 
@@ -24,6 +26,8 @@ class Batch(NamedTuple):
     ignored: Indices  # (I, 2) other known positives of a query among the documents
     asked: Indices  # (B,) the query of each row, repeats and all
     shown: Indices  # the documents drawn for the rows, repeats and all
+    positive_scores: Scores  # (P,) that came with the data, NaN without; or none at all
+    negative_scores: Scores  # (N,) the same
 
 
 class Batches:
@@ -60,15 +64,18 @@ class Batches:
         documents, place = np.unique(np.concatenate([positive, negative]), return_inverse=True)
         positives = np.stack([query_of_row[owner], place[: len(positive)]], axis=1)
         negatives = np.stack([query_of_row[rival], place[len(positive) :]], axis=1)
+        positives, negatives = np.unique(positives, axis=0), np.unique(negatives, axis=0)
         return Batch(
             rows,
             queries,
             documents,
-            np.unique(positives, axis=0),
-            np.unique(negatives, axis=0),
+            positives,
+            negatives,
             self._ignored(queries, documents),
             asked,
             np.concatenate([positive, negative]),
+            self._scores(queries, documents, positives),
+            self._scores(queries, documents, negatives),
         )
 
     def ids(self, batch: Batch) -> list[str]:
@@ -88,6 +95,10 @@ class Batches:
             rank[np.lexsort((luck, owner))] = place  # sorting by luck moves values within lists
             owner, values = owner[rank < count], values[rank < count]
         return owner, self.data.documents.identical[values]
+
+    def _scores(self, queries: Indices, documents: Indices, pairs: Indices) -> Scores:
+        table = self.data.score_table
+        return NONE if table is None else table.of(queries[pairs[:, 0]], documents[pairs[:, 1]])
 
     def _ignored(self, queries: Indices, documents: Indices) -> Indices:
         owner, answer = self.known.take(queries)
@@ -116,7 +127,7 @@ class TextBatches:
         queries = np.sort(self.queries[rows[rows < first]])
         documents = np.sort(self.documents[rows[rows >= first] - first])
         none = np.zeros((0, 2), dtype=np.int64)
-        return Batch(rows, queries, documents, none, none, none, queries, documents)
+        return Batch(rows, queries, documents, none, none, none, queries, documents, NONE, NONE)
 
     def ids(self, batch: Batch) -> list[str]:
         """Ids of the texts of a batch, for a person to look them up."""

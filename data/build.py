@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from tercet.data.rows import Indices, Ragged, Texts, TrainingSet, normalise
+from tercet.data.scores import PairScores
 
 
 class Pool:
@@ -57,16 +58,29 @@ class Builder:
         self.positives, self.negatives = RaggedBuilder(), RaggedBuilder()
         self.source_offsets = array("q", [0])
         self.left_out = 0  # documents that only other splits ask for
+        self.scored = array("q"), array("q"), array("d")  # query, document, score
 
-    def add_row(self, query: int, positives: Iterable[int], negatives: Iterable[int] = ()) -> None:
+    def add_row(
+        self,
+        query: int,
+        positives: Iterable[int],
+        negatives: Iterable[int] = (),
+        scores: Iterable[tuple[int, float]] = (),  # of documents among them
+    ) -> None:
         self.row_query.append(query)
         self.positives.append(dict.fromkeys(positives))  # a document named twice counts once
         self.negatives.append(dict.fromkeys(negatives))
+        for document, score in scores:
+            asked, shown, values = self.scored
+            asked.append(query)
+            shown.append(document)
+            values.append(score)
 
     def end_source(self) -> None:
         self.source_offsets.append(len(self.row_query))
 
     def build(self) -> TrainingSet:
+        asked, shown, values = self.scored
         return TrainingSet(
             Texts(self.queries.ids, self.queries.texts),
             Texts(self.documents.ids, self.documents.texts),
@@ -75,6 +89,7 @@ class Builder:
             self.negatives.build(),
             _indices(self.source_offsets),
             self.left_out,
+            PairScores(_indices(asked), _indices(shown), np.array(values, dtype=np.float32)),
         )
 
 

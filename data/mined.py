@@ -1,5 +1,6 @@
 """What was mined joins the rows it was mined for."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,12 @@ import numpy as np
 from tercet.data.build import RaggedBuilder
 from tercet.data.records import Row, kind_of, read_rows
 from tercet.data.rows import TrainingSet
+from tercet.data.scores import PairScores
 from tercet.errors import UserError
 from tercet.progress import say
 
 COLUMNS = ("query_id", "negative_ids")
+SCORED = {f"{what}_ids": f"{what}_rescores" for what in ("positive", "negative", "relabelled")}
 DROPPED = "dropped"  # the outcome of a query that is not to be trained on
 
 
@@ -23,6 +26,7 @@ class _Mined:
     negatives: list[int]
     positives: list[int]
     dropped: bool
+    scores: list[tuple[int, float]]  # of documents, by a cross-encoder
 
 
 def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
@@ -30,9 +34,11 @@ def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
 
     Columns read: query_id (text) and negative_ids (list of texts); where they are there, also
     relabelled_ids, documents that were found to answer the query and become positives of its rows,
-    and outcome: the rows of a query whose outcome is "dropped" are left out. Queries without mined
-    negatives keep their own; negatives since known as positives are left out; all of this is
-    counted and said. UserError for a document that is not in `rows`: another corpus was mined.
+    outcome: the rows of a query whose outcome is "dropped" are left out, and a cross-encoder's
+    scores of positives, negatives and relabelled documents, which join `scores`. Queries without
+    mined negatives keep their own; negatives since known as positives are left out; all of this is
+    counted and said. UserError for a document that is not in `rows` (another corpus was mined) and
+    for scores that are not finite or not as many as their documents.
     """
     path = Path(path)
     _refuse_other_files(path)
@@ -43,8 +49,11 @@ def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
             earlier.negatives += found.negatives
             earlier.positives += found.positives
             earlier.dropped |= found.dropped
+            earlier.scores += found.scores
     if not mined:
         raise UserError(f"{path}: none of its queries is in the training data; mine again")
+    scored = PairScores.of((q, d, s) for q, found in mined.items() for d, s in found.scores)
+    rows = replace(rows, scores=rows.scores.and_also(scored))
     rows = _with_positives(_without_dropped(rows, mined, path), mined, path)
     return _with_negatives(rows, mined, path)
 
@@ -131,8 +140,35 @@ def _mined_rows(path: Path, rows: TrainingSet) -> Iterator[tuple[int, _Mined]]:
             positives = _positions(rows, row, "relabelled_ids", path, number)
             yield (
                 rows.queries.index[query],
-                _Mined(negatives, positives, row.get("outcome") == DROPPED),
+                _Mined(
+                    negatives,
+                    positives,
+                    row.get("outcome") == DROPPED,
+                    list(_scores(rows, row, path, number)),
+                ),
             )
+
+
+def _scores(rows: TrainingSet, row: Row, path: Path, number: int) -> Iterator[tuple[int, float]]:
+    """The cross-encoder's score of each document that it was asked about."""
+    for ids, column in SCORED.items():
+        scores = row.get(column)
+        if scores is None:  # nothing was asked
+            continue
+        given = row.get(ids) or []
+        if not isinstance(scores, list) or len(scores) != len(given):
+            raise UserError(
+                f"{path}, row {number}, column {column!r}: not one score for each of the "
+                f"{len(given)} in {ids!r}; mine again"
+            )
+        for id_, score in zip(given, scores, strict=True):
+            if not isinstance(score, float) or not math.isfinite(score):
+                raise UserError(
+                    f"{path}, row {number}, column {column!r}: {score!r} is not a finite number; "
+                    "mine again with a sound cross-encoder"
+                )
+            if id_ in rows.documents.index:  # known positives of other files may not be
+                yield rows.documents.index[id_], score
 
 
 def _positions(rows: TrainingSet, row: Row, column: str, path: Path, number: int) -> list[int]:

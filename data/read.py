@@ -1,6 +1,7 @@
 """Training pairs in any of our formats -> one `TrainingSet`."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -146,14 +147,16 @@ class _Table:
 
     def _add_row(self, row: Row, where: str) -> None:
         found: dict[str, list[tuple[str, str]]] = {}
+        scores: dict[str, list[float]] = {}
         for role, cells in self.cells.items():
             texts = cells.texts(row[cells.column], where)
             if texts is None:
                 return
             ids = self._ids(row, f"{role}_id", texts, where)
-            if ids is None:
+            opinions = self._scores(row, f"{role}_score", len(texts), where)
+            if ids is None or opinions is None:
                 return
-            found[role] = list(zip(ids, texts, strict=True))
+            found[role], scores[role] = list(zip(ids, texts, strict=True)), opinions
         if not found["positive"]:
             return self.complain(
                 "no positive",
@@ -166,7 +169,9 @@ class _Table:
             self.builder.documents, found.get("negative", []), where, "negative"
         )
         if query is not None and positives is not None and negatives is not None:
-            self.builder.add_row(query[0], positives, negatives)
+            sides = (positives, scores["positive"]), (negatives, scores.get("negative", []))
+            scored = [pair for places, values in sides for pair in zip(places, values)]  # noqa: B905
+            self.builder.add_row(query[0], positives, negatives, scored)
 
     def _ids(self, row: Row, role: str, texts: list[str], where: str) -> list[str] | None:
         if role not in self.roles:
@@ -185,6 +190,29 @@ class _Table:
                 "give one id for each",
             )
         return [id_ for id_ in ids if id_ is not None]
+
+    def _scores(self, row: Row, role: str, count: int, where: str) -> list[float] | None:
+        """A teacher's scores of a row's texts; none without a column of them."""
+        if role not in self.roles:
+            return []
+        column = self.roles[role]
+        cell = row[column]
+        scores = [_number(item) for item in (cell if isinstance(cell, list) else [cell])]
+        if not all(map(math.isfinite, scores)):
+            wrong = next(n for n, score in enumerate(scores) if not math.isfinite(score))
+            given = cell[wrong] if isinstance(cell, list) else cell
+            return self.complain(
+                "bad score",
+                f"{where}, column {column!r}: {given!r} is not a finite number; score that pair "
+                "again or remove the row",
+            )
+        if len(scores) != count:
+            return self.complain(
+                "lengths differ",
+                f"{where}: column {column!r} has {len(scores)} scores for {count} texts; "
+                "give one score for each",
+            )
+        return scores
 
     def _place(
         self, pool: Pool, texts: list[tuple[str, str]], where: str, role: str
@@ -247,6 +275,14 @@ class _Cells:
                 f"{self.path}: column {self.column!r} is empty in all {self.empty} rows; "
                 "name another in data.train.columns",
             )
+
+
+def _number(item: Any) -> float:
+    """A number, also one written as text as CSV does; NaN for anything else."""
+    try:
+        return math.nan if isinstance(item, bool) else float(item)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _problem(item: Any) -> str | None:

@@ -2,13 +2,14 @@
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from tercet.data.scores import PairScores, ScoreTable
 from tercet.files import fingerprint
 
 Indices = NDArray[np.int64]
@@ -120,6 +121,7 @@ class TrainingSet:
     negatives: Ragged  # R lists, possibly empty
     source_offsets: Indices  # (S + 1,)
     left_out: int = 0  # documents of BEIR folders that only queries of other splits ask for
+    scores: PairScores = field(default_factory=lambda: PairScores.of(()))  # a teacher's, of pairs
 
     def __len__(self) -> int:
         return len(self.row_query)
@@ -147,9 +149,20 @@ class TrainingSet:
             self.row_query,
             self.source_offsets,
             *(a for r in ragged for a in vars(r).values()),
+            *(vars(self.scores).values() if len(self.scores) else ()),
         ]
         texts = [*self.queries.texts, *self.documents.texts]
         return fingerprint([*texts, *(array.tobytes() for array in arrays)])
+
+    @cached_property
+    def score_table(self) -> ScoreTable | None:
+        """The scores that came with the data, by the positions that batches use; None if none did.
+
+        Raises UserError if two scores of one pair differ.
+        """
+        if not len(self.scores):
+            return None
+        return ScoreTable(self.scores, self.queries.identical, self.documents.identical)
 
     @cached_property
     def known_positives(self) -> Ragged:

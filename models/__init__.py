@@ -9,11 +9,13 @@ from tercet.models.load import (
     freeze_unused,
     load_encoder,
     max_length,
+    on_disk,
     prompt_of,
     resolve,
     set_dropout,
 )
-from tercet.models.merge import merge_models
+from tercet.models.merge import merge_line, merge_models
+from tercet.models.routes import pair_models, refuse_pair, route
 from tercet.models.shards import Vectors
 from tercet.models.store import model_fingerprint, vectors
 from tercet.models.student import Size, Student, make_student
@@ -33,11 +35,16 @@ __all__ = [
     "load_encoder",
     "make_student",
     "max_length",
+    "merge_line",
     "merge_models",
     "model_fingerprint",
+    "on_disk",
     "pad",
+    "pair_models",
     "prompt_of",
+    "refuse_pair",
     "resolve",
+    "route",
     "set_dropout",
     "token_batches",
     "tokenise",

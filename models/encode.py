@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tercet.errors import UserError
 from tercet.models.load import Role, max_length, prompt_of
+from tercet.models.routes import route
 from tercet.progress import Advance, progress
 from tercet.threads import compute_threads
 
@@ -92,6 +93,7 @@ def encode_parts(
     Batches are cut within a part, so its bytes depend on it alone: neither on the other parts nor,
     on a CPU, on the number of threads. The next part is tokenised while this one is computed.
     """
+    model = route(model, role)
     budget = batch_tokens or (CPU_TOKENS if model.device.type == "cpu" else ACCELERATOR_TOKENS)
     width = vector_width(model, truncate_dim)
 

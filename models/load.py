@@ -72,6 +72,19 @@ def resolve(path: str, where: str = "model.path") -> str:
     return path
 
 
+def on_disk(path: str, where: str) -> str:
+    """`resolve`, and refuse a hub name whose model was not fetched before.
+
+    For models that are loaded after a run has begun, where a download would come as a surprise.
+    """
+    found = resolve(path, where)
+    if Path(found).exists() or _is_cached(found):
+        return found
+    raise UserError(
+        f"{where}: {path} is not on this disk; name a folder, or fetch it first: hf download {path}"
+    )
+
+
 def prompt_of(model: SentenceTransformer, role: Role) -> str:
     """The text put before a query or a document, as `encode_query` and `encode_document` do."""
     names = ("query",) if role == "query" else ("document", "passage", "corpus")
@@ -109,6 +122,15 @@ def set_dropout(model: nn.Module, share: float) -> None:
             module.dropout_prob = share  # type: ignore[assignment]
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = share  # type: ignore[assignment]
+
+
+def _is_cached(name: str) -> bool:
+    """Whether the hub's cache holds a model of this name."""
+    how = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
+    try:
+        return any(cached_file(name, file, **how) for file in ("modules.json", "config.json"))
+    except OSError:  # not there, or no name of a hub
+        return False
 
 
 def _embedded_folder() -> Path:

@@ -1,6 +1,6 @@
 """Weight averaging: several checkpoints of one architecture become one model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,35 @@ def merge_models(
     for model, name in zip(models[1:], names[1:], strict=True):
         _refuse_unlike(models[0], names[0], model, name)
     shares = [weight / sum(weights) for weight in weights]
-    states = [model.state_dict() for model in models]
-    mean = {name: _mean([state[name] for state in states], shares, name) for name in states[0]}
-    models[0].load_state_dict(mean)
+    models[0].load_state_dict(_mean_state([model.state_dict() for model in models], shares))
     return models[0]
+
+
+def merge_line(
+    base: SentenceTransformer,
+    tuned: SentenceTransformer,
+    shares: Sequence[float],
+    names: Sequence[str],
+) -> Iterator[SentenceTransformer]:
+    """`base` as (1 - share) base + share tuned, for one share after the other.
+
+    It is the same object each time, so use it before asking for the next. Raises UserError if the
+    two differ in more than their weights.
+    """
+    _refuse_unlike(base, names[0], tuned, names[1])
+    ends = [
+        {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for model in (base, tuned)
+    ]
+    for share in shares:
+        base.load_state_dict(_mean_state(ends, [1 - share, share]))
+        yield base
+
+
+def _mean_state(
+    states: Sequence[Mapping[str, Tensor]], shares: Sequence[float]
+) -> dict[str, Tensor]:
+    return {name: _mean([state[name] for state in states], shares, name) for name in states[0]}
 
 
 def _mean(tensors: Sequence[Tensor], shares: Sequence[float], name: str) -> Tensor:

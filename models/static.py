@@ -17,20 +17,25 @@ from tercet.progress import progress
 
 
 def static_student(
-    teacher: SentenceTransformer, counts: Counts, dims: int | None, sif: float
+    teacher: SentenceTransformer,
+    counts: Counts,
+    dims: int | None,
+    sif: float,
+    centre: bool = True,
 ) -> SentenceTransformer:
     """A table with a vector for each token of the teacher's vocabulary, as `StaticEmbedding`.
 
-    Each token's vector is the teacher's of that token alone (Model2Vec) less the mean of all,
-    narrowed by a PCA to `dims` (None: as wide as the teacher, so that training can align it with
-    the teacher's index), times sif / (sif + p): p is the token's share of counts (V,), so
+    Each token's vector is the teacher's of that token alone (Model2Vec), if `centre` less the mean
+    of all, narrowed by a PCA to `dims` (None: as wide as the teacher, so that training can align it
+    with the teacher's index), times sif / (sif + p): p is the token's share of counts (V,), so
     frequent tokens say little (Arora et al. 2017, SIF). Special tokens are zero. The result gives
     unit vectors where the teacher does, of texts of any length and without prompts, which
     would move all of them alike.
     Raises UserError if `dims` is more than the teacher's or the vocabulary can span.
     """
     table = token_vectors(teacher)
-    table -= table.mean(axis=0)
+    if centre:
+        table -= table.mean(axis=0)
     if dims is not None and dims != table.shape[1]:
         table = table @ principal_directions(table, dims).T
     share = counts / max(1, counts.sum())

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from tercet.files import cache_folder, fingerprint
 from tercet.models.encode import encode_parts, refuse_nonfinite, vector_width
 from tercet.models.load import Role, max_length, prompt_of
+from tercet.models.routes import is_pair, route
 from tercet.models.shards import (
     Manifest,
     Vectors,
@@ -52,6 +53,7 @@ def vectors(
     Raises UserError for a vector that is not finite (naming its row), for a disk that does not
     take the shards (those written stay), and for a store of a newer version.
     """
+    model = route(model, role)
     width = vector_width(model, truncate_dim)
     facts = _facts(model, texts, role, width)
     if not texts:
@@ -111,8 +113,12 @@ def _facts(model: SentenceTransformer, texts: Sequence[str], role: Role, width: 
 def model_fingerprint(model: SentenceTransformer) -> str:
     """Hash of all that turns a text into this model's vector, except the prompt.
 
-    Weights, modules and their settings, tokenizer, maximum length and dtype.
+    Weights, modules and their settings, tokenizer, maximum length and dtype. Of a pair: of both
+    its sides.
     """
+    if is_pair(model):
+        roles: tuple[Role, ...] = ("query", "document")
+        return fingerprint([model_fingerprint(route(model, role)) for role in roles])
     parts: list[str | bytes] = []
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -16,6 +16,7 @@ from tercet.models.encode import encode
 from tercet.models.heads import narrow
 from tercet.models.layers import keep_layers, layer_count
 from tercet.models.load import max_length
+from tercet.models.routes import refuse_pair
 from tercet.models.static import static_student
 from tercet.models.surgery import Vocabulary
 from tercet.models.vocabulary import Corpus, keep_tokens, token_counts
@@ -65,6 +66,7 @@ def make_student(
     table of token vectors (`static_student`). scratch: random weights drawn from `seed`.
     Raises UserError if the model has no such layers, tokens or dims, or the corpus is too small.
     """
+    refuse_pair(model, "model.path")
     before, covered = Size.of(model), 1.0
     counts = np.zeros(0, dtype=np.int64)
     if settings.vocabulary is not None or settings.kind == "static":
@@ -74,7 +76,7 @@ def make_student(
         covered = float(counts[kept].sum() / max(1, counts.sum()))
         counts = counts[kept]
     if settings.kind == "static":
-        model = static_student(model, counts, settings.dims, settings.sif)
+        model = static_student(model, counts, settings.dims, settings.sif, settings.centre)
     elif settings.kind == "scratch":
         model = _from_scratch(model, settings.scratch, seed)
     else:

@@ -1,5 +1,6 @@
 """What a person reads: tables made from results, never typed."""
 
+from tercet.report.merging import curve_table
 from tercet.report.mining import mining_page
 from tercet.report.plan import forecast_table, predicted_table
 from tercet.report.size import size_table
@@ -14,6 +15,7 @@ from tercet.report.table import (
 
 __all__ = [
     "console_table",
+    "curve_table",
     "delta_line",
     "fill_marked",
     "forecast_table",

@@ -196,17 +196,63 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(help="One for each model: 0.3,0.7. Without: all the same.")
     ] = None,
+    dev: Annotated[
+        Path | None, typer.Option(help="A BEIR folder that chooses the weights of two models.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of --dev: which qrels/<split>.tsv.")] = "dev",
+    keep: Annotated[
+        list[Path] | None, typer.Option(help="A BEIR folder on which nothing may be lost.")
+    ] = None,
+    keep_split: Annotated[str, typer.Option(help="Of --keep.")] = "test",
+    points: Annotated[int, typer.Option(help="Weights tried from 0 to 1.")] = 11,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
-    """Average the weights of models, such as a base and its fine-tuned self."""
-    from tercet.stages import merge
+    """Average the weights of models, such as a base and its fine-tuned self.
 
+    With --dev the weights are chosen: BASE TUNED --dev FOLDER scores the curve between the two.
+    """
+    from tercet.report import console_table, curve_table
+    from tercet.stages import merge, merge_curve
+
+    how = {"overwrite": overwrite, "trust_remote_code": trust_remote_code}
+    if dev is None:
+        if keep:
+            raise UserError("--keep guards a choice of weights; say --dev FOLDER to make one")
+        merge(models, _weights(weights, len(models)), out, **how)
+    else:
+        if weights is not None or len(models) != 2:
+            raise UserError("--dev chooses the weights of two models: BASE TUNED, no --weights")
+        where = {"split": split, "keep": keep or (), "keep_split": keep_split}
+        curve = merge_curve(models[0], models[1], dev, out, points=points, **where, **how)
+        _show(console_table(curve_table(curve.facts())))
+        print(f"chosen: {curve.chosen:.2g} of {models[1]}")
+    print(f"model: {out}")
+
+
+def _weights(typed: str | None, count: int) -> list[float]:
     try:
-        shares = [float(w) for w in weights.split(",")] if weights else [1.0] * len(models)
+        return [float(weight) for weight in typed.split(",")] if typed else [1.0] * count
     except ValueError:
-        raise UserError(f"--weights: numbers with commas between, got {weights!r}") from None
-    merge(models, shares, out, overwrite=overwrite, trust_remote_code=trust_remote_code)
+        raise UserError(f"--weights: numbers with commas between, got {typed!r}") from None
+
+
+@app.command()
+def pair(
+    query_model: Annotated[str, typer.Argument(help="The small model, aligned with the other.")],
+    document_model: Annotated[str, typer.Argument(help="The model that built the index.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
+) -> None:
+    """One checkpoint: queries by a small model, documents by the large one it was aligned with."""
+    from tercet.stages import pair
+
+    sizes = pair(
+        query_model, document_model, out, overwrite=overwrite, trust_remote_code=trust_remote_code
+    )
+    for what, size in zip(("queries", "documents"), sizes, strict=True):
+        print(f"{what}: {size.parameters:,} parameters, {size.megabytes:.1f} MB")
     print(f"model: {out}")
 
 

@@ -25,6 +25,7 @@ from tercet.train.step import Share
 from tercet.train.teacher import load_teacher
 from tercet.train.tracking import read_log
 from tests.conftest import NAMES, answer, question
+from tests.encoders import save_encoder
 from tests.workers.launch import ROOT, run_jobs
 
 CPU = torch.device("cpu")
@@ -85,6 +86,17 @@ def test_a_wider_teacher_gets_a_projection_that_is_saved(
     vectors = SentenceTransformer(str(model), device="cpu").encode(texts()[:3])
     assert vectors.shape == (3, 48)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_the_students_tokenizer_may_be_another(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Vectors are by text; a student of byte pairs learns those of a teacher of word pieces."""
+    student = save_encoder("roberta", tmp_path / "roberta")
+    out, more = tmp_path / "run", ["train.steps=60", "batch.size=16"]
+    model = stages.distil(config_of(student, tiny_model, pairs, out, *more))
+    assert nearness(model, tiny_model) > 0.8
+    assert load_encoder(ModelConfig(path=str(model))).get_embedding_dimension() == 32
 
 
 def test_texts_alone_are_enough(tiny_model: Path, tmp_path: Path) -> None:
@@ -239,6 +251,8 @@ def test_processes_agree_and_a_killed_run_goes_on(
     [
         (["distil.teacher=null"], "distil.teacher is missing"),
         (["distil.teacher=/no/such/model"], "distil.teacher: .*does not exist"),
+        (["distil.teacher=no-such/model"], "distil.teacher: no-such/model is not on this disk"),
+        (["distil.teacher=no such model"], "distil.teacher: no such model is not on this disk"),
         (["distil.align=0"], "every weight of it is 0"),
         (["data.train=[]", "distil.infonce=1"], "data.train is missing"),
         (["distil.combine=average"], "distil.combine: average"),

@@ -16,14 +16,15 @@ from tercet.files import write_json
 from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
 from tercet.progress import progress, say
+from tercet.train.average import decay_at
 from tercet.train.objective import objective, report
 from tercet.train.optim import learning_rate
 from tercet.train.plan import Plan, plan
 from tercet.train.polite import politely
 from tercet.train.room import OutOfMemory, free_memory
 from tercet.train.run import Run
-from tercet.train.saving import save
-from tercet.train.shards import fill, whole
+from tercet.train.saving import save, settle
+from tercet.train.shards import whole
 from tercet.train.signals import effective_rank, masked_pairs
 from tercet.train.sizing import peak_megabytes
 from tercet.train.step import Outcome, batch_gradient
@@ -57,6 +58,8 @@ def train(run: Run) -> None:
                     group["lr"] = rate
                 run.optimizer.step()
                 run.skipped_in_a_row = 0
+                if run.average is not None and settings.ema is not None:
+                    run.average.update(run.encoder, decay_at(run.step, settings.ema))
             run.optimizer.zero_grad(set_to_none=True)
             run.step += 1
 
@@ -213,7 +216,7 @@ def _evaluate(run: Run) -> bool:
     run.accelerator.wait_for_everyone()
     improved = False
     if run.evaluate is not None:
-        fill(run.whole, run.encoder)
+        settle(run)
     place = run.whole.device  # a copy goes back to where it waits
     if run.evaluate is not None and run.accelerator.is_main_process:
         values = run.evaluate(run.whole.to(run.accelerator.device))

@@ -27,6 +27,7 @@ from tercet.train.step import Loss, Share, Terms
 from tercet.train.teacher import Teacher
 
 Term = Callable[[Tensor, Tensor, Share], Terms]
+Sides = tuple[Tensor, Tensor]  # a teacher's vectors of the batch's queries and documents
 
 
 class GuideVectors(NamedTuple):
@@ -50,17 +51,18 @@ def objective(
     each term's value apart.
     """
     terms: dict[str, tuple[float, Term]] = {}
-    if teacher is None or config.distil.infonce:
-        weight = 1.0 if teacher is None else config.distil.infonce
+    taught = config.distil.active
+    if not taught or config.distil.infonce:
+        weight = config.distil.infonce if taught else 1.0
         terms["infonce"] = weight, _contrast(config, batch, temperature, device, guide)
-    if teacher is not None:
+    if taught:
         terms |= _teaching(config, batch, temperature, device, teacher)
 
     def one_width(queries: Tensor, documents: Tensor, share: Share) -> Terms:
         found = {name: (w, term(queries, documents, share)) for name, (w, term) in terms.items()}
         loss = torch.stack([w * part.loss for w, part in found.values()]).sum()
         sums = {k: v for _, part in found.values() for k, v in part.sums.items()}
-        if teacher is not None:
+        if taught:
             sums |= {f"loss/{name}": part.loss.detach() for name, (_, part) in found.items()}
         return Terms(loss, sums)
 
@@ -115,67 +117,119 @@ def _teaching(
     batch: Batch,
     temperature: float | Tensor,
     device: torch.device,
-    teacher: Teacher,
+    teacher: Teacher | None,
 ) -> dict[str, tuple[float, Term]]:
     """The terms whose weight is not 0. The vectors of the batch's texts are looked up once."""
     settings = config.distil
-    sides = teacher.of(batch.queries, batch.documents, device)
+    sides = None if teacher is None else teacher.of(batch.queries, batch.documents, device)
+    found: dict[str, tuple[float, Term]] = {}
+    if sides is not None:
+        found["align"] = settings.align, _of_vectors(align, sides)
+        found["relational"] = settings.relational, _of_vectors(relational, sides)
+    if settings.listwise_kl:
+        ranked = _ranked(config, batch, temperature, device, sides)
+        found["listwise_kl"] = settings.listwise_kl, ranked
+    if settings.margin_mse:
+        found["margin_mse"] = settings.margin_mse, _apart(config, batch, device, sides)
+    return {name: (weight, term) for name, (weight, term) in found.items() if weight}
+
+
+def _of_vectors(loss: Callable[..., Tensor], sides: Sides) -> Term:
+    """A loss that compares each text's vector with the teacher's."""
     texts = torch.cat(sides)
 
-    def aligned(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+    def term(queries: Tensor, documents: Tensor, share: Share) -> Terms:
         student = torch.cat([queries, documents])
         shown = texts[:, : student.shape[1]]  # of a narrower student, the first dimensions
-        return Terms(align(student, shown, share=share.of(len(texts))), {})
+        return Terms(loss(student, shown, share=share.of(len(texts))), {})
 
-    def related(queries: Tensor, documents: Tensor, share: Share) -> Terms:
-        student = torch.cat([queries, documents])
-        shown = texts[:, : student.shape[1]]
-        return Terms(relational(student, shown, share=share.of(len(texts))), {})
+    return term
 
-    def ranked(queries: Tensor, documents: Tensor, share: Share) -> Terms:
-        pairs = _tensor(
-            np.unique(np.concatenate([batch.positives, batch.negatives]), axis=0), device
-        )
-        scores = (sides[0][pairs[:, 0]] * sides[1][pairs[:, 1]]).sum(dim=1)
+
+def _ranked(
+    config: Config,
+    batch: Batch,
+    temperature: float | Tensor,
+    device: torch.device,
+    sides: Sides | None,
+) -> Term:
+    """Listwise KL over each query's own documents."""
+    settings, (pairs, given) = config.distil, _candidates(batch)
+    wanted = _tensor(pairs, device)
+    scores = _opinions(config, wanted, given, sides)
+
+    def term(queries: Tensor, documents: Tensor, share: Share) -> Terms:
         loss = listwise_kl(
             queries,
             documents,
-            pairs,
+            wanted,
             scores,
             temperature=temperature,
-            teacher_temperature=settings.teacher_temperature,
+            teacher_temperature=settings.score_temperature,
             calibration=settings.calibration,
             share=share.of(len(queries)),
         )
         return Terms(loss, {})
 
-    def apart(queries: Tensor, documents: Tensor, share: Share) -> Terms:
-        triples = _tensor(_triples(batch), device)
+    return term
+
+
+def _apart(config: Config, batch: Batch, device: torch.device, sides: Sides | None) -> Term:
+    """Margin MSE between each positive and each own negative of its query."""
+    better, worse = _contests(batch)
+    positives, negatives = batch.positives[better], batch.negatives[worse]
+    triples = _tensor(np.column_stack([positives, negatives[:, 1]]), device)
+    scores = [
+        _opinions(config, _tensor(pairs, device), given[chosen] if len(given) else given, sides)
+        for pairs, given, chosen in (
+            (positives, batch.positive_scores, better),
+            (negatives, batch.negative_scores, worse),
+        )
+    ]
+
+    def term(queries: Tensor, documents: Tensor, share: Share) -> Terms:
         if len(triples) == 0:  # no row of this batch has a negative
             return Terms(0.0 * (queries.sum() + documents.sum()), {})
-        asked = sides[0][triples[:, 0]]
-        margins = (asked * (sides[1][triples[:, 1]] - sides[1][triples[:, 2]])).sum(dim=1)
-        own = share.of(len(triples))
-        return Terms(margin_mse(queries, documents, triples, margins, share=own), {})
+        loss = margin_mse(
+            queries,
+            documents,
+            triples,
+            scores[0] - scores[1],
+            temperature=config.distil.margin_temperature,
+            share=share.of(len(triples)),
+        )
+        return Terms(loss, {})
 
-    found = {
-        "align": (settings.align, aligned),
-        "relational": (settings.relational, related),
-        "listwise_kl": (settings.listwise_kl, ranked),
-        "margin_mse": (settings.margin_mse, apart),
-    }
-    return {name: (weight, term) for name, (weight, term) in found.items() if weight}
+    return term
 
 
-def _triples(batch: Batch) -> NDArray[np.int64]:
-    """(m, 3) query, positive and negative, for each positive and each own negative of a query."""
+def _opinions(
+    config: Config, pairs: Tensor, given: NDArray[np.float32], sides: Sides | None
+) -> Tensor:
+    """(n,) the teacher's scores of pairs (n, 2): those given with the data, or its cosines."""
+    if config.distil.scores == "data":
+        return _tensor(given, pairs.device)
+    assert sides is not None  # the config is refused otherwise
+    return (sides[0][pairs[:, 0]] * sides[1][pairs[:, 1]]).sum(dim=1)
+
+
+def _candidates(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(n, 2) every query with its positives and own negatives, each pair once, and (n,) scores."""
+    every = np.concatenate([batch.positives, batch.negatives])
+    pairs, first = np.unique(every, axis=0, return_index=True)
+    given = np.concatenate([batch.positive_scores, batch.negative_scores])
+    return pairs, given[first] if len(given) else given
+
+
+def _contests(batch: Batch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(m,) and (m,) places of a positive and of an own negative of the same query: all such."""
     positives, negatives = batch.positives, batch.negatives
-    ordered = negatives[np.argsort(negatives[:, 0], kind="stable")]
-    first = np.searchsorted(ordered[:, 0], positives[:, 0], "left")
-    last = np.searchsorted(ordered[:, 0], positives[:, 0], "right")
+    order = np.argsort(negatives[:, 0], kind="stable")
+    first = np.searchsorted(negatives[order, 0], positives[:, 0], "left")
+    last = np.searchsorted(negatives[order, 0], positives[:, 0], "right")
     better = np.repeat(np.arange(len(positives)), last - first)
     place = np.arange(len(better)) - np.repeat(np.cumsum(last - first) - last, last - first)
-    return np.column_stack([positives[better], ordered[place, 1]])
+    return better, order[place]
 
 
 def _tensor(array: NDArray[np.generic], device: torch.device) -> Tensor:

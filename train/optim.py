@@ -1,5 +1,7 @@
 """AdamW groups, and the learning rate as a pure function of the step."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -24,17 +26,24 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """The rate of step 0, 1, ... of `steps`: warm-up from 0, then the schedule.
 
-    linear: down to 0 at the end. wsd (warm-up, stable, decay; arXiv:2404.06395): constant, then
-    linearly down to 0 over the last `decay` share. constant: constant.
+    linear: down to 0 at the end. cosine: the same on half a wave (arXiv:1608.03983). wsd (warm-up,
+    stable, decay; arXiv:2404.06395): constant, then linearly down to 0 over the last `decay`
+    share. cyclic: `cycles` linear schedules of equal length, one after the other (LEAF,
+    arXiv:2509.12539). constant: constant.
 
     >>> config = TrainConfig(learning_rate=1.0, warmup=0.2, schedule="linear")
     >>> [round(learning_rate(step, 10, config), 3) for step in (0, 1, 2, 6, 9)]
     [0.5, 1.0, 1.0, 0.5, 0.125]
     """
+    if config.schedule == "cyclic":
+        cycle = step * config.cycles // steps
+        first, end = (-(-n * steps // config.cycles) for n in (cycle, cycle + 1))
+        step, steps = step - first, end - first
     warm = round(config.warmup * steps)
     if step < warm:
         return config.learning_rate * (step + 1) / warm
-    down = {"linear": steps - warm, "wsd": round(config.decay * steps), "constant": 0}
-    falling = down[config.schedule]
+    falling = {"wsd": round(config.decay * steps), "constant": 0}.get(config.schedule, steps - warm)
     left = 1.0 if falling == 0 else min(1.0, (steps - step) / falling)
+    if config.schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
     return config.learning_rate * left

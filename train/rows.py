@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, DataConfig
@@ -13,6 +15,7 @@ from tercet.data.rows import RetrievalTask
 from tercet.data.tokens import TokenCache, token_cache
 from tercet.errors import UserError, about
 from tercet.files import fingerprint
+from tercet.losses import check_scores
 from tercet.models import Role, max_length, prompt_of, tokenise
 from tercet.models.store import tokenizer_fingerprint
 from tercet.progress import say
@@ -42,6 +45,43 @@ def batches_of(config: Config, data: TrainingSet) -> Batches | TextBatches:
         negatives_per_row=config.data.negatives_per_row,
         known=config.loss.false_negatives.known,
     )
+
+
+def refuse_unscored(data: TrainingSet) -> None:
+    """Raise UserError unless the scores that came with the data can teach.
+
+    Every row's query needs one with each of its positives and own negatives, and for some query
+    they must differ.
+    """
+    rows = np.arange(len(data))
+    owners, documents = (
+        np.concatenate(part)
+        for part in zip(data.positives.take(rows), data.negatives.take(rows), strict=True)
+    )
+    queries = data.row_query[owners]
+    table = data.score_table
+    if table is None:
+        raise UserError(
+            "distil.scores: data, and the data holds none; mine with a cross-encoder "
+            "(mining.rescore.model) and set data.mined, or name columns.positive_score and "
+            "columns.negative_score of data.train"
+        )
+    same = data.queries.identical[queries], data.documents.identical[documents]
+    found = table.of(*same)
+    lacking = np.flatnonzero(np.isnan(found))
+    if len(lacking):
+        query, document = (
+            texts.texts[places[lacking[0]]][:60]
+            for texts, places in ((data.queries, queries), (data.documents, documents))
+        )
+        raise UserError(
+            f"distil.scores: {len(lacking)} of {len(found)} pairs have no score, the first "
+            f"{query!r} with {document!r}; score them too, or leave those negatives out"
+        )
+    try:
+        check_scores(torch.from_numpy(found), torch.from_numpy(same[0]))
+    except ValueError as mistake:
+        raise UserError(f"distil.scores: {mistake}") from None
 
 
 def tokens_of(encoder: SentenceTransformer, texts: Sequence[str], role: Role) -> TokenCache:

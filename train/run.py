@@ -13,6 +13,7 @@ from torch import nn
 from tercet.configs import Config
 from tercet.data.batch import Batches, TextBatches
 from tercet.data.tokens import TokenCache
+from tercet.train.average import Average
 from tercet.train.objective import GuideVectors
 from tercet.train.teacher import Teacher
 from tercet.train.tracking import Tracker
@@ -31,6 +32,7 @@ class Run:
     model: nn.Module  # the encoder, wrapped for this launch
     optimizer: torch.optim.Optimizer
     log_temperature: nn.Parameter | None  # None: the temperature is fixed
+    average: Average | None  # of the weights; None: the last ones are saved and evaluated
     begun: dict[str, Any]  # config, data and code that the run began with
     batches: Batches | TextBatches
     tokens: tuple[TokenCache, TokenCache]  # of all queries, of all documents

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tercet.errors import UserError
 from tercet.files import disk_trouble
 from tercet.processes import share_mistakes
+from tercet.train.average import weight_tensors
 from tercet.train.checkpoint import drop_old, optimizer_tensors, save_checkpoint
 from tercet.train.run import Run
 from tercet.train.shards import fill
@@ -16,8 +17,10 @@ from tercet.train.shards import fill
 def save(run: Run) -> None:
     """Write a checkpoint of this step; keep it, those that train.keep says and the best."""
     run.accelerator.wait_for_everyone()
-    fill(run.whole, run.encoder)
+    settle(run)
     tensors = optimizer_tensors(run.optimizer, parameter_names(run))
+    if run.average is not None:
+        tensors |= weight_tensors(run.encoder)
     if run.log_temperature is not None:
         tensors["log_temperature"] = run.log_temperature
     state = {
@@ -31,6 +34,13 @@ def save(run: Run) -> None:
     with share_mistakes():
         if run.accelerator.is_main_process:
             _write(run, tensors, state)
+
+
+def settle(run: Run) -> None:
+    """Make `run.whole` what is saved and evaluated now; all processes call it."""
+    fill(run.whole, run.encoder)
+    if run.average is not None:
+        run.average.fill(run.whole)
 
 
 def _write(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -18,9 +18,17 @@ from tercet.configs import Config, ModelConfig
 from tercet.data import TrainingSet, with_mined
 from tercet.data.rows import Indices
 from tercet.errors import UserError
-from tercet.models import freeze_unused, load_encoder, resolve, set_dropout, vectors
+from tercet.models import (
+    freeze_unused,
+    load_encoder,
+    refuse_pair,
+    resolve,
+    set_dropout,
+    vectors,
+)
 from tercet.peers import together
 from tercet.progress import say
+from tercet.train.average import Average, restore_weights
 from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
 from tercet.train.loop import forward, plan_of, train
 from tercet.train.objective import GuideVectors
@@ -28,7 +36,13 @@ from tercet.train.optim import adamw
 from tercet.train.output import check_allowed, refuse_other_run
 from tercet.train.remine import Remine, refresher, resume
 from tercet.train.resuming import to_resume, what_begins
-from tercet.train.rows import batches_of, read_rows, tokens_of, warn_of_overlap
+from tercet.train.rows import (
+    batches_of,
+    read_rows,
+    refuse_unscored,
+    tokens_of,
+    warn_of_overlap,
+)
 from tercet.train.run import Evaluate, Run
 from tercet.train.saving import nonfinite, parameter_names
 from tercet.train.shards import choose_layers, whole_copy
@@ -99,6 +113,8 @@ def prepare(
     if config.loss.false_negatives.guide is not None:
         resolve(config.loss.false_negatives.guide, GUIDE)
     rows = read_rows(config.data)
+    if config.train.ema is not None and config.model.dtype != "float32":
+        raise UserError(f"train.ema averages float32 weights; model.dtype is {config.model.dtype}")
     if config.distil.needs_pairs and len(rows) == 0:
         raise UserError("data.train is missing: only distillation by vectors does without pairs")
     data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
@@ -110,7 +126,7 @@ def prepare(
 def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSet) -> None:
     """Raise UserError for settings that these rows cannot serve."""
     distil, every = config.distil, config.mining.refresh_every
-    contrast = not distil.teacher or bool(distil.infonce)
+    contrast = not distil.active or bool(distil.infonce)
     unmined = every is None and len(data.negatives.values) == 0
     alone = unmined or config.data.negatives_per_row == 0
     if alone and contrast and not config.loss.in_batch_negatives:
@@ -118,11 +134,18 @@ def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSe
             "loss.in_batch_negatives: false leaves no negatives, for the rows have none of their "
             "own; mine some (data.mined) or name a column of them"
         )
-    if alone and distil.teacher and (distil.listwise_kl or distil.margin_mse):
+    if alone and distil.active and (distil.listwise_kl or distil.margin_mse):
         raise UserError(
             "distil.listwise_kl and distil.margin_mse compare a row's positives with its "
             "negatives, and the rows have none; mine some (data.mined) or name a column of them"
         )
+    if distil.scores == "data" and every is not None and config.mining.rescore.model is None:
+        raise UserError(
+            "distil.scores: data, but mining.refresh_every finds pairs without a score; name a "
+            "cross-encoder (mining.rescore.model)"
+        )
+    if distil.scores == "data" and every is None:
+        refuse_unscored(data)
     if every is not None and not distil.needs_pairs:
         raise UserError("mining.refresh_every: this run draws single texts and uses no negatives")
     if every is not None and (data.positives is not rows.positives or len(data) != len(rows)):
@@ -155,6 +178,7 @@ def _set_up(
 ) -> Run:
     batches = batches_of(config, data)
     encoder = load_encoder(config.model)
+    refuse_pair(encoder, "model.path")
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
         add_projection(encoder, teacher.width, config.distil)
@@ -183,7 +207,7 @@ def _set_up(
     if config.train.compile:
         encoder.compile(dynamic=True)
     unsound = frozenset(nonfinite(encoder))
-    whole = whole_copy(accelerator, encoder)
+    whole = whole_copy(accelerator, encoder, averaged=config.train.ema is not None)
     choose_layers(accelerator, encoder)
     optimizer = adamw(encoder, config.train)
     with warnings.catch_warnings():  # the name below is on its way out, its successor not in yet
@@ -200,6 +224,7 @@ def _set_up(
         optimizer=optimizer,
         log_temperature=learned,
         begun=begun,
+        average=None if config.train.ema is None else Average(encoder),
         batches=batches,
         tokens=tokens,
         guide=guide,
@@ -219,6 +244,8 @@ def _set_up(
         resume(run, rows, state)
         if learned is not None:
             learned.data.copy_(tensors["log_temperature"])
+        if run.average is not None:  # it was read from the checkpoint's model
+            restore_weights(encoder, tensors)
         restore_optimizer(optimizer, parameter_names(run), tensors)
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])

@@ -30,9 +30,14 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
     return value.to(parameter.device)
 
 
-def whole_copy(accelerator: Accelerator, encoder: SentenceTransformer) -> SentenceTransformer:
-    """A model to save and evaluate: `encoder` itself, or a copy if it is about to be sharded."""
-    return copy.deepcopy(encoder) if accelerator.is_fsdp2 else encoder
+def whole_copy(
+    accelerator: Accelerator, encoder: SentenceTransformer, averaged: bool
+) -> SentenceTransformer:
+    """A model to save and evaluate: `encoder` itself, or a copy to be filled.
+
+    A copy if `encoder` is about to be sharded, or if its weights will be averaged.
+    """
+    return copy.deepcopy(encoder) if accelerator.is_fsdp2 or averaged else encoder
 
 
 def fill(target: SentenceTransformer, encoder: SentenceTransformer) -> None:

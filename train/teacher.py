@@ -13,7 +13,7 @@ from tercet.configs import Config, DistilConfig, ModelConfig
 from tercet.data import TrainingSet
 from tercet.data.rows import Indices
 from tercet.errors import UserError
-from tercet.models import Vectors, add_dense, load_encoder, resolve, vectors
+from tercet.models import Vectors, add_dense, load_encoder, on_disk, vectors
 
 WHERE = "distil.teacher"
 
@@ -49,9 +49,9 @@ class Teacher:
 
 
 def resolve_teachers(config: Config) -> None:
-    """Raise UserError for a teacher that is not there, before anything is read."""
+    """Raise UserError for a teacher that is not on the disk, before anything is read."""
     for path in config.distil.teacher:
-        resolve(path, WHERE)
+        on_disk(path, WHERE)
 
 
 def load_teacher(config: Config, data: TrainingSet, device: torch.device) -> Teacher | None:

@@ -6,13 +6,21 @@ this package; here they are put together.
 
 from tercet.stages.checking import check_data
 from tercet.stages.exporting import export, export_run
+from tercet.stages.merging import Curve, merge, merge_curve
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
-from tercet.stages.scoring import delta_lines, evaluate, evaluate_bm25, evaluate_model
-from tercet.stages.students import merge, student
+from tercet.stages.scoring import (
+    delta_lines,
+    evaluate,
+    evaluate_bm25,
+    evaluate_model,
+    scores_of,
+)
+from tercet.stages.students import pair, student
 from tercet.stages.training import distil, finetune
 
 __all__ = [
+    "Curve",
     "Mined",
     "check_data",
     "delta_lines",
@@ -24,8 +32,11 @@ __all__ = [
     "export_run",
     "finetune",
     "merge",
+    "merge_curve",
     "mine",
     "name_of",
+    "pair",
+    "scores_of",
     "space_of",
     "student",
 ]

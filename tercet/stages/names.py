@@ -1,10 +1,10 @@
-"""What models are called."""
+"""What models are called, and folders that must not be there."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from tercet.models import (
-    EMBEDDED,
-)
+from tercet.errors import UserError
+from tercet.models import EMBEDDED
 
 
 def name_of(path: str) -> str:
@@ -13,3 +13,16 @@ def name_of(path: str) -> str:
         return "all-MiniLM-L6-v2"
     folder = Path(path).resolve() if Path(path).exists() else Path(path)
     return folder.parent.name if folder.name == "model" else folder.name
+
+
+def refuse_twice(what: str, names: Sequence[str]) -> None:
+    """Results are filed by name, so two of one name would overwrite each other."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two {what} are called {twice[0]!r}; rename a folder or evaluate apart")
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise UserError if something is there that was not to be replaced."""
+    if path.exists() and not overwrite:
+        raise UserError(f"output: {path} exists; choose another folder or say overwrite")

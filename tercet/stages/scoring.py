@@ -4,16 +4,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
-from tercet.errors import UserError
 from tercet.evaluation import (
     Result,
     bm25_run,
     comparison,
     evaluate_vectors,
+    score_runs,
     score_task,
     write_result,
     write_run,
@@ -22,6 +24,7 @@ from tercet.evaluation.bm25 import NAME as BM25
 from tercet.files import writable_folder
 from tercet.models import (
     default_device,
+    encode,
     load_encoder,
     model_fingerprint,
     prompt_of,
@@ -29,7 +32,7 @@ from tercet.models import (
 )
 from tercet.processes import on_main
 from tercet.report import delta_line
-from tercet.stages.names import name_of
+from tercet.stages.names import name_of, refuse_twice
 
 
 def evaluate(
@@ -48,9 +51,9 @@ def evaluate(
     encoding, the main one does the rest, and all return the results.
     """
     paths = (*against, model)
-    _refuse_twice("models", [name_of(path) for path in paths])
+    refuse_twice("models", [name_of(path) for path in paths])
     tasks = [read_task(folder, split) for folder in folders]
-    _refuse_twice("tasks", [task.name for task in tasks])
+    refuse_twice("tasks", [task.name for task in tasks])
     writable_folder(out)
     encoders = [
         (
@@ -94,6 +97,19 @@ def evaluate_model(
     return on_main(search_and_score)
 
 
+def scores_of(
+    encoder: SentenceTransformer, task: RetrievalTask, batch_tokens: int | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Every metric's score of each query with a model that will not be asked again: none is stored.
+
+    In the order of `task.qrels`. One process alone calls it.
+    """
+    how = {"batch_tokens": batch_tokens}
+    queries = encode(encoder, task.queries.texts, "query", **how, title="dev queries")
+    documents = encode(encoder, task.documents.texts, "document", **how, title="dev documents")
+    return score_runs(task.qrels, evaluate_vectors(task, queries, documents))
+
+
 def evaluate_bm25(task: RetrievalTask, out: Path) -> Result:
     """The lexical baseline's row."""
     start = time.perf_counter()
@@ -112,10 +128,3 @@ def delta_lines(results: Sequence[Result], model: str) -> list[str]:
                 where = f"{mine.task}: " if len({r.task for r in results}) > 1 else ""
                 lines.append(where + delta_line(other.model, model, comparison(other, mine)))
     return lines
-
-
-def _refuse_twice(what: str, names: Sequence[str]) -> None:
-    """Results are filed by name, so two of one name would overwrite each other."""
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two {what} are called {twice[0]!r}; rename a folder or evaluate apart")

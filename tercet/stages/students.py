@@ -1,6 +1,5 @@
-"""Make smaller models, and means of models."""
+"""Make smaller models, and pairs of a small and a large one."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,15 +10,16 @@ from tercet.export import export_model, made_card
 from tercet.files import writable_folder, write_json
 from tercet.models import (
     Corpus,
+    Size,
     Student,
     default_device,
     load_encoder,
     make_student,
-    merge_models,
+    pair_models,
     resolve,
 )
 from tercet.report import markdown_table, size_table
-from tercet.stages.names import name_of
+from tercet.stages.names import name_of, refuse_existing
 from tercet.train.rows import read_rows
 
 PROOF_TEXTS = 64  # of each role, on which what was written is compared with what was made
@@ -32,7 +32,7 @@ def student(config: Config) -> Student:
     sizes, and the resolved config as `student.yaml`.
     """
     folder = writable_folder(Path(config.output))
-    _refuse_existing(folder / "model", config.overwrite)
+    refuse_existing(folder / "model", config.overwrite)
     resolve(config.model.path)
     corpus = _corpus(config)
     model = load_encoder(config.model).to(default_device())
@@ -74,30 +74,34 @@ def _corpus(config: Config) -> Corpus:
     return {}
 
 
-def merge(
-    models: Sequence[str],
-    weights: Sequence[float],
+def pair(
+    query_model: str,
+    document_model: str,
     out: Path,
     *,
     overwrite: bool = False,
     trust_remote_code: bool = False,
-) -> None:
-    """Average the weights of models of one architecture; write the result to `out`, proven."""
-    _refuse_existing(out, overwrite)
-    names = [name_of(path) for path in models]
-    loaded = [
-        load_encoder(ModelConfig(path=path, trust_remote_code=trust_remote_code), "merge")
-        for path in models
-    ]
-    merged = merge_models(loaded, weights, names)
-    parts = [
-        {"Model": name, "Weight": f"{weight:g}"}
-        for name, weight in zip(names, weights, strict=True)
-    ]
-    card = made_card(name_of(str(out)), "A weighted mean of models.", markdown_table(parts))
-    export_model(merged, out, card=card, overwrite=overwrite, trust_remote_code=trust_remote_code)
+) -> tuple[Size, Size]:
+    """Write one checkpoint that encodes queries with one model and documents with another, proven.
 
-
-def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise UserError(f"output: {path} exists; choose another folder or say overwrite")
+    Returns the sizes of the two.
+    """
+    refuse_existing(out, overwrite)
+    names = name_of(query_model), name_of(document_model)
+    sides = [
+        load_encoder(ModelConfig(path=path, trust_remote_code=trust_remote_code), "pair")
+        for path in (query_model, document_model)
+    ]
+    paired = pair_models(sides[0], sides[1], names)
+    sizes = Size.of(sides[0]), Size.of(sides[1])
+    rows = [
+        {"Encodes": what, "Model": name, "Parameters": f"{size.parameters:,}"}
+        for what, name, size in zip(("queries", "documents"), names, sizes, strict=True)
+    ]
+    card = made_card(
+        name_of(str(out)),
+        "Two encoders of one vector space: use `encode_query` and `encode_document`.",
+        markdown_table(rows),
+    )
+    export_model(paired, out, card=card, overwrite=overwrite, trust_remote_code=trust_remote_code)
+    return sizes

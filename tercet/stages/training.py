@@ -9,21 +9,14 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs import Config, StudentConfig, load
 from tercet.data import read_task
 from tercet.errors import UserError, about
-from tercet.evaluation import (
-    evaluate_vectors,
-    known_metric,
-    score_runs,
-)
+from tercet.evaluation import known_metric
 from tercet.files import write_json
-from tercet.models import (
-    encode,
-    max_length,
-    prompt_of,
-)
+from tercet.models import max_length, prompt_of
 from tercet.processes import on_main
 from tercet.progress import is_main_process
 from tercet.stages.exporting import export_run
 from tercet.stages.mining import remine_stage
+from tercet.stages.scoring import scores_of
 from tercet.stages.students import student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
@@ -54,13 +47,16 @@ def finetune(config: Config, allow_changed: Sequence[str] = ()) -> Path:
 
 
 def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
-    """Train a student on the vectors of `config.distil.teacher`, then export it as `finetune` does.
+    """Train a student on what `config.distil` names, then export it as `finetune` does.
 
     If `config.student` cuts anything, the student is first made of `config.model`, in
     `<output>/student`; otherwise `config.model` itself is trained.
     """
-    if not config.distil.teacher:
-        raise UserError("distil.teacher is missing: name the model to learn from")
+    if not config.distil.active:
+        raise UserError(
+            "distil.teacher is missing: name the model to learn from, or learn the scores in the "
+            "rows or in data.mined (distil.scores=data)"
+        )
     if config.student == StudentConfig():
         return finetune(config, allow_changed)
     resolve_teachers(config)
@@ -105,12 +101,9 @@ def _dev_evaluator(config: Config) -> Evaluate | None:
     known_metric(settings.metric)
     with about("evaluation.dev"):
         task = read_task(settings.dev, settings.dev_split)
-    how = {"batch_tokens": settings.batch_tokens}
 
     def scores(encoder: SentenceTransformer) -> dict[str, float]:
-        queries = encode(encoder, task.queries.texts, "query", **how, title="dev queries")
-        documents = encode(encoder, task.documents.texts, "document", **how, title="dev documents")
-        per_query = score_runs(task.qrels, evaluate_vectors(task, queries, documents))
+        per_query = scores_of(encoder, task, settings.batch_tokens)
         return {metric: float(values.mean()) for metric, values in per_query.items()}
 
     return scores

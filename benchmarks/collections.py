@@ -1,0 +1,91 @@
+"""BEIR folders made out of others, and results that are computed once."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tercet.data import RetrievalTask, Texts, read_task
+from tercet.data.beir import HEADER, write_files
+from tercet.files import whole_folder, write_json
+
+Grades = Mapping[str, Mapping[str, int]]  # query -> document -> grade
+EVERY = 10  # of so many answered documents one is for choosing, with the queries that ask for it
+
+
+def kept_json(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` returned when it ran first; it runs only if `path` is not there."""
+    if not path.exists():
+        write_json(path, work())
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_collection(
+    folder: Path, corpus: Mapping[str, str], queries: Mapping[str, str], qrels: Mapping[str, Grades]
+) -> None:
+    """A BEIR folder with the judgements of several splits, whole or not at all."""
+    first, *others = qrels
+    documents = Texts(list(corpus), list(corpus.values()))
+    asked = Texts(list(queries), list(queries.values()))
+    grades = {query: dict(judged) for query, judged in qrels[first].items()}
+    with whole_folder(folder) as partial:
+        write_files(RetrievalTask(folder.name, first, documents, asked, grades), partial)
+        for split in others:
+            lines = [f"{q}\t{d}\t{g}\n" for q, row in qrels[split].items() for d, g in row.items()]
+            header = "\t".join(HEADER) + "\n"
+            path = partial / "qrels" / f"{split}.tsv"
+            path.write_text(header + "".join(lines), encoding="utf-8")
+
+
+def write_with_dev(source: Path, folder: Path, small: int | None = None) -> None:
+    """`source` with a part of its training queries as a dev split; the test split stays.
+
+    Every tenth answered document and the queries that ask for nothing else are dev; queries that
+    ask for both kinds are in neither, so that no answer is in two parts. `small`: so many queries
+    of each split, and their documents.
+    """
+    train, test = read_task(source, "train"), read_task(source, "test")
+    answered = sorted({d for judged in train.qrels.values() for d in judged})
+    dev_documents = set(answered[::EVERY])
+    splits: dict[str, dict[str, dict[str, int]]] = {"train": {}, "dev": {}, "test": test.qrels}
+    for query, judged in train.qrels.items():
+        inside = [d in dev_documents for d in judged]
+        if all(inside) or not any(inside):
+            splits["dev" if inside[0] else "train"][query] = judged
+    if small is not None:
+        splits = {split: dict(list(rows.items())[:small]) for split, rows in splits.items()}
+    texts = {
+        id_: text
+        for side in (train, test)
+        for id_, text in zip(side.queries.ids, side.queries.texts, strict=True)
+    }
+    wanted = {d for rows in splits.values() for judged in rows.values() for d in judged}
+    corpus = {
+        id_: text
+        for id_, text in zip(train.documents.ids, train.documents.texts, strict=True)
+        if small is None or id_ in wanted
+    }
+    asked = {q: texts[q] for rows in splits.values() for q in rows}
+    write_collection(folder, corpus, asked, splits)
+
+
+def write_halves(source: Path, folder: Path, documents: int, queries: int) -> None:
+    """The test split of `source` in halves: every other query to choose by, the rest to report.
+
+    `<folder>-choose` has at most `queries` queries and `documents` documents besides their
+    answers; `<folder>-report` the whole corpus.
+    """
+    task = read_task(source, "test")
+    corpus = dict(zip(task.documents.ids, task.documents.texts, strict=True))
+    asked = dict(zip(task.queries.ids, task.queries.texts, strict=True))
+    for part, ids in (
+        ("choose", task.queries.ids[::2][:queries]),
+        ("report", task.queries.ids[1::2]),
+    ):
+        grades = {q: task.qrels[q] for q in ids}
+        wanted = {d for judged in grades.values() for d in judged}
+        others = [d for d in corpus if d not in wanted]
+        kept = wanted | set(others[:: max(1, len(others) // documents)][:documents])
+        chosen = {d: t for d, t in corpus.items() if part == "report" or d in kept}
+        out = folder.with_name(f"{folder.name}-{part}")
+        write_collection(out, chosen, {q: asked[q] for q in ids}, {"test": grades})

@@ -1,0 +1,104 @@
+"""The programs behind docs/distillation.md: splits without leaks, and a table that adds up."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import retention
+from benchmarks.collections import kept_json, write_halves, write_with_dev
+from benchmarks.retention import TEACHER, Variant, as_bytes, cut
+from tercet.configs import ModelConfig
+from tercet.data import read_task
+from tercet.models import encode, load_encoder
+from tercet.models.layers import keep_layers
+from tests.conftest import NAMES, answer, question, write_lines
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TESTED = range(36, 48)
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """Animals, the first 36 for training; each also answers the question before its own."""
+    folder = tmp_path / "animals"
+    (folder / "qrels").mkdir(parents=True)
+    count = range(len(NAMES))
+    write_lines(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": answer(n)} for n in count))
+    write_lines(folder / "queries.jsonl", ({"_id": f"q{n}", "text": question(n)} for n in count))
+    pairs = [(n, d) for n in range(36) for d in (n, n + 1 if n % 3 == 0 else n)]
+    splits = {"train": dict.fromkeys(pairs), "test": dict.fromkeys((n, n) for n in TESTED)}
+    for split, rows in splits.items():
+        lines = "".join(f"q{n}\td{d}\t1\n" for n, d in rows)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    return folder
+
+
+def answers(folder: Path, split: str) -> set[str]:
+    return {d for judged in read_task(folder, split).qrels.values() for d in judged}
+
+
+def test_no_answer_is_in_two_parts(beir: Path, tmp_path: Path) -> None:
+    write_with_dev(beir, tmp_path / "split")
+    parts = {split: read_task(tmp_path / "split", split) for split in ("train", "dev", "test")}
+    sides = [answers(tmp_path / "split", split) for split in parts]
+    assert not sides[0] & sides[1] and all(sides)
+    assert parts["test"].qrels == read_task(beir).qrels
+    assert len(parts["train"].queries) > len(parts["dev"].queries) > 0
+    assert parts["train"].documents == read_task(beir).documents
+    write_halves(beir, tmp_path / "half", documents=3, queries=4)
+    choose, report = (read_task(tmp_path / f"half-{part}") for part in ("choose", "report"))
+    assert not set(choose.queries.ids) & set(report.queries.ids)
+    assert (len(choose.queries), len(choose.documents), len(report.documents)) == (4, 7, 48)
+
+
+def test_a_result_is_computed_once(tmp_path: Path) -> None:
+    calls = []
+    for _ in range(2):
+        found = kept_json(tmp_path / "a.json", lambda: calls.append(1) or {"a": 1})
+    assert found == {"a": 1} and calls == [1]
+
+
+def test_bytes_are_within_half_a_step() -> None:
+    vectors = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+    vectors[:, 3] = 0.25
+    step = (vectors.max(axis=0) - vectors.min(axis=0)) / 255
+    assert (np.abs(as_bytes(vectors) - vectors) <= step / 2 + 1e-6).all()
+    short = cut(vectors, 3)
+    np.testing.assert_allclose(np.linalg.norm(short, axis=1), 1, atol=1e-6)
+
+
+def test_the_table_says_what_each_variant_scores(
+    tiny_model: Path, beir: Path, tmp_path: Path
+) -> None:
+    teacher, student = (load_encoder(ModelConfig(path=str(tiny_model))) for _ in range(2))
+    keep_layers(student, "first:1")
+    task = read_task(beir)
+    found = retention.retention({TEACHER: teacher, "small": student}, task, [8], 1)
+    names = [variant["name"] for variant in found["variants"]]
+    assert names == [
+        "teacher",
+        "teacher, 8 dims",
+        "teacher, int8 index",
+        "small",
+        "small, 8 dims",
+        "small, int8 index",
+        "small on the index of teacher",
+        "small on the index of teacher, int8 index",
+    ]
+    asked = encode(student, task.queries.texts, "query")
+    scores = asked @ encode(teacher, task.documents.texts, "document").T
+    own = scores[np.arange(len(asked)), [int(q[1:]) for q in task.queries.ids]]
+    place = (scores > own[:, None]).sum(axis=1)
+    gains = np.where(place < 10, 1 / np.log2(place + 2), 0)
+    asymmetric = found["variants"][names.index("small on the index of teacher")]
+    assert asymmetric["mean"] == pytest.approx(gains.mean(), abs=1e-6)
+    assert found["variants"][0]["share"] == 1 and found["speed"][TEACHER]["p50_ms"] > 0
+    assert found["speed"][TEACHER]["documents_times_faster"] == 1
+    assert Variant("small", TEACHER).name == asymmetric["name"]
+    rows = retention.rows(found)
+    assert rows[4]["Bytes / document"] == "32" and rows[2]["Bytes / document"] == "32"
+    assert "small, 8 dims" in retention.tables(found)["retention"]
+    pytest.importorskip("matplotlib")
+    retention.plot(found, tmp_path / "plot.svg")
+    assert "<svg" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
