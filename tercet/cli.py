@@ -183,15 +183,42 @@ def evaluate(
     against: Annotated[
         list[str] | None, typer.Option(help="A model to compare with; may be repeated.")
     ] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Text before each query, such as an instruction.")
+    ] = None,
+    document_prompt: Annotated[str | None, typer.Option(help="Text before each document.")] = None,
+    skip_self: Annotated[
+        bool, typer.Option(help="Leave out the document with the query's id (ArguAna, Quora).")
+    ] = False,
+    depth: Annotated[int, typer.Option(min=1, help="Documents of each query looked at.")] = 1000,
+    search_memory: Annotated[
+        str, typer.Option(help="What the search may take beside the vectors' tiles.")
+    ] = "512MB",
+    predictions: Annotated[bool, typer.Option(help="Write MTEB's predictions too.")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """Retrieval quality with 95 % intervals, beside BM25 and any other model."""
+    from tercet.configs import Prompts
+    from tercet.models.housekeeping import read_bytes
     from tercet.progress import is_main_process
     from tercet.report import console_table, model_table
-    from tercet.stages import delta_lines, evaluate, name_of
+    from tercet.stages import Search, delta_lines, evaluate, name_of
 
+    how = Search(
+        depth=depth,
+        skip_self=skip_self,
+        memory=read_bytes(search_memory, "--search-memory"),
+        predictions=predictions,
+    )
     results = evaluate(
-        model, data, out, split=split, against=against or (), trust_remote_code=trust_remote_code
+        model,
+        data,
+        out,
+        split=split,
+        against=against or (),
+        prompts=Prompts(query=query_prompt, document=document_prompt),
+        how=how,
+        trust_remote_code=trust_remote_code,
     )
     if not is_main_process():
         return

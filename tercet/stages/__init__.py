@@ -8,12 +8,19 @@ from tercet.stages.checking import check_data
 from tercet.stages.exporting import export, export_run
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
-from tercet.stages.scoring import delta_lines, evaluate, evaluate_bm25, evaluate_model
+from tercet.stages.scoring import (
+    Search,
+    delta_lines,
+    evaluate,
+    evaluate_bm25,
+    evaluate_model,
+)
 from tercet.stages.students import merge, student
 from tercet.stages.training import distil, finetune
 
 __all__ = [
     "Mined",
+    "Search",
     "check_data",
     "delta_lines",
     "distil",

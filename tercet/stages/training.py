@@ -9,10 +9,11 @@ from tercet.configs import Config, StudentConfig, load
 from tercet.data import read_task
 from tercet.errors import UserError
 from tercet.evaluation import (
-    evaluate_vectors,
+    cut_of,
     installed_versions,
     known_metric,
-    score_runs,
+    score_ranking,
+    search,
 )
 from tercet.files import write_json
 from tercet.models import (
@@ -30,6 +31,7 @@ from tercet.train import finetune as train_model
 from tercet.train.output import refuse_other_run
 from tercet.train.teacher import resolve_teachers
 
+DEV_DEPTH = 100  # documents a query that are looked at during a run
 PROOF_TEXTS = 64  # training texts on which an export is compared with its checkpoint
 
 
@@ -98,11 +100,12 @@ def _dev_evaluator(config: Config) -> Evaluate | None:
     known_metric(settings.metric)
     task = read_task(settings.dev, settings.dev_split)
     how = {"batch_tokens": settings.batch_tokens}
+    depth = max(DEV_DEPTH, cut_of(settings.metric))
 
     def scores(encoder: SentenceTransformer) -> dict[str, float]:
         queries = encode(encoder, task.queries.texts, "query", **how, title="dev queries")
         documents = encode(encoder, task.documents.texts, "document", **how, title="dev documents")
-        per_query = score_runs(task.qrels, evaluate_vectors(task, queries, documents))
+        per_query = score_ranking(task, search(task, queries, documents, depth))
         return {metric: float(values.mean()) for metric, values in per_query.items()}
 
     return scores
