@@ -8,11 +8,13 @@ from tercet.data.leaks import Leakage, leakage
 from tercet.data.mined import with_mined
 from tercet.data.read import read_training
 from tercet.data.rows import Ragged, RetrievalTask, Texts, TrainingSet, normalise, text_hash
+from tercet.data.sts import SimilarityTask, read_similarity
 
 __all__ = [
     "Leakage",
     "Ragged",
     "RetrievalTask",
+    "SimilarityTask",
     "Texts",
     "TrainingSet",
     "check_folder",
@@ -22,6 +24,7 @@ __all__ = [
     "normalise",
     "overlap",
     "read_corpus",
+    "read_similarity",
     "read_task",
     "read_training",
     "text_hash",

@@ -115,7 +115,7 @@ def _words(texts: Sequence[str]) -> tuple[Codes, NDArray[np.int64]]:
         for word in words:
             code = known.get(word)
             if code is None:
-                code = known[word] = xxhash.xxh3_64_intdigest(word)
+                code = known[word] = xxhash.xxh3_64_intdigest(word.encode())
             codes.append(code)
     return np.array(codes, dtype=np.uint64), np.repeat(np.arange(len(texts)), lengths)
 

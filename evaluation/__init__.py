@@ -1,7 +1,7 @@
 """Scores per query, error bars, and the baseline beside them."""
 
 from tercet.evaluation.bm25 import bm25_ranking, bm25_run
-from tercet.evaluation.comparisons import Comparison, comparisons, write_comparisons
+from tercet.evaluation.comparisons import PLUS, Comparison, comparisons, write_comparisons
 from tercet.evaluation.handover import score_ranking
 from tercet.evaluation.metrics import (
     METRICS,
@@ -13,6 +13,7 @@ from tercet.evaluation.metrics import (
     score_runs,
 )
 from tercet.evaluation.ranking import DEPTH, Ranking, run_of, run_rows, search
+from tercet.evaluation.rerank import rerank
 from tercet.evaluation.retrieval import (
     MAIN_METRIC,
     PREDICTIONS,
@@ -38,11 +39,13 @@ from tercet.evaluation.significance import (
     holm,
     randomisation_test,
 )
+from tercet.evaluation.similarity import cosines, score_similarity
 
 __all__ = [
     "DEPTH",
     "MAIN_METRIC",
     "METRICS",
+    "PLUS",
     "PREDICTIONS",
     "Comparison",
     "Delta",
@@ -59,6 +62,7 @@ __all__ = [
     "compare",
     "comparison",
     "comparisons",
+    "cosines",
     "cut_of",
     "effect_size",
     "evaluate_vectors",
@@ -69,12 +73,14 @@ __all__ = [
     "randomisation_test",
     "read_result",
     "read_run",
+    "rerank",
     "result_files",
     "result_path",
     "run_of",
     "run_rows",
     "score_ranking",
     "score_runs",
+    "score_similarity",
     "score_task",
     "search",
     "write_comparisons",

@@ -55,7 +55,7 @@ def down_to_last_relevant(task: RetrievalTask, found: Ranking) -> NDArray[np.int
     for start in range(0, len(pairs), PAIRS):
         some = pairs[start : start + PAIRS]
         query, document = some[:, 0], some[:, 1:]
-        pair, column = np.nonzero(found.positions[query] == document)
+        pair, column = np.nonzero(np.equal(found.positions[query], document))
         np.maximum.at(needed, query[pair], column + 1)
     return needed
 

@@ -25,8 +25,9 @@ MAIN_METRIC = "ndcg@10"
 FORMAT = 2  # of what stands under "tercet"; raised when a reader of today could not read it
 COMPARISONS = "comparisons.json"  # beside the folders of the models
 PREDICTIONS = "_predictions.json"  # after TASK.SPLIT
+ALONE = ".mteb.json"  # likewise
 UNKNOWN_LANGUAGE = ("und-Zyyy",)  # ISO's codes for it; MTEB averages a list of none to NaN
-_OUTSIDE = ("task", "mteb", "mteb_version")  # of a result: they stand beside "tercet" in the file
+_OUTSIDE = ("task", "mteb")  # of a result: they stand beside "tercet" in the file
 _PACKAGES = (
     "tercet",
     "torch",
@@ -63,8 +64,7 @@ class Result:
     languages: tuple[str, ...] = UNKNOWN_LANGUAGE  # as MTEB writes them: eng-Latn
     main: str = MAIN_METRIC  # which of the means stands for all
     leakage: Leakage | None = None  # where the training texts were named
-    mteb: dict[str, Any] | None = None  # the numbers that MTEB itself computed
-    mteb_version: str | None = None  # of the package that did
+    mteb: dict[str, Any] | None = None  # what MTEB itself says: revision, version, row of scores
 
 
 def evaluate_vectors(
@@ -154,12 +154,19 @@ def result_path(result: Result, folder: Path) -> Path:
     return folder / _safe(result.model) / f"{_safe(result.task)}.{_safe(result.split)}.json"
 
 
+def write_mteb(facts: Mapping[str, Any], model: str, task: str, split: str, folder: Path) -> Path:
+    """Write MTEB's TaskResult alone, of a task that has no scores of single queries."""
+    path = folder / _safe(model) / f"{_safe(task)}.{_safe(split)}{ALONE}"
+    write_json(path, facts)
+    return path
+
+
 def result_files(folder: Path) -> list[Path]:
     """The results below a folder, without what stands beside them."""
     return [
         file
         for file in sorted(folder.rglob("*.json"))
-        if file.name != COMPARISONS and not file.name.endswith(PREDICTIONS)
+        if file.name != COMPARISONS and not file.name.endswith((PREDICTIONS, ALONE))
     ]
 
 
@@ -210,16 +217,14 @@ def _to_json(result: Result) -> dict[str, Any]:
     """MTEB's TaskResult, with all that is ours under one key of its own."""
     shown = {_mteb_name(metric): mean.mean for metric, mean in result.means.items()}
     main = {"main_score": result.means[result.main].mean, "hf_subset": "default"}
+    said = result.mteb or {}
+    row = {**shown, **main, "languages": [*result.languages], **said.get("row", {})}
     ours = {name: value for name, value in asdict(result).items() if name not in _OUTSIDE}
     return {
-        "dataset_revision": result.fingerprints["task"],
+        "dataset_revision": said.get("dataset_revision", result.fingerprints["task"]),
         "task_name": result.task,
-        "mteb_version": result.mteb_version,
-        "scores": {
-            result.split: [
-                {**shown, **main, "languages": [*result.languages], **(result.mteb or {})}
-            ]
-        },
+        "mteb_version": said.get("mteb_version"),
+        "scores": {result.split: [row]},
         "evaluation_time": result.seconds,
         "kg_co2_emissions": None,
         "tercet": {"format": FORMAT, **ours},

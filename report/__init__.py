@@ -8,6 +8,7 @@ from tercet.report.table import (
     console_table,
     delta_line,
     fill_marked,
+    leak_line,
     markdown_table,
     model_table,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "delta_line",
     "fill_marked",
     "forecast_table",
+    "leak_line",
     "markdown_table",
     "mining_page",
     "model_table",

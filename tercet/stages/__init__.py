@@ -8,12 +8,14 @@ from tercet.stages.checking import check_data
 from tercet.stages.exporting import export, export_run
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
+from tercet.stages.official import evaluate_official
 from tercet.stages.scoring import (
     Search,
     delta_lines,
     evaluate,
     evaluate_bm25,
     evaluate_model,
+    evaluate_similarity,
 )
 from tercet.stages.students import merge, student
 from tercet.stages.training import distil, finetune
@@ -27,6 +29,8 @@ __all__ = [
     "evaluate",
     "evaluate_bm25",
     "evaluate_model",
+    "evaluate_official",
+    "evaluate_similarity",
     "export",
     "export_run",
     "finetune",

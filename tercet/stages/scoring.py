@@ -1,24 +1,38 @@
-"""Score models and BM25 on retrieval tasks."""
+"""Score models, a reranker and BM25 on retrieval tasks, and models on pairs of sentences."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import ModelConfig
+from tercet.configs import ModelConfig, Source, load
+from tercet.configs.load import recipes
 from tercet.configs.schema import Prompts
-from tercet.data import RetrievalTask, read_task
+from tercet.data import (
+    Leakage,
+    RetrievalTask,
+    SimilarityTask,
+    leakage,
+    read_similarity,
+    read_task,
+    read_training,
+)
 from tercet.errors import UserError
 from tercet.evaluation import (
     DEPTH,
+    PLUS,
     PREDICTIONS,
     Ranking,
     Result,
     bm25_ranking,
     comparisons,
+    cosines,
+    rerank,
     run_rows,
+    score_similarity,
     score_task,
     search,
     write_comparisons,
@@ -37,10 +51,12 @@ from tercet.models import (
     resolve,
     vectors,
 )
+from tercet.models.cross import CrossScorer, load_scorer
 from tercet.processes import on_main
 from tercet.progress import say
 from tercet.report import delta_line
 from tercet.stages.names import name_of
+from tercet.stages.official import evaluate_official, refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,17 @@ class Search:
     skip_self: bool = False  # leave out the document that has the query's own id
     memory: int = BLOCK_PAIRS * PAIR_BYTES  # bytes for the candidates of the queries under way
     predictions: bool = False  # also write them as MTEB does
+    rerank: str | None = None  # a cross-encoder that reads the first documents again
+    rerank_depth: int = 100  # how many of them
+
+
+@dataclass(frozen=True)
+class _Second:
+    """The second stage of a search."""
+
+    scorer: CrossScorer
+    name: str
+    depth: int
 
 
 PLAIN = Search()
@@ -66,36 +93,53 @@ def evaluate(
     against: Sequence[str] = (),
     prompts: Prompts = OWN,
     how: Search = PLAIN,
+    similarity: Sequence[str | Path] = (),
+    official: Sequence[str] = (),
+    trained_on: Sequence[str] = (),
     trust_remote_code: bool = False,
 ) -> list[Result]:
     """Score `model`, every model of `against` and BM25 on BEIR folders.
 
     Each result is written below `out` as JSON with a TREC run file beside it. Returned by task,
-    in the order `against`, BM25, `model`. `prompts` are put before the texts of `model` instead of
-    its own. Under `accelerate launch` the processes share encoding and search, the main one does
-    the rest, and all return the results.
+    in the order `against`, BM25, `model`, `model` reranked if `how` says so; then those on
+    `similarity` (TSV files) and on `official` (names of MTEB tasks), without BM25. `prompts` are
+    put before the texts of `model` instead of its own. `trained_on` names training data of
+    `model`, or its config: what of the tasks is in there is counted. Under `accelerate launch`
+    the processes share encoding and search, the main one does the rest, and all return the results.
     """
+    if not (folders or similarity or official):
+        raise UserError("nothing to evaluate on: name a BEIR folder, a TSV of STS or an MTEB task")
     paths = (*against, model)
     _refuse_twice("models", [name_of(path) for path in paths])
     for path in paths:
         resolve(path, "model")
+    refuse_unknown(official)
     tasks = [read_task(folder, split) for folder in folders]
-    _refuse_twice("tasks", [task.name for task in tasks])
+    pairs = [read_similarity(path) for path in similarity]
+    _refuse_twice("tasks", [f"{task.name}.{task.split}" for task in (*tasks, *pairs)])
     for task in tasks:
         _check(task, how)
     writable_folder(out)
+    leaks = _leaks(tasks, trained_on)
+    second = _second(how, trust_remote_code)
     encoders = {
         name_of(path): _load(path, prompts if path == model else OWN, trust_remote_code)
         for path in paths
     }
     results = []
     for task in tasks:
-        found = [
-            evaluate_model(encoder, name, task, out, how) for name, encoder in encoders.items()
-        ]
-        lexical = on_main(lambda task=task: evaluate_bm25(task, out, how))
-        results += [*found[:-1], lexical, found[-1]]
+        for name, encoder in encoders.items():
+            if name == name_of(model):
+                results.append(on_main(lambda task=task: evaluate_bm25(task, out, how)))
+                results += _evaluate(encoder, name, task, out, how, second, leaks.get(task.name))
+            else:
+                results.append(evaluate_model(encoder, name, task, out, how))
     on_main(lambda: write_comparisons(comparisons(results, name_of(model)), out))
+    for task in pairs:
+        results += [evaluate_similarity(e, name, task, out) for name, e in encoders.items()]
+    for task in official:
+        for name, encoder in encoders.items():
+            results += evaluate_official(encoder, name, task, out, predictions=how.predictions)
     return results
 
 
@@ -107,20 +151,34 @@ def evaluate_model(
     how: Search = PLAIN,
 ) -> Result:
     """Score one loaded model on one task and write the result. All processes meet here."""
+    return _evaluate(encoder, name, task, out, how)[0]
+
+
+def _evaluate(
+    encoder: SentenceTransformer,
+    name: str,
+    task: RetrievalTask,
+    out: Path,
+    how: Search,
+    second: _Second | None = None,
+    leak: Leakage | None = None,
+) -> list[Result]:
+    """The result of a model, and of what the second stage makes of its documents."""
     start = time.perf_counter()
+    facts: dict[str, Any] = {"prompts": _prompts(encoder), "leakage": leak}
+    made_by = {"model": model_fingerprint(encoder)}
     found = nearest(encoder, name, task, how)
-    return on_main(
-        lambda: _write(
-            task,
-            found,
-            out,
-            how,
-            model=name,
-            fingerprints={"model": model_fingerprint(encoder)},
-            prompts={role: prompt_of(encoder, role) for role in ("query", "document")},
-            start=start,
-        )
-    )
+    facts["seconds"] = time.perf_counter() - start
+    results = [on_main(lambda: _write(task, found, out, how, name, fingerprints=made_by, **facts))]
+    if second is not None:
+        title = f"{second.name} on {task.name}"
+        better = rerank(task, found, second.scorer, second.depth, title=title)
+        facts["seconds"] = time.perf_counter() - start
+        facts["fingerprints"] = made_by | {"reranker": second.scorer.fingerprint}
+        facts["counts"] = {"reranked": second.depth}
+        both = f"{name}{PLUS}{second.name}"
+        results.append(on_main(lambda: _write(task, better, out, how, both, **facts)))
+    return results
 
 
 def nearest(encoder: SentenceTransformer, name: str, task: RetrievalTask, how: Search) -> Ranking:
@@ -137,15 +195,36 @@ def nearest(encoder: SentenceTransformer, name: str, task: RetrievalTask, how: S
     )
 
 
-def evaluate_bm25(
-    task: RetrievalTask,
-    out: Path,
-    how: Search = PLAIN,
-) -> Result:
+def evaluate_bm25(task: RetrievalTask, out: Path, how: Search = PLAIN) -> Result:
     """The lexical baseline's row."""
     start = time.perf_counter()
     found = bm25_ranking(task, how.depth, skip_self=how.skip_self)
-    return _write(task, found, out, how, model=BM25, start=start)
+    return _write(task, found, out, how, BM25, seconds=time.perf_counter() - start)
+
+
+def evaluate_similarity(
+    encoder: SentenceTransformer, name: str, task: SimilarityTask, out: Path
+) -> Result:
+    """Score a model on pairs of sentences, both read as queries. All processes meet here."""
+    start = time.perf_counter()
+    sides = [
+        vectors(encoder, texts, "query", title=f"{name} on {task.name}")
+        for texts in (task.first, task.second)
+    ]
+
+    def score() -> Result:
+        result = score_similarity(
+            task,
+            cosines(*(side[:] for side in sides)),
+            model=name,
+            fingerprints={"model": model_fingerprint(encoder)},
+            prompts={"query": prompt_of(encoder, "query")},
+            seconds=time.perf_counter() - start,
+        )
+        write_result(result, out)
+        return result
+
+    return on_main(score)
 
 
 def _write(
@@ -153,17 +232,15 @@ def _write(
     found: Ranking,
     out: Path,
     how: Search,
-    *,
     model: str,
-    start: float,
-    fingerprints: Mapping[str, str] | None = None,
-    prompts: Mapping[str, str | None] | None = None,
+    *,
+    leakage: Leakage | None = None,
+    counts: dict[str, int] | None = None,
+    **facts: Any,
 ) -> Result:
-    """Score what was found since `start` and write the result, the run and the predictions."""
-    seconds = time.perf_counter() - start
-    result = score_task(
-        task, found, model=model, fingerprints=fingerprints, prompts=prompts, seconds=seconds
-    )
+    """Score what was found, and write the result, the run and the predictions."""
+    result = score_task(task, found, model=model, **facts)
+    result = replace(result, leakage=leakage, counts=result.counts | (counts or {}))
     path = write_result(result, out)
     write_run(run_rows(task, found), path.with_suffix(".run"), model)
     if how.predictions:
@@ -185,6 +262,32 @@ def delta_lines(results: Sequence[Result], model: str) -> list[str]:
 def _load(path: str, prompts: Prompts, trust_remote_code: bool) -> SentenceTransformer:
     config = ModelConfig(path=path, prompts=prompts, trust_remote_code=trust_remote_code)
     return load_encoder(config, "model").to(default_device())
+
+
+def _prompts(encoder: SentenceTransformer) -> dict[str, str | None]:
+    return {role: prompt_of(encoder, role) for role in ("query", "document")}
+
+
+def _second(how: Search, trust_remote_code: bool) -> _Second | None:
+    if how.rerank is None:
+        return None
+    scorer = load_scorer(how.rerank, trust_remote_code=trust_remote_code, where="--rerank")
+    return _Second(scorer, name_of(how.rerank), how.rerank_depth)
+
+
+def _leaks(tasks: Sequence[RetrievalTask], trained_on: Sequence[str]) -> dict[str, Leakage]:
+    """What of each task is in the training data: files, BEIR folders, configs or recipes."""
+    if not trained_on:
+        return {}
+    sources: list[Source] = []
+    for path in trained_on:
+        is_recipe = path in recipes() and not Path(path).exists()
+        if is_recipe or path.endswith((".yaml", ".yml")):
+            sources += load(path).data.train
+        else:
+            sources.append(Source(path=path))
+    rows = read_training(sources)
+    return {task.name: leakage(rows, task) for task in tasks}
 
 
 def _check(task: RetrievalTask, how: Search) -> None:
