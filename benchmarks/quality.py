@@ -92,7 +92,7 @@ def _rows(models: list[dict[str, Any]]) -> list[dict[str, str]]:
     for model in models:
         main = model["means"][MAIN_METRIC]
         interval = f"{main['mean']:.3f} [{main['low']:.3f}, {main['high']:.3f}]"
-        rest = {HEADINGS[m]: f"{v['mean']:.3f}" for m, v in model["means"].items()}
+        rest = {HEADINGS[m]: f"{v['mean']:.3f}" for m, v in model["means"].items() if m in HEADINGS}
         rest[HEADINGS[MAIN_METRIC]] = interval
         rows.append({"Model": model["model"], **rest})
     return rows

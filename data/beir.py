@@ -30,7 +30,8 @@ def read_task(path: str | Path, split: str = "test", complain: Complain = refuse
     """One split of a BEIR folder: its whole corpus, and the queries that have an answer in it.
 
     Queries without a document of grade > 0 are left out, and their number said; grades below 0
-    count as 0. Raises UserError at the first mistake unless `complain` says otherwise.
+    count as 0. Documents stand by id, highest first, whatever their order in the file. Raises
+    UserError at the first mistake unless `complain` says otherwise.
     """
     path = Path(path)
     folder = read_folder(path, complain) or Folder(path, {}, {})
@@ -41,12 +42,15 @@ def read_task(path: str | Path, split: str = "test", complain: Complain = refuse
     if not qrels:
         complain("no query", f"{path}: no query of split {split!r} has an answer; choose another")
     queries = {id_: text for id_, text in folder.queries.items() if id_ in qrels}
+    ids = sorted(folder.documents, reverse=True)
     return RetrievalTask(
         name_of(path),
         split,
-        Texts(list(folder.documents), list(folder.documents.values())),
+        Texts(ids, [folder.documents[id_] for id_ in ids]),
         Texts(list(queries), list(queries.values())),
         {query: qrels[query] for query in queries},
+        unjudged=len(folder.queries) - len(judged),
+        answerless=len(judged) - len(qrels),
     )
 
 

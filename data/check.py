@@ -10,6 +10,7 @@ import numpy as np
 from tercet.configs import Source
 from tercet.data.beir import Folder, Qrels, name_of, read_folder, read_qrels, splits
 from tercet.data.complain import Problem, Problems
+from tercet.data.leaks import trained_texts
 from tercet.data.read import read_training
 from tercet.data.rows import RetrievalTask, Texts, TrainingSet, text_hash
 from tercet.progress import progress
@@ -153,9 +154,7 @@ def check_folder(
 
 def overlap(rows: TrainingSet, task: RetrievalTask) -> Overlap:
     """How many held-out queries, and documents answering them, are among the texts trained on."""
-    trained = np.unique(np.concatenate([rows.positives.values, rows.negatives.values]))
-    seen = {text_hash(rows.documents.texts[i]) for i in trained}
-    seen.update(text_hash(rows.queries.texts[i]) for i in np.unique(rows.row_query))
+    seen = {text_hash(text) for text in trained_texts(rows)}
     documents = [task.documents.texts[task.documents.index[d]] for d in _answers(task.qrels)]
     return _overlap(seen, f"{task.name}/{task.split}", task.queries.texts, documents)
 

@@ -187,10 +187,16 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class RetrievalTask:
-    """A BEIR folder in memory. Documents read `title + " " + text`, as BEIR encodes them."""
+    """A BEIR folder in memory. Documents read `title + " " + text`, as BEIR encodes them.
+
+    Their order decides which of equally good documents are kept where a search is cut off;
+    `read_task` gives them by id, highest first, which is how trec_eval orders them.
+    """
 
     name: str  # folder name
     split: str
     documents: Texts
     queries: Texts  # those with at least one judgement in this split
     qrels: dict[str, dict[str, int]]  # query id -> document id -> grade (0: judged, not relevant)
+    unjudged: int = 0  # queries of the folder that have no judgement in this split
+    answerless: int = 0  # queries whose every judgement is 0: left out as well

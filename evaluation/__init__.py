@@ -1,49 +1,88 @@
 """Scores per query, error bars, and the baseline beside them."""
 
-from tercet.evaluation.bm25 import bm25_run
-from tercet.evaluation.metrics import METRICS, Qrels, Run, known_metric, score_runs
+from tercet.evaluation.bm25 import bm25_ranking, bm25_run
+from tercet.evaluation.comparisons import PLUS, Comparison, comparisons, write_comparisons
+from tercet.evaluation.handover import score_ranking
+from tercet.evaluation.metrics import (
+    METRICS,
+    Qrels,
+    Run,
+    cut_of,
+    known_metric,
+    metrics_within,
+    score_runs,
+)
+from tercet.evaluation.ranking import DEPTH, Ranking, run_of, run_rows, search
+from tercet.evaluation.rerank import rerank
 from tercet.evaluation.retrieval import (
     MAIN_METRIC,
+    PREDICTIONS,
     Mean,
     Result,
     comparison,
     evaluate_vectors,
     read_result,
-    read_run,
+    result_files,
     result_path,
     score_task,
     write_result,
-    write_run,
 )
+from tercet.evaluation.runs import read_run, write_predictions, write_run
 from tercet.evaluation.significance import (
     Delta,
     PerQuery,
     bootstrap_interval,
+    bootstrap_intervals,
     compare,
+    effect_size,
+    holm,
     randomisation_test,
 )
+from tercet.evaluation.similarity import cosines, score_similarity
 
 __all__ = [
+    "DEPTH",
     "MAIN_METRIC",
     "METRICS",
+    "PLUS",
+    "PREDICTIONS",
+    "Comparison",
     "Delta",
     "Mean",
     "PerQuery",
     "Qrels",
+    "Ranking",
     "Result",
     "Run",
+    "bm25_ranking",
     "bm25_run",
     "bootstrap_interval",
+    "bootstrap_intervals",
     "compare",
     "comparison",
+    "comparisons",
+    "cosines",
+    "cut_of",
+    "effect_size",
     "evaluate_vectors",
+    "holm",
     "known_metric",
+    "metrics_within",
     "randomisation_test",
     "read_result",
     "read_run",
+    "rerank",
+    "result_files",
     "result_path",
+    "run_of",
+    "run_rows",
+    "score_ranking",
     "score_runs",
+    "score_similarity",
     "score_task",
+    "search",
+    "write_comparisons",
+    "write_predictions",
     "write_result",
     "write_run",
 ]

@@ -2,20 +2,23 @@
 
 from tercet.data.rows import RetrievalTask
 from tercet.evaluation.metrics import Run
+from tercet.evaluation.ranking import Ranking, run_of, without_self
 from tercet.mining.lexical import lexical_top_k
 
 NAME = "BM25"
 
 
 def bm25_run(task: RetrievalTask, k: int = 100) -> Run:
+    """`bm25_ranking` as a dictionary."""
+    return run_of(task, bm25_ranking(task, k))
+
+
+def bm25_ranking(task: RetrievalTask, k: int, *, skip_self: bool = False) -> Ranking:
     """The k best documents of each query by BM25; documents sharing no word are left out.
 
     Title and text are one field; the settings are those of `lexical_top_k`. Nothing in it is tuned
-    to a task. Equal scores are cut in the order of the corpus.
+    to a task. Equal scores are cut in the order of the corpus. `skip_self` leaves out the document
+    that has the query's own id.
     """
-    scores, positions = lexical_top_k(task.queries.texts, task.documents.texts, k)
-    ids = task.documents.ids
-    return {
-        query: {ids[d]: float(s) for d, s in zip(found, values, strict=True) if d >= 0}
-        for query, found, values in zip(task.queries.ids, positions, scores, strict=True)
-    }
+    found = Ranking(*lexical_top_k(task.queries.texts, task.documents.texts, k + skip_self))
+    return without_self(task, found, k) if skip_self else found

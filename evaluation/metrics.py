@@ -9,7 +9,7 @@ value gains nothing from the order of the corpus.
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytrec_eval
@@ -19,19 +19,28 @@ from tercet.errors import UserError
 
 Qrels = dict[str, dict[str, int]]  # query id -> document id -> grade
 Run = dict[str, dict[str, float]]  # query id -> document id -> score, higher is better
+Scores = dict[str, NDArray[np.float64]]  # metric -> (Q,)
 
+_CUTS = {  # our family of metrics -> trec_eval's measure, and the ranks it is taken at
+    "ndcg": ("ndcg_cut", (1, 3, 5, 10, 20, 100)),
+    "recall": ("recall", (10, 100, 1000)),
+    "precision": ("P", (1, 10)),
+    "hit_rate": ("success", (10, 100)),
+}
+_MRR = "mrr@10"
 _TREC = {  # our name -> the measure asked for, the name it is returned under
-    "ndcg@10": ("ndcg_cut.10", "ndcg_cut_10"),
-    "mrr@10": ("recip_rank", "recip_rank"),
+    **{
+        f"{family}@{cut}": (f"{measure}.{cut}", f"{measure}_{cut}")
+        for family, (measure, cuts) in _CUTS.items()
+        for cut in cuts
+    },
     "map": ("map", "map"),
-    "recall@100": ("recall.100", "recall_100"),
-    "precision@10": ("P.10", "P_10"),
+    _MRR: ("recip_rank", "recip_rank"),
 }
 METRICS = tuple(_TREC)
-_MRR_CUT = 10
 
 
-def score_runs(qrels: Qrels, run: Run) -> dict[str, NDArray[np.float64]]:
+def score_runs(qrels: Qrels, run: Run, metrics: Sequence[str] = METRICS) -> Scores:
     """Each metric's value (Q,) for each query, in the order of `qrels`.
 
     A query without an answer in the run, or without a relevant document, scores 0 and is counted
@@ -40,18 +49,33 @@ def score_runs(qrels: Qrels, run: Run) -> dict[str, NDArray[np.float64]]:
     when it is at least 1/10, which makes mrr@10. Raises UserError naming a score that is NaN and
     an empty `qrels`.
     """
-    if not qrels:
-        raise UserError("no judgements to score against: the qrels are empty")
-    _refuse_nan(run)
-    evaluator = pytrec_eval.RelevanceEvaluator(qrels, {measure for measure, _ in _TREC.values()})
-    found = evaluator.evaluate({query: docs for query, docs in run.items() if docs})
-    scores = {
-        metric: np.array([found.get(query, {}).get(name, 0.0) for query in qrels])
-        for metric, (_, name) in _TREC.items()
-    }
-    mrr = scores["mrr@10"]
-    scores["mrr@10"] = np.where(mrr > 1 / (_MRR_CUT + 0.5), mrr, 0.0)
-    return scores
+    return Scorer(qrels, metrics)(run)
+
+
+class Scorer:
+    """The judgements of a task, made ready once for any number of runs."""
+
+    def __init__(self, qrels: Qrels, metrics: Sequence[str] = METRICS) -> None:
+        if not qrels:
+            raise UserError("no judgements to score against: the qrels are empty")
+        self._metrics = {name: _TREC[known_metric(name)] for name in metrics}
+        asked = {measure for measure, _ in self._metrics.values()}
+        self._evaluator = pytrec_eval.RelevanceEvaluator(qrels, asked)
+        self._queries = list(qrels)
+
+    def __call__(self, run: Run, queries: Sequence[str] | None = None) -> Scores:
+        """Scores (Q,) in the order of `queries`; None: of the judgements."""
+        _refuse_nan(run)
+        found = self._evaluator.evaluate({query: docs for query, docs in run.items() if docs})
+        nothing: dict[str, float] = {}
+        rows = [found.get(query, nothing) for query in queries or self._queries]
+        scores = {
+            metric: np.array([row.get(name, 0.0) for row in rows])
+            for metric, (_, name) in self._metrics.items()
+        }
+        if _MRR in scores:
+            scores[_MRR] = np.where(scores[_MRR] > 1 / (cut_of(_MRR) + 0.5), scores[_MRR], 0.0)
+        return scores
 
 
 def known_metric(name: str) -> str:
@@ -65,6 +89,24 @@ def known_metric(name: str) -> str:
     near = difflib.get_close_matches(name.lower(), METRICS, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UserError(f"unknown metric {name!r}; {hint}metrics: {', '.join(METRICS)}")
+
+
+def cut_of(metric: str) -> int:
+    """The last rank that the metric looks at; 0 if it looks at all.
+
+    >>> cut_of("recall@100"), cut_of("map")
+    (100, 0)
+    """
+    return int(metric.partition("@")[2] or 0)
+
+
+def metrics_within(depth: int) -> tuple[str, ...]:
+    """Those metrics that a run of `depth` documents a query can tell.
+
+    >>> "recall@1000" in metrics_within(100), "recall@100" in metrics_within(100)
+    (False, True)
+    """
+    return tuple(metric for metric in METRICS if cut_of(metric) <= depth)
 
 
 def absent(qrels: Qrels, run: Run) -> int:

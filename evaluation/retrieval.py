@@ -3,23 +3,31 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from tercet.data.leaks import Leakage
 from tercet.data.rows import RetrievalTask
 from tercet.errors import UserError
+from tercet.evaluation.handover import score_ranking, unanswered
 from tercet.evaluation.metrics import Run, absent, score_runs
-from tercet.evaluation.significance import Delta, bootstrap_interval, compare
-from tercet.files import fingerprint, whole_file, write_json
-from tercet.mining.search import Rows, top_k
+from tercet.evaluation.ranking import Ranking, run_of, search
+from tercet.evaluation.significance import Delta, bootstrap_intervals, compare
+from tercet.files import fingerprint, write_json
+from tercet.mining.search import Rows
 from tercet.versions import installed_versions
 
 MAIN_METRIC = "ndcg@10"
+FORMAT = 2  # of what stands under "tercet"; raised when a reader of today could not read it
+COMPARISONS = "comparisons.json"  # beside the folders of the models
+PREDICTIONS = "_predictions.json"  # after TASK.SPLIT
+ALONE = ".mteb.json"  # likewise
 UNKNOWN_LANGUAGE = ("und-Zyyy",)  # ISO's codes for it; MTEB averages a list of none to NaN
+_OUTSIDE = ("task", "mteb")  # of a result: they stand beside "tercet" in the file
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,15 @@ class Result:
     split: str
     scores: dict[str, dict[str, float]]  # metric -> query id -> score
     means: dict[str, Mean]  # metric -> over those queries
-    counts: dict[str, int]  # queries, documents, judgements, unanswered queries, depth
+    counts: dict[str, int]  # what was scored, and the queries that were not
     fingerprints: dict[str, str]  # "task", and what the caller adds, such as "model"
     prompts: dict[str, str | None] = field(default_factory=dict)  # role -> text put before
     versions: dict[str, str] = field(default_factory=dict)  # package -> version
     seconds: float | None = None  # encoding and search
     languages: tuple[str, ...] = UNKNOWN_LANGUAGE  # as MTEB writes them: eng-Latn
+    main: str = MAIN_METRIC  # which of the means stands for all
+    leakage: Leakage | None = None  # where the training texts were named
+    mteb: dict[str, Any] | None = None  # what MTEB itself says: revision, version, row of scores
 
 
 def evaluate_vectors(
@@ -55,23 +66,12 @@ def evaluate_vectors(
     k: int = 100,
 ) -> Run:
     """The k documents of largest inner product for each query; row i belongs to position i."""
-    for vectors, texts, what in (
-        (query_vectors, task.queries, "query"),
-        (document_vectors, task.documents, "document"),
-    ):
-        if len(vectors) != len(texts):
-            raise ValueError(f"{len(vectors)} {what} vectors for {len(texts)} texts")
-    scores, positions = top_k(query_vectors, document_vectors, k)
-    ids = task.documents.ids
-    return {
-        query: {ids[d]: float(s) for d, s in zip(found, values, strict=True)}
-        for query, found, values in zip(task.queries.ids, positions, scores, strict=True)
-    }
+    return run_of(task, search(task, query_vectors, document_vectors, k))
 
 
 def score_task(
     task: RetrievalTask,
-    run: Run,
+    found: Run | Ranking,
     *,
     model: str,
     fingerprints: Mapping[str, str] | None = None,
@@ -79,20 +79,34 @@ def score_task(
     seconds: float | None = None,
     languages: Sequence[str] = UNKNOWN_LANGUAGE,
 ) -> Result:
-    """Score a run of `task` and put an interval round every mean."""
-    scores = score_runs(task.qrels, run)
+    """Score what was found for `task` and put an interval round every mean.
+
+    A ranking is scored by the metrics it is deep enough for, a run by all.
+    """
+    if isinstance(found, Ranking):
+        scores = score_ranking(task, found)
+        missing, depth = unanswered(task, found), found.scores.shape[1]
+    else:
+        scores = score_runs(task.qrels, found)
+        missing, depth = absent(task.qrels, found), max(map(len, found.values()), default=0)
+    intervals = bootstrap_intervals(np.stack(list(scores.values())))
     return Result(
         model=model,
         task=task.name,
         split=task.split,
         scores={m: dict(zip(task.qrels, v.tolist(), strict=True)) for m, v in scores.items()},
-        means={m: Mean(float(v.mean()), *bootstrap_interval(v)) for m, v in scores.items()},
+        means={
+            metric: Mean(float(values.mean()), float(low), float(high))
+            for (metric, values), (low, high) in zip(scores.items(), intervals, strict=True)
+        },
         counts={
             "queries": len(task.qrels),
             "documents": len(task.documents),
             "judgements": sum(map(len, task.qrels.values())),
-            "unanswered": absent(task.qrels, run),
-            "depth": max(map(len, run.values()), default=0),
+            "unanswered": missing,
+            "depth": depth,
+            "without_judgement": task.unjudged,
+            "without_answer": task.answerless,
         },
         fingerprints={"task": task_fingerprint(task), **(fingerprints or {})},
         prompts=dict(prompts or {}),
@@ -121,11 +135,34 @@ def result_path(result: Result, folder: Path) -> Path:
     return folder / _safe(result.model) / f"{_safe(result.task)}.{_safe(result.split)}.json"
 
 
+def write_mteb(facts: Mapping[str, Any], model: str, task: str, split: str, folder: Path) -> Path:
+    """Write MTEB's TaskResult alone, of a task that has no scores of single queries."""
+    path = folder / _safe(model) / f"{_safe(task)}.{_safe(split)}{ALONE}"
+    write_json(path, facts)
+    return path
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The results below a folder, without what stands beside them."""
+    return [
+        file
+        for file in sorted(folder.rglob("*.json"))
+        if file.name != COMPARISONS and not file.name.endswith((PREDICTIONS, ALONE))
+    ]
+
+
 def read_result(path: Path) -> Result:
     """Read what `write_result` wrote. Raises UserError if the file is anything else."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-        return TypeAdapter(Result).validate_python({"task": whole["task_name"], **whole["tercet"]})
+        ours = dict(whole["tercet"])
+        written = ours.pop("format", 1)
+        if written > FORMAT:
+            raise UserError(
+                f"{path}: written by a newer version of tercet (format {written}, this one reads "
+                f"{FORMAT}); update tercet, or evaluate the model again"
+            )
+        return TypeAdapter(Result).validate_python({"task": whole["task_name"], **ours})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValidationError as error:
@@ -157,75 +194,30 @@ def comparison(a: Result, b: Result, metric: str = MAIN_METRIC) -> Delta:
     return compare(a.scores[metric], b.scores[metric])
 
 
-def write_run(run: Run, path: Path, name: str = "tercet") -> None:
-    """TREC's run file: `query Q0 document rank score name`, best first, ties by id descending.
-
-    The format parts its columns by white space, so white space and % in an id are written
-    percent-encoded (`a b` as `a%20b`); `read_run` decodes them.
-    """
-    tag = re.sub(r"\s+", "_", name) or "tercet"
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        for query, documents in run.items():
-            ranked = sorted(documents.items(), key=lambda item: (item[1], item[0]), reverse=True)
-            for rank, (document, score) in enumerate(ranked, start=1):
-                file.write(
-                    f"{_encoded(query)} Q0 {_encoded(document)} {rank} {float(score)!r} {tag}\n"
-                )
-
-
-def read_run(path: Path) -> Run:
-    """Read a TREC run file: query -> document -> score, in the file's order.
-
-    Ids are percent-decoded, as `write_run` encodes them. Raises UserError naming a line that has
-    not six columns.
-    """
-    run: Run = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            query, _, document, _, score, _ = line.split()
-            run.setdefault(unquote(query), {})[unquote(document)] = float(score)
-        except ValueError:
-            raise UserError(
-                f"{path}, line {number}: not `query Q0 document rank score name`"
-            ) from None
-    return run
-
-
 def _to_json(result: Result) -> dict[str, Any]:
     """MTEB's TaskResult, with all that is ours under one key of its own."""
     shown = {_mteb_name(metric): mean.mean for metric, mean in result.means.items()}
-    main = shown[_mteb_name(MAIN_METRIC)]
-    row = {**shown, "main_score": main, "hf_subset": "default", "languages": [*result.languages]}
+    main = {"main_score": result.means[result.main].mean, "hf_subset": "default"}
+    said = result.mteb or {}
+    row = {**shown, **main, "languages": [*result.languages], **said.get("row", {})}
+    ours = {name: value for name, value in asdict(result).items() if name not in _OUTSIDE}
     return {
-        "dataset_revision": result.fingerprints["task"],
+        "dataset_revision": said.get("dataset_revision", result.fingerprints["task"]),
         "task_name": result.task,
-        "mteb_version": None,
+        "mteb_version": said.get("mteb_version"),
         "scores": {result.split: [row]},
         "evaluation_time": result.seconds,
         "kg_co2_emissions": None,
-        "tercet": {
-            "model": result.model,
-            "split": result.split,
-            "means": {metric: vars(mean) for metric, mean in result.means.items()},
-            "counts": result.counts,
-            "fingerprints": result.fingerprints,
-            "prompts": result.prompts,
-            "versions": result.versions,
-            "seconds": result.seconds,
-            "languages": [*result.languages],
-            "scores": result.scores,
-        },
+        "tercet": {"format": FORMAT, **ours},
     }
 
 
 def _mteb_name(metric: str) -> str:
-    return metric.replace("@", "_at_")
+    """As MTEB calls it; its correlations are of cosines."""
+    prefix = "cosine_" if metric in ("spearman", "pearson") else ""
+    return prefix + metric.replace("@", "_at_")
 
 
 def _safe(name: str) -> str:
     """A file name: `a/b` becomes `a__b`, as MTEB writes it."""
     return re.sub(r"[^\w.\-]+", "_", name.strip("/").replace("/", "__")) or "_"
-
-
-def _encoded(id_: str) -> str:
-    return re.sub(r"[\s%]", lambda found: quote(found[0], safe=""), id_)

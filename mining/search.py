@@ -22,6 +22,7 @@ CPU_TILE = (1_024, 16_384)  # queries, documents
 ACCELERATOR_TILE = (2_048, 32_768)  # enough work for each of the few kernels that a tile takes
 BLOCK_TILES = 64  # tiles of queries that share one pass over the documents,
 BLOCK_PAIRS = 1 << 22  # unless queries times k would exceed this
+PAIR_BYTES = 128  # of memory for each of those pairs while candidates are sorted, at most
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
@@ -49,6 +50,7 @@ def top_k(
     *,
     tile: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
+    block_pairs: int = BLOCK_PAIRS,
 ) -> Found:
     """Scores (Q, k) and positions (Q, k) of each query's best documents by inner product.
 
@@ -56,15 +58,19 @@ def top_k(
     block of queries, and memory holds that block's candidates, a tile for each thread and the
     answer. Best first; equal scores stand in the order of their positions. k is clipped to D. A
     product is of at most `tile` (queries, documents), whatever the number of threads. `device`
-    defaults to the accelerator where there is one. Raises UserError naming a row that holds NaN,
-    infinity or values so large that a score would overflow.
+    defaults to the accelerator where there is one. A block holds queries whose number times k is at
+    most `block_pairs`, and one tile at least; fewer cost more passes over the documents and change
+    no byte. Raises UserError naming a row that holds NaN, infinity or values so large that a score
+    would overflow.
     """
     check(queries, documents, k)
-    place = torch.device(device or default_device())
-    return _search(queries, (0, len(queries)), documents, k, tile or default_tile(place), place)
+    place, span = torch.device(device or default_device()), (0, len(queries))
+    return _search(queries, span, documents, k, tile or default_tile(place), place, block_pairs)
 
 
-def shared_top_k(queries: Rows, documents: Rows, k: int) -> Found:
+def shared_top_k(
+    queries: Rows, documents: Rows, k: int, *, block_pairs: int = BLOCK_PAIRS
+) -> Found:
     """`top_k`, searched by all processes of the launch together; each returns the whole answer.
 
     Every process calls it with the same vectors. The processes' shares are whole tiles of queries,
@@ -77,7 +83,7 @@ def shared_top_k(queries: Rows, documents: Rows, k: int) -> Found:
     first, last = (min(tile[0] * (tiles * r // world), len(queries)) for r in (rank, rank + 1))
     with share_mistakes():
         check(queries, documents, k)
-        found = [_search(queries, (first, last), documents, k, tile, place)]
+        found = [_search(queries, (first, last), documents, k, tile, place, block_pairs)]
     scores, positions = zip(*gather_object(found), strict=True)
     return np.concatenate(scores), np.concatenate(positions)
 
@@ -121,12 +127,13 @@ def _search(
     k: int,
     tile: tuple[int, int],
     place: torch.device,
+    block_pairs: int,
 ) -> Found:
     """`top_k` for the queries from span[0] to before span[1]."""
     (begin, end), (high, wide), k = span, tile, min(k, len(documents))
     scores = np.empty((end - begin, k), dtype=np.float32)
     positions = np.empty((end - begin, k), dtype=np.int64)
-    block = high * min(BLOCK_TILES, BLOCK_PAIRS // (high * max(k, 1)) or 1)
+    block = high * min(BLOCK_TILES, block_pairs // (high * max(k, 1)) or 1)
     work = -(-(end - begin) // high) * -(-len(documents) // wide)
     with compute_threads(place) as (pool, threads), progress("search", work) as advance:
         for first in range(begin, end, block):

@@ -102,14 +102,14 @@ def remove(store: Stored) -> bool:
     return held
 
 
-def read_bytes(text: str) -> int:
+def read_bytes(text: str, where: str = "--keep-bytes") -> int:
     """
     >>> read_bytes("1.5 GB")
     1500000000
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B|)\s*", text, re.IGNORECASE)
     if found is None:
-        raise UserError(f"--keep-bytes: {text!r} is not a size; write 500MB or 20GB")
+        raise UserError(f"{where}: {text!r} is not a size; write 500MB or 20GB")
     return round(float(found[1]) * UNITS.get(found[2].upper(), 1))
 
 

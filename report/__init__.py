@@ -9,6 +9,7 @@ from tercet.report.table import (
     console_table,
     delta_line,
     fill_marked,
+    leak_line,
     markdown_table,
     model_table,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "delta_line",
     "fill_marked",
     "forecast_table",
+    "leak_line",
     "markdown_table",
     "mining_page",
     "model_table",

@@ -20,8 +20,11 @@ HEADINGS = {
 }
 
 
+STS_HEADINGS = {"spearman": "Spearman", "pearson": "Pearson"}
+
+
 def model_table(results: Sequence[Result]) -> list[Row]:
-    """A row per result, in the order given; the main metric with its 95 % interval.
+    """A row per result, in the order given; its main metric with its 95 % interval.
 
     A task column is added when the results are of more than one task or split.
     """
@@ -33,26 +36,55 @@ def _row(result: Result, with_task: bool) -> Row:
     row = {"Model": result.model}
     if with_task:
         row["Task"] = f"{result.task} ({result.split})"
-    for metric, heading in HEADINGS.items():
-        mean = result.means[metric]
-        if metric == MAIN_METRIC:
+    for metric, heading in (HEADINGS | STS_HEADINGS).items():
+        mean = result.means.get(metric)
+        if mean is None:  # another kind of task, or a run that was not deep enough
+            continue
+        if metric == result.main:
             row[f"{heading} [95 % interval]"] = f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
         else:
             row[heading] = f"{mean.mean:.3f}"
     return row
 
 
-def delta_line(base: str, new: str, delta: Delta, metric: str = MAIN_METRIC) -> str:
+def delta_line(
+    base: str, new: str, delta: Delta, metric: str = MAIN_METRIC, holm: float | None = None
+) -> str:
     """One sentence about a difference, with all that is needed to believe it.
+
+    `holm` is p adjusted for the number of tasks; d the mean in standard deviations.
 
     >>> delta_line("base", "tuned", Delta(0.0123, -0.001, 0.0256, 0.0712, 300))
     'tuned - base: nDCG@10 +0.012 [-0.001, +0.026], p = 0.071, 300 queries'
     """
-    p = "p < 0.001" if delta.p < 0.001 else f"p = {delta.p:.3f}"
+    adjusted = "" if holm is None else f" (Holm {_p(holm).removeprefix('p ').removeprefix('= ')})"
+    effect = "" if delta.effect is None else f", d = {delta.effect:+.2f}"
     return (
         f"{new} - {base}: {HEADINGS.get(metric, metric)} {delta.mean:+.3f} "
-        f"[{delta.low:+.3f}, {delta.high:+.3f}], {p}, {delta.queries} queries"
+        f"[{delta.low:+.3f}, {delta.high:+.3f}], {_p(delta.p)}{adjusted}{effect}, "
+        f"{delta.queries} queries"
     )
+
+
+def leak_line(result: Result) -> str:
+    """What of a task was seen in training, and the main metric without the queries concerned."""
+    leak = result.leakage
+    if leak is None:
+        return f"{result.task}: not compared with training texts"
+    scores = result.scores[result.main]
+    clean = [score for query, score in scores.items() if query not in set(leak.touched)]
+    rest = f"{sum(clean) / len(clean):.3f}" if clean else "no query is left"
+    return (
+        f"{result.task}: seen in training, word for word / mostly: "
+        f"{leak.queries_by_hash:,} / {len(leak.queries):,} of {leak.of_queries:,} queries, "
+        f"{leak.documents_by_hash:,} / {len(leak.documents):,} of {leak.of_documents:,} answers; "
+        f"{result.model} without the {len(leak.touched):,} queries concerned: "
+        f"{HEADINGS.get(result.main, result.main)} {rest}"
+    )
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str] | None = None) -> str:

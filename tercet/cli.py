@@ -259,27 +259,78 @@ def pair(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder, a hub name, or 'embedded'.")],
-    data: Annotated[list[Path], typer.Option(help="A BEIR folder; may be repeated.")],
+    data: Annotated[list[Path] | None, typer.Option(help="A BEIR folder; may be repeated.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
     split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv.")] = "test",
     against: Annotated[
         list[str] | None, typer.Option(help="A model to compare with; may be repeated.")
     ] = None,
+    mteb: Annotated[
+        list[str] | None, typer.Option(help="A task of MTEB by name; may be repeated.")
+    ] = None,
+    sts: Annotated[
+        list[Path] | None,
+        typer.Option(help="A TSV with score, sentence1, sentence2; may be repeated."),
+    ] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="A cross-encoder that reads the first documents again.")
+    ] = None,
+    rerank_depth: Annotated[int, typer.Option(min=1, help="How many of them.")] = 100,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(help="What MODEL was trained on (file, folder, config): counts leaks."),
+    ] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Text before each query, such as an instruction.")
+    ] = None,
+    document_prompt: Annotated[str | None, typer.Option(help="Text before each document.")] = None,
+    skip_self: Annotated[
+        bool, typer.Option(help="Leave out the document with the query's id (ArguAna, Quora).")
+    ] = False,
+    depth: Annotated[int, typer.Option(min=1, help="Documents of each query looked at.")] = 1000,
+    search_memory: Annotated[
+        str, typer.Option(help="What candidates may take while they are searched for.")
+    ] = "512MB",
+    predictions: Annotated[bool, typer.Option(help="Write MTEB's predictions too.")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
-    """Retrieval quality with 95 % intervals, beside BM25 and any other model."""
+    """Quality with 95 % intervals on BEIR folders, MTEB tasks and STS, beside BM25 and others."""
+    from tercet.configs import Prompts
+    from tercet.models.housekeeping import read_bytes
     from tercet.progress import is_main_process
-    from tercet.report import console_table, model_table
-    from tercet.stages import delta_lines, evaluate, name_of
+    from tercet.report import console_table, leak_line, model_table
+    from tercet.stages import Search, delta_lines, evaluate, name_of
 
+    how = Search(
+        depth=depth,
+        skip_self=skip_self,
+        memory=read_bytes(search_memory, "--search-memory"),
+        predictions=predictions,
+        rerank=rerank,
+        rerank_depth=rerank_depth,
+    )
     results = evaluate(
-        model, data, out, split=split, against=against or (), trust_remote_code=trust_remote_code
+        model,
+        data or (),
+        out,
+        split=split,
+        against=against or (),
+        prompts=Prompts(query=query_prompt, document=document_prompt),
+        how=how,
+        similarity=sts or (),
+        official=mteb or (),
+        trained_on=trained_on or (),
+        trust_remote_code=trust_remote_code,
     )
     if not is_main_process():
         return
-    _show(console_table(model_table(results)))
+    for main in dict.fromkeys(result.main for result in results):
+        _show(console_table(model_table([result for result in results if result.main == main])))
     for line in delta_lines(results, name_of(model)):
         print(line)
+    for result in results:
+        if result.leakage is not None:
+            print(leak_line(result))
     print(f"results: {out}")
 
 

@@ -54,8 +54,9 @@ def test_a_task_is_read_as_beir_reads_it(
 ) -> None:
     task = read_task(folder(tmp_path / "fruit"))
     assert (task.name, task.split) == ("fruit", "test")
-    assert task.documents.ids == ["d1", "d2", "d3", "4"]
-    assert task.documents.texts == ["One first text", "second text", "Title alone", "no title"]
+    assert task.documents.ids == ["d3", "d2", "d1", "4"]  # the order trec_eval gives equal scores
+    assert task.documents.texts == ["Title alone", "second text", "One first text", "no title"]
+    assert (task.unjudged, task.answerless) == (0, 1)
     assert task.queries == Texts(["q1", "q2"], ["one", "two"])
     assert task.qrels == {"q1": {"d1": 2, "d3": 0, "4": 0}, "q2": {"d2": 1}}  # -1 counts as 0
     assert "1 queries of test have no answer" in capsys.readouterr().err
@@ -73,7 +74,7 @@ def test_what_is_written_reads_back_equal(tmp_path: Path) -> None:
     task = RetrievalTask(
         "out",
         "dev",
-        Texts(["a", "b"], ["été  \u2028 text", 'with "quotes"\nand\ttabs']),
+        Texts(["b", "a"], ["été  \u2028 text", 'with "quotes"\nand\ttabs']),
         Texts(["q"], ["question?"]),
         {"q": {"a": 2, "b": 0}},
     )

@@ -21,20 +21,25 @@ def reference(grades: dict[str, int], scores: dict[str, float]) -> dict[str, flo
     order = ranked(scores)
     relevant = {d for d, grade in grades.items() if grade >= 1}
     hits = [d in relevant for d in order]
-    gains = [max(grades.get(d, 0), 0) for d in order[:10]]
-    ideal = sorted((max(g, 0) for g in grades.values()), reverse=True)[:10]
-    dcg, best = (
-        sum(g / math.log2(rank + 1) for rank, g in enumerate(row, start=1))
-        for row in (gains, ideal)
-    )
+    gains = [max(grades.get(d, 0), 0) for d in order]
+    ideal = sorted((max(g, 0) for g in grades.values()), reverse=True)
+
+    def ndcg(cut: int) -> float:
+        dcg, best = (
+            sum(g / math.log2(rank + 1) for rank, g in enumerate(row[:cut], start=1))
+            for row in (gains, ideal)
+        )
+        return dcg / best if best else 0.0
+
     at = [rank for rank, hit in enumerate(hits, start=1) if hit]
     count = max(len(relevant), 1)
     return {
-        "ndcg@10": dcg / best if best else 0.0,
+        **{f"ndcg@{cut}": ndcg(cut) for cut in (1, 3, 5, 10, 20, 100)},
+        **{f"recall@{cut}": sum(hits[:cut]) / count for cut in (10, 100, 1000)},
+        **{f"precision@{cut}": sum(hits[:cut]) / cut for cut in (1, 10)},
+        **{f"hit_rate@{cut}": float(any(hits[:cut])) for cut in (10, 100)},
         "mrr@10": 1 / at[0] if at and at[0] <= 10 else 0.0,
         "map": sum(i / rank for i, rank in enumerate(at, start=1)) / count,
-        "recall@100": sum(hits[:100]) / count,
-        "precision@10": sum(hits[:10]) / 10,
     }
 
 
@@ -124,5 +129,5 @@ def test_a_misspelt_metric_is_told_the_nearest() -> None:
     ):
         with pytest.raises(UserError, match=f"unknown metric '{wrong}'; did you mean '{right}'"):
             known_metric(wrong)
-    with pytest.raises(UserError, match="unknown metric 'x'; metrics: ndcg@10, "):
+    with pytest.raises(UserError, match="unknown metric 'x'; metrics: ndcg@1, "):
         known_metric("x")

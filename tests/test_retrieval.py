@@ -15,12 +15,11 @@ from tercet.evaluation.retrieval import (
     comparison,
     evaluate_vectors,
     read_result,
-    read_run,
     score_task,
     task_fingerprint,
     write_result,
-    write_run,
 )
+from tercet.evaluation.runs import read_run, write_run
 
 TASK = RetrievalTask(
     "toy",
@@ -68,6 +67,8 @@ def test_scores_stand_under_their_own_query() -> None:
         "judgements": 3,
         "unanswered": 0,
         "depth": 3,
+        "without_judgement": 0,
+        "without_answer": 0,
     }
 
 
@@ -118,7 +119,7 @@ def test_results_of_other_tasks_splits_data_or_metrics_are_refused() -> None:
         comparison(one, replace(one, split="dev"))
     with pytest.raises(UserError, match="task contents"):
         comparison(one, replace(one, fingerprints={"task": "x"}))
-    with pytest.raises(UserError, match="unknown metric 'bleu'; these results hold ndcg@10"):
+    with pytest.raises(UserError, match="unknown metric 'bleu'; these results hold ndcg@1,"):
         comparison(one, one, "bleu")
 
 

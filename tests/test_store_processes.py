@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tercet.data import RetrievalTask, Texts, write_task
+from tercet.mining.search import CPU_TILE
 from tercet.models.shards import rows_of_a_shard
-from tests.conftest import NAMES, PLACES
-from tests.test_stages import small_task
+from tests.conftest import NAMES, PLACES, answer
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = 12_000
@@ -33,6 +34,16 @@ def texts(count: int) -> list[str]:
         a, b, c = NAMES[i % 48], NAMES[i // 48 % 48], PLACES[i // 2_304 % 8]
         found.append(f"a {a} of the {b} lives in the {c}" + " river" * int(random.integers(0, 24)))
     return found
+
+
+def many_queries(folder: Path) -> Path:
+    """1,100 queries, each asking for the document of its first animal."""
+    asked = texts(CPU_TILE[0] + 76)
+    queries = Texts([f"q{i}" for i in range(len(asked))], asked)
+    documents = Texts([f"d{n}" for n in range(len(NAMES))], [answer(n) for n in range(len(NAMES))])
+    qrels = {f"q{i}": {f"d{i % len(NAMES)}": 1} for i in range(len(asked))}
+    write_task(RetrievalTask("task", "test", documents, queries, qrels), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +71,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, pairs: Path)
         job("first", 1, "shared", "some", slow=0.05, beside=True),
         job("second", 1, "shared", "some"),
     ]
-    task = small_task(pairs, folder / "task", "test")
+    task = many_queries(folder / "task")
     mining = [f"data.train={pairs}", f"model.path={tiny_model}", "mining.relative_margin=null"]
     for world in (1, 2):
         results = ["--out", str(folder / f"results-{world}"), "--data", str(task)]
@@ -147,12 +158,21 @@ def test_commands_share_the_encoding_and_the_main_process_speaks(out: Path, comm
 
 
 def test_two_processes_evaluate_alike(out: Path) -> None:
-    scores = []
-    for world in (1, 2):
-        found = sorted((out / f"results-{world}").rglob("*.json"))
-        assert len(found) == 2  # the model's and BM25's
-        scores.append([json.loads(file.read_text())["tercet"]["scores"] for file in found])
-    assert scores[0] == scores[1]
+    """More queries than one tile holds, so that each process searches some."""
+    one, two = (files_of(out / f"results-{world}") for world in (1, 2))
+    assert len(one) == 5  # a result and a run of the model and of BM25, and the comparison
+    assert one == two
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    """What is in the files, but for how long it took."""
+    found: dict[str, Any] = {}
+    for file in sorted(folder.rglob("*.*")):
+        name, text = str(file.relative_to(folder)), file.read_text()
+        found[name] = json.loads(text) if file.suffix == ".json" else text
+        if file.suffix == ".json" and file.parent != folder:
+            assert found[name].pop("evaluation_time") == found[name]["tercet"].pop("seconds") > 0
+    return found
 
 
 def test_two_processes_mine_the_same_bytes(out: Path) -> None:

@@ -55,6 +55,14 @@ def test_a_tiny_p_is_not_printed_as_zero() -> None:
     assert line == "b - a: nDCG@10 +0.100 [+0.050, +0.150], p < 0.001, 50 queries"
 
 
+def test_a_line_tells_the_adjusted_p_and_the_effect() -> None:
+    delta = Delta(0.1, 0.05, 0.15, 0.004, 50, 0.256)
+    assert delta_line("a", "b", delta, holm=0.012) == (
+        "b - a: nDCG@10 +0.100 [+0.050, +0.150], p = 0.004 (Holm 0.012), d = +0.26, 50 queries"
+    )
+    assert "p = 0.004 (Holm < 0.001)" in delta_line("a", "b", delta, holm=0.0002)
+
+
 def test_filling_twice_changes_nothing_more_and_leaves_the_rest() -> None:
     text = "top\n<!-- t:begin -->\nold\n<!-- t:end -->\n<!-- u:begin --><!-- u:end -->\n"
     once = fill_marked(text, "t", "| new |")

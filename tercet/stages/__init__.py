@@ -9,11 +9,14 @@ from tercet.stages.exporting import export, export_run
 from tercet.stages.merging import Curve, merge, merge_curve
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
+from tercet.stages.official import evaluate_official
 from tercet.stages.scoring import (
+    Search,
     delta_lines,
     evaluate,
     evaluate_bm25,
     evaluate_model,
+    evaluate_similarity,
     scores_of,
 )
 from tercet.stages.students import pair, student
@@ -22,12 +25,15 @@ from tercet.stages.training import distil, finetune
 __all__ = [
     "Curve",
     "Mined",
+    "Search",
     "check_data",
     "delta_lines",
     "distil",
     "evaluate",
     "evaluate_bm25",
     "evaluate_model",
+    "evaluate_official",
+    "evaluate_similarity",
     "export",
     "export_run",
     "finetune",

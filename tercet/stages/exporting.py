@@ -11,6 +11,7 @@ from tercet.errors import UserError
 from tercet.evaluation import (
     Result,
     read_result,
+    result_files,
 )
 from tercet.export import export_model, model_card
 from tercet.report import markdown_table, model_table
@@ -73,5 +74,5 @@ def export(
 
 
 def _read_results(paths: Sequence[Path]) -> list[Result]:
-    files = [f for p in paths for f in (sorted(p.rglob("*.json")) if p.is_dir() else [p])]
+    files = [f for p in paths for f in (result_files(p) if p.is_dir() else [p])]
     return [read_result(file) for file in files]

@@ -9,14 +9,14 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs import Config, StudentConfig, load
 from tercet.data import read_task
 from tercet.errors import UserError, about
-from tercet.evaluation import known_metric
+from tercet.evaluation import cut_of, known_metric
 from tercet.files import write_json
 from tercet.models import max_length, prompt_of
 from tercet.processes import on_main
 from tercet.progress import is_main_process
 from tercet.stages.exporting import export_run
 from tercet.stages.mining import remine_stage
-from tercet.stages.scoring import scores_of
+from tercet.stages.scoring import DEV_DEPTH, scores_of
 from tercet.stages.students import student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
@@ -101,9 +101,10 @@ def _dev_evaluator(config: Config) -> Evaluate | None:
     known_metric(settings.metric)
     with about("evaluation.dev"):
         task = read_task(settings.dev, settings.dev_split)
+    depth = max(DEV_DEPTH, cut_of(settings.metric))
 
     def scores(encoder: SentenceTransformer) -> dict[str, float]:
-        per_query = scores_of(encoder, task, settings.batch_tokens)
+        per_query = scores_of(encoder, task, settings.batch_tokens, depth)
         return {metric: float(values.mean()) for metric, values in per_query.items()}
 
     return scores
