@@ -167,7 +167,11 @@ def rates(
     shown, asked = spread(documents), spread(queries)
     first = next(iter(models))
     speed: dict[str, Any] = {name: {} for name in models}
-    for what, texts, role in (("documents", shown, "document"), ("queries", asked, "query")):
+    sides: tuple[tuple[str, list[str], Role], ...] = (
+        ("documents", shown, "document"),
+        ("queries", asked, "query"),
+    )
+    for what, texts, role in sides:
         times = alternate(
             {
                 name: (lambda model=model, texts=texts, role=role: encode(model, texts, role))

@@ -87,7 +87,7 @@ class Ours:
             optimizer=optimizer,
             log_temperature=None,
             average=None,
-            data=data.fingerprint,
+            begun={},
             batches=batches_of(config, data),
             tokens=(
                 tokens_of(model, data.queries.texts, "query"),

@@ -62,8 +62,8 @@ def down_to_last_relevant(task: RetrievalTask, found: Ranking) -> NDArray[np.int
 
 def unanswered(task: RetrievalTask, found: Ranking) -> int:
     """How many judged queries have no document at all; `absent` of the same run."""
-    empty = ~(found.positions >= 0).any(axis=1)
-    return sum(bool(empty[task.queries.index[query]]) for query in task.qrels)
+    answered = np.any(found.positions >= 0, axis=1).tolist()
+    return sum(not answered[task.queries.index[query]] for query in task.qrels)
 
 
 def refuse_nan(task: RetrievalTask, found: Ranking) -> None:

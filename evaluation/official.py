@@ -140,7 +140,7 @@ def run_mteb(model: Any, task: "AbsTask") -> list[Scored]:
             runs.get(row["hf_subset"], {}).get(split, {}),
             name if row["hf_subset"] == "default" else f"{name}.{row['hf_subset']}",
             split,
-            _without_nan(row),
+            _without_nan(dict(row)),
             found.dataset_revision,
             found.mteb_version,
             found.evaluation_time,
