@@ -79,7 +79,7 @@ def test_the_command_scores_a_file(run: Run, tiny_model: Path, tmp_path: Path) -
     task = read_similarity(file)
     model = SentenceTransformer(str(tiny_model), device="cpu")
     first, second = model.encode(task.first), model.encode(task.second)
-    want = stats.spearmanr((first * second).sum(axis=1), task.scores).statistic
+    want = stats.spearmanr((first * second).sum(axis=1), task.scores)[0]
     assert result.means["spearman"].mean == pytest.approx(want, abs=1e-3)
 
 
