@@ -27,11 +27,13 @@ from tercet.models import (
     prompt_of,
     vectors,
 )
+from tercet.peers import together
 from tercet.processes import on_main
 from tercet.report import delta_line
 from tercet.stages.names import name_of
 
 
+@together()
 def evaluate(
     model: str,
     folders: Sequence[str | Path],
