@@ -93,7 +93,7 @@ def load_faiss(index: str) -> Any:
         import faiss
     except ImportError:
         raise UserError(
-            f"mining.index: {index!r} needs FAISS, which is not installed: pip install 'tercet[ann]'"
+            f"mining.index: {index!r} needs FAISS, which is missing: pip install 'tercet[ann]'"
         ) from None
     return faiss
 

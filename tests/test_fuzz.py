@@ -84,6 +84,7 @@ def read_run_log(data: bytes, folder: Path) -> object:
     return read_log(folder / "run.jsonl")
 
 
+CHECKPOINT = json.dumps(manifest_of({"state.json": "0" * 64}))
 STORE = json.dumps({"format": 3, "fingerprint": "x", "rows": 3, "shards": [{"sha256": "0"}]})
 READERS: dict[str, tuple[Callable[[bytes, Path], object], bytes]] = {
     "jsonl": (read_file("a.jsonl"), JSONL),
@@ -94,14 +95,14 @@ READERS: dict[str, tuple[Callable[[bytes, Path], object], bytes]] = {
     "beir queries": (read_beir("queries.jsonl"), QUERIES),
     "beir qrels": (read_beir("qrels/test.tsv"), QRELS),
     "config": (read_config, YAML),
-    "checkpoint": (read_checkpoint, json.dumps(manifest_of({"state.json": "0" * 64})).encode()),
+    "checkpoint": (read_checkpoint, CHECKPOINT.encode()),
     "store": (read_store, STORE.encode()),
     "log": (read_run_log, b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": "nan"}\n'),
 }
 PIECES = (
     b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\n", b"\r\n", b'"', b"'", b"{", b"}", b"[" * 99, b",",
     b":", b"\t", b"\\ud800", b"NaN", b"1e999", b"-1", b"9" * 5000, b"null", b"../", b"/etc/passwd",
-    b"*b", b"&b", b"!!python/name:os.system", b"${oc.env:HOME}", b"${x}", b"<<: *b", b"\xe2\x80\xa8",
+    b"*b", b"&b", b"!!python/name:os.system", b"${oc.env:HOME}", b"${x}", b"<<: *b",
 )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from tercet.train.tracking import read_log
 from tests.conftest import weights
 from tests.workers.launch import ROOT
 
-STEPS, EVERY = 12, 4
+STEPS, EVERY = 8, 3
 LAST = f"checkpoints/step-{STEPS:08d}"
 
 
