@@ -3,13 +3,17 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check fix wheel clean
+.PHONY: demo test test-faults check fix wheel clean
 
 demo: .venv/ready
 	$(BIN)/tercet demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+# The long forms: hours of kills, 2,000 steps of soaking, 100,000 fuzzed inputs.
+test-faults: .venv/ready
+	$(BIN)/python -m pytest -m faults
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.machine import RESULTS, write_result
 from benchmarks.pairs import STDLIB, code_pairs, draw
 from tercet.configs import Config, load
-from tercet.report.table import console_table
+from tercet.report.table import console_table, markdown_table
 from tercet.train.cost import Cluster, all_gather, all_reduce
 from tercet.train.loop import gradient_of, plan_of
 from tercet.train.scale import Predicted, Workload, predict_on, workload
@@ -69,12 +69,14 @@ def write_pairs(path: Path, rows: int) -> None:
             file.write(json.dumps(pair) + "\n")
 
 
-def config_of(folder: Path, model: str = "embedded") -> Config:
+def config_of(folder: Path, model: str = "embedded", length: int = 128) -> Config:
     """A fixed cut, so that prediction and run agree on everything but what is to be shown."""
     sizes = [f"batch.size={BATCH}", f"batch.micro_tokens={MICRO_TOKENS}"]
     where = [f"data.train={folder / 'pairs.jsonl'}", f"output={folder / 'run'}"]
     more = [f"batch.keep_tokens={KEEP_TOKENS}", "train.mixed_precision=no", f"model.path={model}"]
-    return load("finetune", [*where, *sizes, *more, "model.max_length=128", "train.dropout=0"])
+    return load(
+        "finetune", [*where, *sizes, *more, f"model.max_length={length}", "train.dropout=0"]
+    )
 
 
 def launch(world: int, folder: Path) -> dict[str, Any]:
@@ -85,9 +87,9 @@ def launch(world: int, folder: Path) -> dict[str, Any]:
     return json.loads((folder / f"{world}.json").read_text(encoding="utf-8"))
 
 
-def count_here(folder: Path, model: str = "embedded") -> None:
+def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None:
     """One process of a launch: run a step, count, and let the main one write what was found."""
-    config = config_of(folder, model)
+    config = config_of(folder, model, length)
     before = psutil.Process().memory_info().rss / 2**20
     run = prepare(config)
     batch = run.batches(0)
@@ -187,6 +189,12 @@ def _drawn(work: Workload, rows: int) -> Workload:
 
 def _facts(found: Predicted) -> dict[str, Any]:
     return asdict(found.cost) | {"seconds": found.seconds}
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """What stands between the marks of docs/scale.md."""
+    rows = {"scale_check": check_rows(found), "scale_worlds": world_rows(found)}
+    return {name: markdown_table(table) for name, table in rows.items()}
 
 
 def check_rows(found: dict[str, Any]) -> list[dict[str, str]]:

@@ -18,6 +18,7 @@ from benchmarks import (
     mining_quality,
     quality,
     retention,
+    scale,
     train_step,
 )
 from benchmarks.machine import RESULTS
@@ -47,6 +48,8 @@ def main() -> None:
         taught |= retention.tables(found["retention"])
     if taught:
         _fill(ROOT / "docs" / "distillation.md", taught)
+    if "scale" in found:
+        _fill(ROOT / "docs" / "scale.md", scale.tables(found["scale"]))
     if "demo" in found:
         printed = f"```text\n{found['demo']['printed'].rstrip()}\n```"
         seconds = f"It took {found['demo']['seconds']:.0f} seconds after the installation."

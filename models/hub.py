@@ -3,7 +3,6 @@
 import difflib
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
@@ -47,7 +46,7 @@ def find_on_hub(name: str, where: str) -> None:
         HfApi().model_info(name, timeout=PATIENCE)
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{where}: {name} is neither a folder nor on the hub; {hint}") from None
-    except (HfHubHTTPError, httpx.HTTPError, OSError):  # the offline mode is an OSError
+    except UNREACHABLE:
         raise UserError(
             f"{where}: {name} is no folder, not in the hub's cache, and the hub cannot be reached; "
             f"{hint}"
@@ -76,3 +75,5 @@ def _beside(name: str) -> list[str]:
 
 
 FILES = ("modules.json", "config.json")
+# The error of whichever HTTP client the hub's library uses, and OSError: the offline mode is one.
+UNREACHABLE = HfHubHTTPError.__bases__

@@ -164,7 +164,7 @@ def written_format(place: Path) -> int | None:
     """The version of the store's layout; None if there is no manifest or no reading it."""
     try:
         return int(json.loads((place / MANIFEST).read_text(encoding="utf-8"))["format"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -11,9 +11,8 @@ def store_table(stores: Sequence[Stored]) -> list[Row]:
     return [
         {
             "Store": store.place.name[:8],
-            "Kind": store.kind,
             "Model": store.model,
-            "Role": store.manifest.role if store.manifest else "?",
+            "Role": store.manifest.role if store.manifest else store.kind,
             "Rows": f"{store.manifest.rows:,}" if store.manifest else "?",
             "Dim": f"{store.manifest.dim:,}" if store.manifest else "?",
             "MB": f"{store.size / 1e6:,.1f}",

@@ -229,7 +229,7 @@ def test_a_tracker_that_fails_or_hangs_stops_nothing(
     assert "has not taken everything within" in said
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 @pytest.mark.usefixtures("wandb_keys")
 def test_a_server_that_cannot_be_reached_stops_nothing(
     tiny_model: Path, pairs: Path, tmp_path: Path

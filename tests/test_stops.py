@@ -46,7 +46,6 @@ def ended(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
         job("whole", 1),
         job("whole-two", 2),
         job("term", 1, kind="signal", step=3, number=signal.SIGTERM),
-        job("int", 1, kind="signal", step=3, number=signal.SIGINT),
         job("term-two", 2, kind="signal", step=3, at=1, number=signal.SIGTERM),
         job("twice", 1, kind="signals", step=3, number=signal.SIGTERM),
         job("killed", 2, kind="signal", step=3, at=1, number=signal.SIGKILL),
@@ -55,13 +54,13 @@ def ended(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
     ]
     start = time.monotonic()
     found = dict(zip([j["name"] for j in jobs], run_jobs(jobs, out), strict=True))
-    assert time.monotonic() - start < 120
-    again = [job("term", 1), job("int", 1), job("term-two", 2)]
+    assert time.monotonic() - start < 240
+    again = [job("term", 1), job("term-two", 2)]
     run_jobs(again, out)
     return out, found
 
 
-@pytest.mark.parametrize("name", ["term", "int", "term-two"])
+@pytest.mark.parametrize("name", ["term", "term-two"])
 def test_a_signal_finishes_the_step_and_saves(ended: Any, name: str) -> None:
     out, found = ended
     assert set(found[name]) == {SAVED}

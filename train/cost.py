@@ -28,7 +28,7 @@ VECTORS = 6  # copies of a batch's vectors alive at once: values, gradients, wha
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator, by its data sheet: dense bfloat16 FLOP/s, bytes, bytes/s in one direction."""
+    """An accelerator by its data sheet: dense bfloat16 FLOP/s, bytes, bytes/s in one direction."""
 
     flops: float
     memory: float

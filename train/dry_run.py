@@ -9,7 +9,7 @@ import torch
 
 from tercet.configs import Config
 from tercet.models import max_length
-from tercet.train.loop import drawn_tokens, forward, gradient_of, plan_of
+from tercet.train.loop import drawn_tokens, forward, gradient_in_room, gradient_of, plan_of
 from tercet.train.run import Run
 from tercet.train.setup import prepare
 from tercet.train.sizing import bytes_per_token
@@ -64,14 +64,14 @@ def _used(run: Run) -> int:
 
 def _measure(run: Run) -> Forecast:
     batches = [run.batches(step) for step in range(min(SAMPLE, run.steps))]
+    before = _used(run)
+    gradient_in_room(run, batches[0])  # the first step also allocates and tunes
+    run.optimizer.zero_grad(set_to_none=True)
     plans = [plan_of(run, batch) for batch in batches]
     tokens = sum(cut.tokens for cut in plans)
     drawn = sum(drawn_tokens(run, batch) for batch in batches)
     limit = max_length(run.encoder)
     cut_off = sum(int((cut.lengths >= limit).sum()) for cut in plans)
-    before = _used(run)
-    gradient_of(run, batches[0], plans[0])  # the first step also allocates and tunes
-    run.optimizer.zero_grad(set_to_none=True)
     start = time.perf_counter()
     outcome = gradient_of(run, batches[0], plans[0])
     seconds = time.perf_counter() - start

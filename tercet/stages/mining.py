@@ -25,6 +25,7 @@ from tercet.models import (
     vectors,
 )
 from tercet.models.cross import CrossScorer, load_scorer
+from tercet.peers import together
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.report import mining_page
@@ -43,6 +44,7 @@ class Mined:
     page: Path  # to read
 
 
+@together()
 def mine(config: Config) -> Mined:
     """Mine hard negatives for `config.data.train` with `config.model`.
 

@@ -56,6 +56,7 @@ from tercet.models import (
     vectors,
 )
 from tercet.models.cross import CrossScorer, load_scorer
+from tercet.peers import together
 from tercet.processes import on_main
 from tercet.progress import say
 from tercet.report import delta_line
@@ -89,6 +90,7 @@ PLAIN = Search()
 OWN = Prompts()  # the checkpoint's
 
 
+@together()
 def evaluate(
     model: str,
     folders: Sequence[str | Path],

@@ -4,11 +4,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from tercet import peers
+from tercet import files, peers
 from tercet.train import loop
 
 
@@ -34,6 +35,19 @@ def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -
     if kind == "memory":
         return limit_memory(step, **how)
     raise ValueError(kind)
+
+
+def die_writing(fsyncs: int) -> None:
+    """Kill -9 at the fsync after so many: a checkpoint is half on the disk, or half renamed."""
+    left, plain = [fsyncs], files._fsync
+
+    def dying(path: Path) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(path)
+
+    files._fsync = dying
 
 
 def limit_memory(step: int, tokens: int, phase: str = "forward") -> None:

@@ -2,9 +2,10 @@
 
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...]}, with
 as needed "kill_after" (step), "seen" (path: gets the texts of every batch as each rank read them),
-"sharded", "remine" (true), "fault" (what workers/faults.py injects), "said" (path: gets what each
-rank printed, with its number behind), "command" (true: typed as a command, export and all) and
-"may_fail" (true). The exit statuses of all ranks go to statuses.json beside the jobs.
+"sharded", "remine" (true), "dies_writing" (fsyncs survived), "fault" (what workers/faults.py
+injects), "said" (path: gets what each rank printed, with its number behind), "command" (true: typed
+as a command, export and all) and "may_fail" (true). The exit statuses of all ranks go to
+statuses.json beside the jobs.
 """
 
 import json
@@ -30,6 +31,8 @@ def work(rank: int, job: dict[str, Any]) -> None:
         os.dup2(to, sys.stderr.fileno())
     if job.get("kill_after"):
         faults.die(job["kill_after"])
+    if job.get("dies_writing"):
+        faults.die_writing(job["dies_writing"])
     if job.get("fault"):
         faults.inject(rank, **job["fault"])
     if job.get("seen"):

@@ -1,0 +1,106 @@
+"""What a step costs elsewhere: counted as real processes count it, and growing as is claimed."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from tercet.configs import load
+from tercet.train.cost import DEVICES, Cluster, Cost, all_reduce, shape_of
+from tercet.train.scale import Workload, predict_on
+from tests.conftest import Run
+from tests.workers.launch import ROOT
+
+WORLDS = (1, 8, 64, 256, 1_024)
+
+
+@pytest.fixture
+def work(tiny_model: Path) -> Workload:
+    """8,192 pairs of texts of 4 to 64 tokens."""
+    lengths = np.random.default_rng(0).integers(4, 65, 2 * 8_192)
+    shape = shape_of(SentenceTransformer(str(tiny_model), device="cpu"))
+    return Workload(shape, [lengths], [8_192], apart=False, steps=100)
+
+
+def test_the_shape_counts_what_tokens_are_multiplied_with(tiny_model: Path) -> None:
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    shape = shape_of(model)
+    body = 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    pooler = 32 * 32  # until `freeze_unused` finds that no vector depends on it
+    assert shape.products in (body, body + pooler)
+    assert (shape.layers, shape.width, shape.vector) == (2, 32, 32)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_launches_up_to_1024_processes_scale_as_claimed(work: Workload) -> None:
+    config = load("finetune", ["batch.micro_tokens=2048", "batch.keep_tokens=4096"])
+
+    def at(world: int, sharded: bool = False) -> Cost:
+        cluster = Cluster(max(1, world // 8), min(world, 8), sharded)
+        return predict_on(work, config, cluster, "h100").cost
+
+    plain = [at(world) for world in WORLDS]
+    sharded = [at(world, True) for world in WORLDS]
+    weights = 4 * work.shape.trained
+    for world, cost in zip(WORLDS, plain, strict=True):
+        assert cost.tokens == plain[0].tokens  # the batch defines the run
+        assert cost.imbalance < 0.25
+        # With few texts to a process those of all lengths share a micro-batch: padding grows.
+        assert cost.flops_busiest < (1.3 if world <= 64 else 2.5) * plain[0].flops / world
+        texts = 8_192 * 2 * work.shape.vector * 4
+        assert cost.sent <= 2 * weights + 3.4 * texts  # whatever the number of processes
+    assert plain[0].sent == 0 and plain[0].leaving == 0 < plain[2].leaving
+    states = [cost.memory for cost in plain]
+    assert max(states[1:]) < 1.3 * states[1]
+    assert sharded[3].memory < plain[3].memory and sharded[1].sent > plain[1].sent
+
+
+def test_rings_send_what_is_known_of_them() -> None:
+    assert all_reduce(100.0, 1) == 0 and all_reduce(100.0, 2) == 100
+    assert all_reduce(100.0, 1_024) == pytest.approx(200, rel=1e-2)
+
+
+def test_a_plan_for_machines_elsewhere(run: Run, tiny_model: Path, pairs: Path) -> None:
+    words = ("plan", "tiny", f"data.train={pairs}", f"model.path={tiny_model}", "output=out")
+    status, out, err = run(*words, "--device", "h100", "--nodes", "4", "--gpus", "8")
+    assert status == 0, err
+    assert "32 (4 x 8 h100, DDP)" in out and "device hours" in out
+    assert re.search(r"leaving each node and step\W+[\d.]+ MB", out)
+    assert not Path("out").exists()
+    status, _, err = run(*words, "--device", "h10")
+    assert status == 2 and "did you mean 'h100'" in err
+    status, _, err = run(*words, "--gpus", "8")
+    assert status == 2 and "name --device" in err
+    assert all(device.flops > 1e13 for device in DEVICES.values())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_predictions_are_what_processes_count(
+    world: int, tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "pairs.jsonl").write_bytes(pairs.read_bytes())
+    program = (
+        "import sys, pathlib; from benchmarks import scale; scale.BATCH = 16; "
+        "scale.count_here(pathlib.Path(sys.argv[1]), sys.argv[2], 64)"
+    )
+    (tmp_path / "rank.py").write_text(program)
+    command = ["torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+    quiet = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-m", *command, str(tmp_path / "rank.py"), str(tmp_path), str(tiny_model)],
+        env=os.environ | quiet,
+        check=True,
+        timeout=200,
+    )
+    found = json.loads((tmp_path / f"{world}.json").read_text())
+    counted, predicted = found["counted"], found["predicted"]
+    for key in ("tokens", "padded"):
+        assert predicted[key] == counted[key]
+    assert predicted["flops"] == pytest.approx(counted["flops"], rel=0.15)
+    assert predicted["sent"] == pytest.approx(counted["sent"], rel=0.02)
