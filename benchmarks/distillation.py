@@ -269,8 +269,8 @@ def merge(work: Work, name: str) -> dict[str, Any]:
     for other in OTHERS:
         halves = work.folder / "data" / other
         if not halves.with_name(f"{other}-report").exists():
-            size = work.small or MERGE_DOCUMENTS
-            write_halves(work.shared / other, halves, size, work.small or MERGE_QUERIES)
+            sizes = (work.small or MERGE_DOCUMENTS, work.small or MERGE_QUERIES, work.small)
+            write_halves(work.shared / other, halves, *sizes)
     keep = [work.folder / "data" / f"{other}-choose" for other in OTHERS]
     points = 3 if work.small else 11
     curve = stages.merge_curve(

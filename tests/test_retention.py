@@ -54,9 +54,14 @@ def test_no_answer_is_in_two_parts(beir: Path, tmp_path: Path) -> None:
 
 def test_a_result_is_computed_once(tmp_path: Path) -> None:
     calls = []
-    for _ in range(2):
-        found = kept_json(tmp_path / "a.json", lambda: calls.append(1) or {"a": 1})
-    assert found == {"a": 1} and calls == [1]
+
+
+    def work() -> dict[str, int]:
+        calls.append(1)
+        return {"a": 1}
+
+    found = [kept_json(tmp_path / "a.json", work) for _ in range(2)]
+    assert found == [{"a": 1}, {"a": 1}] and calls == [1]
 
 
 def test_bytes_are_within_half_a_step() -> None:
