@@ -30,13 +30,12 @@ from sentence_transformers import SentenceTransformer
 
 from benchmarks.collections import kept_json, write_collection, write_halves, write_with_dev
 from benchmarks.machine import RESULTS, machine
-from benchmarks.retention import TEACHER, percent, plot, rates, retention, summary
-from benchmarks.retention import tables as retention_tables
+from benchmarks.retention import TEACHER, plot, rates, retention, summary
 from tercet import stages
 from tercet.configs import ModelConfig, load
 from tercet.data import read_task
 from tercet.errors import UserError
-from tercet.evaluation import MAIN_METRIC, Delta
+from tercet.evaluation import MAIN_METRIC
 from tercet.files import write_json
 from tercet.models import (
     EMBEDDED,
@@ -48,8 +47,6 @@ from tercet.models import (
 )
 from tercet.models.layers import layer_count
 from tercet.progress import say
-from tercet.report import curve_table, markdown_table
-from tercet.stages.merging import is_loss
 
 CODE, DEBIAN = "code_nl2bash", "debian_desc"
 OTHERS = ("scifact", "cranfield", "stackfaq", DEBIAN)
@@ -269,8 +266,8 @@ def merge(work: Work, name: str) -> dict[str, Any]:
     for other in OTHERS:
         halves = work.folder / "data" / other
         if not halves.with_name(f"{other}-report").exists():
-            size = work.small or MERGE_DOCUMENTS
-            write_halves(work.shared / other, halves, size, work.small or MERGE_QUERIES)
+            sizes = (work.small or MERGE_DOCUMENTS, work.small or MERGE_QUERIES, work.small)
+            write_halves(work.shared / other, halves, *sizes)
     keep = [work.folder / "data" / f"{other}-choose" for other in OTHERS]
     points = 3 if work.small else 11
     curve = stages.merge_curve(
@@ -388,94 +385,6 @@ def test_scores(work: Work, name: str, model: SentenceTransformer, data: str) ->
         raise UserError(f"{folder}: missing; remove {work.folder / 'parts'} and run again")
     result = stages.evaluate_model(model, name, read_task(folder), work.folder / "evaluated")
     return result.scores[MAIN_METRIC]
-
-
-# Tables
-
-
-def tables(found: Mapping[str, Any]) -> dict[str, str]:
-    """What docs/distillation.md shows, of the sections that are there."""
-    shown: dict[str, str] = {}
-    students = [n for n in (*STUDENTS, "static_code", *TUNED) if n in found]
-    if students:
-        shown["students"] = markdown_table([_student(n, found[n]) for n in students])
-    if chosen := found.get("static_code"):
-        shown["static_choice"] = _static_note(chosen)
-    if cut := found.get("vocabulary_code"):
-        shown["vocabulary"] = markdown_table(_vocabulary(cut))
-    if merged := found.get("merge"):
-        shown["merge_curve"] = markdown_table(curve_table(merged["curve"]))
-        shown["merge_test"] = markdown_table(_merged(merged)) + "\n\n" + _merge_note(merged)
-    if every := found.get("retention"):
-        shown |= retention_tables(every)
-    return shown
-
-
-def _student(name: str, found: Mapping[str, Any]) -> dict[str, str]:
-    speed, student = found["speed"]["student"], found["student"]
-    delta = student["against_teacher"]
-    p = "< 0.001" if delta["p"] < 0.001 else f"= {delta['p']:.3f}"
-    return {
-        "Student": name,
-        "Teacher": f"{found['teacher']['mean']:.3f}",
-        "Untrained": f"{found['untrained']['mean']:.3f}" if "untrained" in found else "",
-        "nDCG@10": f"{student['mean']:.3f} [{student['low']:.3f}, {student['high']:.3f}]",
-        "Of the teacher": percent(student["share"]),
-        "Difference": f"{delta['mean']:+.3f}, p {p}",
-        "Its queries, teacher's index": percent(found["asymmetric"]["share"]),
-        "Documents / s": f"{speed['documents_times_faster']:.2f} x",
-        "Queries / s": f"{speed['queries_times_faster']:.1f} x",
-        "Minutes": f"{found['minutes']:.1f}" + (" (resumed)" if found["resumed"] else ""),
-    }
-
-
-def _static_note(found: Mapping[str, Any]) -> str:
-    best = max(found["tables_on_dev"], key=found["tables_on_dev"].get)
-    tried = ", ".join(f"{how} {value:.3f}" for how, value in found["tables_on_dev"].items())
-    rate = max(found["rates_on_dev"], key=found["rates_on_dev"].get)
-    learnt = ", ".join(f"{how} {value:.3f}" for how, value in found["rates_on_dev"].items())
-    return (
-        f"nDCG@10 on dev before training: {tried}; taken: {best}. After {TRIAL_EPOCHS} epochs at "
-        f"learning rates {learnt}; taken: {rate}."
-    )
-
-
-def _vocabulary(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    rows = []
-    for who, size in (("teacher", found["before"]), ("student", found["after"])):
-        quality = found[who]
-        rows.append(
-            {
-                "Vocabulary": f"{size['tokens']:,} tokens",
-                "nDCG@10": f"{quality['mean']:.3f} [{quality['low']:.3f}, {quality['high']:.3f}]",
-                "Of the untrimmed": percent(quality["share"]),
-                "Parameters": f"{size['parameters']:,}",
-                "MB": f"{size['megabytes']:.1f}",
-            }
-        )
-    return rows
-
-
-def _merged(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    rows = []
-    for data, models in found["test"].items():
-        row = {"Collection": data, "Base": f"{models['base']['mean']:.3f}"}
-        for who in ("tuned", "merged"):
-            delta = models[who]["against_teacher"]
-            p = "< 0.001" if delta["p"] < 0.001 else f"= {delta['p']:.3f}"
-            row[who.capitalize()] = f"{models[who]['mean']:.3f} ({delta['mean']:+.3f}, p {p})"
-        rows.append(row)
-    return rows
-
-
-def _merge_note(found: Mapping[str, Any]) -> str:
-    others = {data: models for data, models in found["test"].items() if data != CODE}
-    lost = [d for d, m in others.items() if is_loss(Delta(**m["merged"]["against_teacher"]))]
-    return (
-        f"Chosen: {found['chosen']:.2g} of the tuned model. It keeps {percent(found['gain_kept'])} "
-        f"of the gain on {CODE}; significant losses elsewhere: {', '.join(lost) or 'none'}. The "
-        "queries that were chosen by are not among those reported."
-    )
 
 
 if __name__ == "__main__":

@@ -167,11 +167,9 @@ def rates(
     shown, asked = spread(documents), spread(queries)
     first = next(iter(models))
     speed: dict[str, Any] = {name: {} for name in models}
-    sides: tuple[tuple[str, list[str], Role], ...] = (
-        ("documents", shown, "document"),
-        ("queries", asked, "query"),
-    )
-    for what, texts, role in sides:
+    sides: dict[Role, list[str]] = {"document": shown, "query": asked}
+    for role, texts in sides.items():
+        what = "documents" if role == "document" else "queries"
         times = alternate(
             {
                 name: (lambda model=model, texts=texts, role=role: encode(model, texts, role))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
-    distillation,
+    distillation_tables,
     encoding,
     guide_mask,
     loss_stage,
@@ -43,7 +43,7 @@ def main() -> None:
         _fill(ROOT / "docs" / "results.md", quality.tables(found["quality"]))
     if "mining_quality" in found:
         _fill(ROOT / "docs" / "mining.md", mining_quality.tables(found["mining_quality"]))
-    taught = distillation.tables(found.get("distillation", {}))
+    taught = distillation_tables.tables(found.get("distillation", {}))
     if "retention" in found:  # of models that a user names, in place of ours
         taught |= retention.tables(found["retention"])
     if taught:

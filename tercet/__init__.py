@@ -12,28 +12,48 @@ if TYPE_CHECKING:
     from tercet.configs import Config, load
     from tercet.errors import UserError
     from tercet.losses import info_nce
-    from tercet.stages import evaluate, export_run, finetune, mine
+    from tercet.stages import (
+        distil,
+        evaluate,
+        export_run,
+        finetune,
+        merge,
+        merge_curve,
+        mine,
+        pair,
+        student,
+    )
 
 # Loaded on first use: importing torch takes seconds, and `tercet --help` needs none of it.
 _HOMES = {
     "Config": "tercet.configs",
     "UserError": "tercet.errors",
+    "distil": "tercet.stages",
     "evaluate": "tercet.stages",
     "export_run": "tercet.stages",
     "finetune": "tercet.stages",
     "info_nce": "tercet.losses",
     "load": "tercet.configs",
+    "merge": "tercet.stages",
+    "merge_curve": "tercet.stages",
     "mine": "tercet.stages",
+    "pair": "tercet.stages",
+    "student": "tercet.stages",
 }
 __all__ = [
     "Config",
     "UserError",
+    "distil",
     "evaluate",
     "export_run",
     "finetune",
     "info_nce",
     "load",
+    "merge",
+    "merge_curve",
     "mine",
+    "pair",
+    "student",
 ]
 
 

@@ -3,7 +3,7 @@
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -215,16 +215,26 @@ def merge(
     from tercet.report import console_table, curve_table
     from tercet.stages import merge, merge_curve
 
-    how: dict[str, Any] = {"overwrite": overwrite, "trust_remote_code": trust_remote_code}
     if dev is None:
         if keep:
             raise UserError("--keep guards a choice of weights; say --dev FOLDER to make one")
-        merge(models, _weights(weights, len(models)), out, **how)
+        shares = _weights(weights, len(models))
+        merge(models, shares, out, overwrite=overwrite, trust_remote_code=trust_remote_code)
     else:
         if weights is not None or len(models) != 2:
             raise UserError("--dev chooses the weights of two models: BASE TUNED, no --weights")
-        how |= {"split": split, "keep": keep or (), "keep_split": keep_split}
-        curve = merge_curve(models[0], models[1], dev, out, points=points, **how)
+        curve = merge_curve(
+            models[0],
+            models[1],
+            dev,
+            out,
+            split=split,
+            keep=keep or (),
+            keep_split=keep_split,
+            points=points,
+            overwrite=overwrite,
+            trust_remote_code=trust_remote_code,
+        )
         _show(console_table(curve_table(curve.facts())))
         print(f"chosen: {curve.chosen:.2g} of {models[1]}")
     print(f"model: {out}")

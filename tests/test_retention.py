@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import retention
+from benchmarks import distillation_tables, retention
 from benchmarks.collections import kept_json, write_halves, write_with_dev
-from benchmarks.retention import TEACHER, Variant, as_bytes, cut
+from benchmarks.distillation import CODE
+from benchmarks.retention import TEACHER, Variant, as_bytes, cut, summary
 from tercet.configs import ModelConfig
 from tercet.data import read_task
 from tercet.models import encode, load_encoder
 from tercet.models.layers import keep_layers
+from tercet.report import fill_marked
 from tests.conftest import NAMES, answer, question, write_lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,3 +103,46 @@ def test_the_table_says_what_each_variant_scores(
     pytest.importorskip("matplotlib")
     retention.plot(found, tmp_path / "plot.svg")
     assert "<svg" in (tmp_path / "plot.svg").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_every_section_that_is_there() -> None:
+    """Tables out of sections as the program writes them; absent ones leave no table."""
+    random = np.random.default_rng(0)
+
+    def scores(mean: float) -> dict[str, float]:
+        return {str(n): s for n, s in enumerate(random.normal(mean, 0.1, 40).tolist())}
+
+    teacher = scores(0.5)
+    quality = {
+        who: summary(teacher if who == TEACHER else scores(mean), teacher)
+        for who, mean in ((TEACHER, 0.5), ("student", 0.48), ("asymmetric", 0.45))
+    }
+    speed = {"student": {"documents_times_faster": 1.9, "queries_times_faster": 2.125}}
+    section = {**quality, "speed": speed, "minutes": 12.34, "resumed": False}
+    merged = {"base": quality[TEACHER], "tuned": quality["student"], "merged": quality[TEACHER]}
+    point = quality["student"] | {"against_base": quality["student"]["against_teacher"]}
+    curve = {"dev": CODE, "chosen": 1.0, "points": [{"share": 1.0, "tasks": {CODE: point}}]}
+    found = distillation_tables.tables(
+        {
+            "three_code": section,
+            "static_code": section
+            | {"tables_on_dev": {"a": 0.1, "b": 0.2}, "rates_on_dev": {"0.1": 0.3}},
+            "vocabulary_code": quality
+            | {w: {"tokens": 9, "parameters": 5, "megabytes": 1.0} for w in ("before", "after")},
+            "merge": {
+                "curve": curve,
+                "chosen": 1.0,
+                "gain_kept": 0.75,
+                "test": {CODE: merged, "other": merged | {"merged": quality["asymmetric"]}},
+            },
+        }
+    )
+    assert found.keys() == {"students", "static_choice", "vocabulary", "merge_curve", "merge_test"}
+    assert "| 1.90 x | 2.1 x | 12.3 |" in found["students"]
+    assert "taken: b" in found["static_choice"] and "taken: 0.1" in found["static_choice"]
+    assert "keeps 75.0% of the gain" in found["merge_test"]
+    assert "elsewhere: other" in found["merge_test"]  # 0.45 against 0.5 over 40 queries
+    page = (Path(__file__).parent.parent / "docs" / "distillation.md").read_text(encoding="utf-8")
+    for name, table in found.items():
+        assert table in fill_marked(page, name, table)
+    assert distillation_tables.tables({}) == {}

@@ -219,7 +219,11 @@ def test_a_static_table_is_the_teacher_on_single_tokens(
 ) -> None:
     teacher = load(encoders["bert"])
     counts = token_counts(teacher, {"query": TEXTS})
-    table = static[0].embedding.weight.detach().numpy()  # type: ignore[union-attr]
+    as_it_is = static_student(teacher, counts, None, 0.01, centre=False)
+    table, uncentred = (
+        model[0].embedding.weight.detach().numpy()  # type: ignore[union-attr]
+        for model in (static, as_it_is)
+    )
     mean = token_vectors(teacher).mean(axis=0)
     ids = teacher.tokenizer.convert_tokens_to_ids(["forest", "where", "q", "##s"])
     for token in ids:
@@ -233,6 +237,7 @@ def test_a_static_table_is_the_teacher_on_single_tokens(
             alone = teacher(features)["sentence_embedding"][0].numpy()
         weight = 0.01 / (0.01 + counts[token] / counts.sum())
         np.testing.assert_allclose(table[token], (alone - mean) * weight, atol=1e-6)
+        np.testing.assert_allclose(uncentred[token], alone * weight, atol=1e-6)
     assert not table[teacher.tokenizer.all_special_ids].any()
 
 

@@ -1,17 +1,19 @@
 """Means of models: one, or the best on the line from a base to its tuned self."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
 from tercet.errors import UserError
 from tercet.evaluation import MAIN_METRIC, Delta, PerQuery, bootstrap_interval, compare
 from tercet.export import export_model, made_card
+from tercet.files import writable_folder
 from tercet.models import default_device, load_encoder, merge_line, merge_models
 from tercet.progress import progress
 from tercet.report import curve_table, markdown_table
@@ -103,21 +105,25 @@ def merge_curve(
     `results.json` (LM-Cocktail, arXiv:2311.13534, chooses by a dev set as well).
     """
     refuse_existing(out, overwrite)
+    writable_folder(out.parent)
     if points < 2:
         raise UserError(f"--points: {points} is no curve; take 2 or more")
     tasks = [read_task(dev, split), *(read_task(folder, keep_split) for folder in keep)]
     refuse_twice("collections", [task.name for task in tasks])
     names = name_of(base), name_of(tuned)
-    first, second = (_load(path, trust_remote_code) for path in (base, tuned))
+
+    def line(shares: Sequence[float]) -> Iterator[SentenceTransformer]:
+        ends = (_load(path, trust_remote_code) for path in (base, tuned))
+        return merge_line(next(ends), next(ends), shares, names)
+
     found = []
     shares = np.linspace(0, 1, points).tolist()
     with progress("merge curve", points) as advance:
-        for share, model in zip(shares, merge_line(first, second, shares, names), strict=True):
+        for share, model in zip(shares, line(shares), strict=True):
             found.append(Point(share, {t.name: _per_query(model, t) for t in tasks}))
             advance()
     curve = Curve(tasks[0].name, tuple(found), best_share(found, tasks[0].name))
-    first, second = (_load(path, trust_remote_code) for path in (base, tuned))
-    (merged,) = merge_line(first, second, [curve.chosen], names)
+    (merged,) = line([curve.chosen])
     facts = curve.facts()
     card = made_card(
         name_of(str(out)),
@@ -152,11 +158,11 @@ def is_loss(delta: Delta) -> bool:
     return delta.mean < 0 and delta.p < LEVEL
 
 
-def _per_query(model: Any, task: RetrievalTask) -> dict[str, float]:
+def _per_query(model: SentenceTransformer, task: RetrievalTask) -> dict[str, float]:
     values = scores_of(model, task)[MAIN_METRIC]
     return dict(zip(task.qrels, values.tolist(), strict=True))
 
 
-def _load(path: str, trust_remote_code: bool) -> Any:
+def _load(path: str, trust_remote_code: bool) -> SentenceTransformer:
     settings = ModelConfig(path=path, trust_remote_code=trust_remote_code)
     return load_encoder(settings, "merge").to(default_device())
