@@ -12,10 +12,12 @@ from typing import Any
 from benchmarks import (
     distillation_tables,
     encoding,
+    evaluation,
     guide_mask,
     loss_stage,
     mining,
     mining_quality,
+    mteb_agreement,
     quality,
     retention,
     scale,
@@ -26,7 +28,7 @@ from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
 
 ROOT = Path(__file__).parent.parent
-SPEED = ("train_step", "loss_stage", "guide_mask", "encoding", "mining")
+SPEED = ("train_step", "loss_stage", "guide_mask", "encoding", "mining", "evaluation")
 Result = dict[str, Any]
 
 
@@ -41,6 +43,8 @@ def main() -> None:
         _fill(ROOT / "README.md", {"benchmarks": markdown_table(summary(found))})
     if "quality" in found:
         _fill(ROOT / "docs" / "results.md", quality.tables(found["quality"]))
+    if "mteb_agreement" in found:
+        _fill(ROOT / "docs" / "evaluation.md", mteb_agreement.tables(found["mteb_agreement"]))
     if "mining_quality" in found:
         _fill(ROOT / "docs" / "mining.md", mining_quality.tables(found["mining_quality"]))
     taught = distillation_tables.tables(found.get("distillation", {}))
@@ -80,6 +84,10 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         found["guide_mask"] = markdown_table(guide_mask.rows(guide)) + "\n\n" + _guide_notes(guide)
     if texts := results.get("encoding"):
         found["encoding"] = markdown_table(encoding.rows(texts)) + "\n\n" + _encoding_notes(texts)
+    if scored := results.get("evaluation"):
+        found["evaluation"] = (
+            f"{markdown_table(evaluation.rows(scored))}\n\n{evaluation.note(scored)}"
+        )
     for part, section in results.get("mining", {}).items():
         if part in mining.ROWS:
             table, note = mining.ROWS[part](section), mining.NOTES[part](section)
@@ -106,6 +114,10 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
         what, memory = "mine_hard_negatives", peer["memory"]
         share = memory["ours"]["extra_mb"] / memory[what]["extra_mb"]
         rows.append(_row(what, peer["times_faster"][what], share))
+    if scored := results.get("evaluation"):
+        memory = {name: peak["anonymous_mb"] for name, peak in scored["memory"].items()}
+        share = memory[evaluation.OURS] / memory[evaluation.PEER]
+        rows.append(_row(evaluation.PEER, scored["times_faster"][evaluation.OURS], share))
     return rows
 
 

@@ -24,3 +24,32 @@ def test_encoding_is_compared_with_the_peer(
     read = {"encoding": json.loads(path.read_text(encoding="utf-8"))}
     assert tables(read)["encoding"].startswith("| Encoding |")
     assert summary(read)[0]["Times faster"] == f"{found['times_faster']:.1f}"
+
+
+def test_scoring_is_compared_with_the_peer(tmp_path: Path, one_thread: None) -> None:
+    from benchmarks import evaluation
+    from benchmarks.tables import summary, tables
+
+    found = evaluation.measure(tmp_path, 60, 400, 1)
+    found["memory"] = {name: evaluation.report_memory(name, tmp_path) for name in found["medians"]}
+    assert found["largest_difference"] <= 1e-6 and len(found["same_metrics"]) == 6
+    assert 0 < found["same_metrics"]["ndcg@10"]["ours"] < 1
+    assert found["metrics"][evaluation.DEEP] > found["metrics"][evaluation.OURS]
+    assert "differ by at most" in tables({"evaluation": found})["evaluation"]
+    assert summary({"evaluation": found})[0]["Against sentence-transformers"] == evaluation.PEER
+
+
+def test_the_table_of_agreement_with_mteb(
+    tmp_path: Path, tiny_model: Path, pairs: Path, one_thread: None
+) -> None:
+    pytest.importorskip("mteb", reason="needs MTEB: tercet[mteb]")
+    from benchmarks import mteb_agreement
+    from tests.test_stages import small_task
+
+    found = mteb_agreement.agreement(
+        str(tiny_model), [small_task(pairs, tmp_path / "pets", "test")]
+    )
+    (task,) = found["tasks"]
+    assert task["largest_difference"] <= 1e-5 and len(task["metrics"]) >= 14
+    table = mteb_agreement.tables(found)["mteb_agreement"]
+    assert "| pets | tercet evaluate |" in table and "| pets | mteb |" in table

@@ -111,12 +111,9 @@ def test_an_official_task_gets_intervals_and_keeps_mtebs_numbers(
     assert path.with_suffix(".run").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "near"), [("NFCorpuss", "NFCorpus"), ("nfcorpus", "NFCorpus"), ("STS-12", "STS12")]
-)
-def test_an_unknown_task_is_told_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(UserError, match=f"MTEB has no task '{name}'; did you mean '{near}'"):
-        official_task(name)
+def test_an_unknown_task_is_told_the_nearest() -> None:
+    with pytest.raises(UserError, match="MTEB has no task 'nfcorpuss'; did you mean 'NFCorpus'"):
+        official_task("nfcorpuss")
 
 
 def test_data_that_cannot_be_had_is_one_line(run: Run, tiny_model: Path) -> None:

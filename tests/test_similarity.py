@@ -46,18 +46,18 @@ def score(gold: np.ndarray, given: np.ndarray):
 def test_the_interval_holds_the_truth_about_95_times_in_100(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tercet.evaluation.similarity.DRAWS", 400)
+    monkeypatch.setattr("tercet.evaluation.similarity.DRAWS", 300)
     generator = np.random.default_rng(2)
     rho = 0.7
     truth = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's of two normal variables
     held = 0
-    for _ in range(200):
+    for _ in range(120):
         x = generator.normal(size=120)
         y = rho * x + np.sqrt(1 - rho**2) * generator.normal(size=120)
         mean = score(x, y).means["spearman"]
         assert mean.low <= mean.mean <= mean.high
         held += mean.low <= truth <= mean.high
-    assert 0.89 <= held / 200 <= 0.99
+    assert 0.88 <= held / 120 <= 0.99
 
 
 def test_equal_similarities_have_no_order() -> None:

@@ -1,0 +1,197 @@
+"""From vectors to scores: `tercet evaluate`'s way beside sentence-transformers' evaluator.
+
+python -m benchmarks.evaluation [--queries N] [--documents N] [--rounds N] [--out FOLDER]
+
+Both get the same vectors of 7,000 queries and 100,000 documents; neither encodes a text. Theirs
+(InformationRetrievalEvaluator) gives means; ours gives scores of every query and the 95 % intervals
+of all means, at the peer's depth of 100 documents and at MTEB's 1,000. Writes evaluation.json.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich import print as show
+from sentence_transformers import SimilarityFunction
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+from benchmarks.machine import (
+    RESULTS,
+    alternate,
+    in_subprocess,
+    medians,
+    peak_anonymous,
+    peak_memory,
+    ratio,
+    write_result,
+)
+from benchmarks.vectors import WIDTH, near, write_vectors
+from tercet.data import RetrievalTask, Texts
+from tercet.evaluation import DEPTH, Result, score_task, search
+from tercet.mining.search import BLOCK_PAIRS, PAIR_BYTES
+from tercet.report.table import Row, console_table
+
+QUERIES, DOCUMENTS, ROUNDS = 7_000, 100_000, 3
+PEER_DEPTH = 100  # the evaluator's own: map@100
+PEER = "InformationRetrievalEvaluator"
+OURS, DEEP = f"ours, depth {PEER_DEPTH}", f"ours, depth {DEPTH:,}"
+SMALL = 64 << 20  # bytes: the search's memory when asked to be small
+NARROW = f"{DEEP}, --search-memory 64MB"
+SAME = {"ndcg@10": "ndcg@10", "mrr@10": "mrr@10", "recall@10": "recall@10"}
+SAME |= {"precision@1": "precision@1", "precision@10": "precision@10", "map": "map@100"}
+
+
+class _Given:
+    """A model whose vectors are there already: what the evaluator asks of one."""
+
+    similarity_fn_name = SimilarityFunction.DOT_PRODUCT.value
+
+    def __init__(self, queries: NDArray[np.float32]) -> None:
+        self.queries = torch.from_numpy(queries)
+
+    def encode_query(self, *_: Any, **__: Any) -> torch.Tensor:
+        return self.queries
+
+    def similarity(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a @ b.T
+
+
+def task_of(queries: int, documents: int) -> RetrievalTask:
+    """Query i is answered by document i and, less well, by the two after it."""
+    ids = [f"d{i:06d}" for i in range(documents)]
+    asked = [f"q{i:06d}" for i in range(queries)]
+    qrels = {
+        query: {ids[i]: 1, ids[(i + 1) % documents]: 1, ids[(i + 2) % documents]: 1}
+        for i, query in enumerate(asked)
+    }
+    return RetrievalTask("made up", "test", Texts(ids, ids), Texts(asked, asked), qrels)
+
+
+def ours(work: Path, depth: int = PEER_DEPTH, memory: int = BLOCK_PAIRS * PAIR_BYTES) -> Result:
+    """Search, scores of every query, intervals."""
+    queries, documents = (np.load(work / f"{side}.npy", mmap_mode="r") for side in "qd")
+    task = task_of(len(queries), len(documents))
+    found = search(task, queries, documents, depth, block_pairs=memory // PAIR_BYTES)
+    return score_task(task, found, model="ours")
+
+
+def theirs(work: Path) -> dict[str, float]:
+    """The evaluator's means, without the name of its similarity."""
+    queries, documents = (np.load(work / f"{side}.npy", mmap_mode="c") for side in "qd")
+    task = task_of(len(queries), len(documents))
+    relevant = {query: set(grades) for query, grades in task.qrels.items()}
+    asked = dict(zip(task.queries.ids, task.queries.texts, strict=True))
+    corpus = dict(zip(task.documents.ids, task.documents.texts, strict=True))
+    evaluator = InformationRetrievalEvaluator(asked, corpus, relevant, write_csv=False)
+    model: Any = _Given(queries)
+    evaluator.score_functions = evaluator._model_score_functions(model)
+    evaluator.score_function_names = list(evaluator.score_functions)
+    scores = evaluator.compute_all_metrics(model, corpus_embeddings=torch.from_numpy(documents))
+    (found,) = scores.values()
+    return {
+        name.replace("@k", f"@{cut}"): value
+        for name, by_cut in found.items()  # type: ignore[attr-defined]
+        for cut, value in by_cut.items()
+    }
+
+
+VARIANTS = {
+    OURS: ours,
+    DEEP: lambda work: ours(work, DEPTH),
+    NARROW: lambda work: ours(work, DEPTH, SMALL),
+    PEER: theirs,
+}
+
+
+def measure(work: Path, queries: int, documents: int, rounds: int) -> dict[str, Any]:
+    """Seconds of each, and how far the shared means differ. The vectors stay in `work`."""
+    made = write_vectors(work / "d.npy", documents, seed=2)
+    np.save(work / "q.npy", near(np.asarray(made[:queries]), seed=4))
+    answers: dict[str, Any] = {}
+    variants = {
+        name: lambda name=name, run=run: answers.update({name: run(work)})
+        for name, run in VARIANTS.items()
+    }
+    times = alternate(variants, rounds)
+    peer, means = answers[PEER], answers[OURS].means
+    return {
+        "queries": queries,
+        "documents": documents,
+        "width": WIDTH,
+        "seconds": times,
+        "medians": medians(times),
+        "times_faster": {name: ratio(times, PEER, name) for name in times if name != PEER},
+        "metrics": {name: len(answers[name].means) for name in VARIANTS if name != PEER}
+        | {PEER: len(peer)},
+        "same_metrics": {
+            mine: {"ours": means[mine].mean, "theirs": float(peer[other])}
+            for mine, other in SAME.items()
+        },
+        "largest_difference": max(
+            abs(means[mine].mean - float(peer[other])) for mine, other in SAME.items()
+        ),
+    }
+
+
+def report_memory(name: str, work: Path) -> dict[str, float]:
+    """Peak memory of one variant in this process."""
+    found: dict[str, float] = {}
+    with peak_memory(found), peak_anonymous(found):
+        VARIANTS[name](work)
+    return found
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """The table of docs/benchmarks.md."""
+    return [
+        {
+            "From vectors to scores": name if name == PEER else f"**{name}**",
+            "Seconds": f"{value:.1f}",
+            "Time / ours": f"{value / found['medians'][OURS]:.2f}",
+            "Memory beside the files": f"{found['memory'][name]['anonymous_mb']:,.0f} MB",
+            "Metrics": str(found["metrics"][name]),
+        }
+        for name, value in found["medians"].items()
+    ]
+
+
+def note(found: dict[str, Any]) -> str:
+    """What stands below it."""
+    same, difference = len(found["same_metrics"]), found["largest_difference"]
+    return (
+        f"{found['queries']:,} queries, {found['documents']:,} documents, width {found['width']}: "
+        f"{found['times_faster'][OURS]:.1f} times faster at the evaluator's depth, with scores of "
+        "every query and intervals of all means. The "
+        f"{same} metrics that both define alike differ by at most {difference:.0e}."
+    )
+
+
+def main() -> None:
+    """Run what the module's docstring says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--queries", type=int, default=QUERIES)
+    parser.add_argument("--documents", type=int, default=DOCUMENTS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--memory", nargs=2, metavar=("WHAT", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        name, work = options.memory
+        return print(json.dumps(report_memory(name, Path(work))))
+    with tempfile.TemporaryDirectory() as work:
+        found = measure(Path(work), options.queries, options.documents, options.rounds)
+        found["memory"] = {
+            name: in_subprocess("benchmarks.evaluation", "--memory", name, work)
+            for name in VARIANTS
+        }
+    show(console_table(rows(found)))
+    print(write_result("evaluation", found, options.out))
+
+
+if __name__ == "__main__":
+    main()
