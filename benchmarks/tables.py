@@ -16,6 +16,7 @@ from benchmarks import (
     mining,
     mining_quality,
     quality,
+    quantised,
     train_step,
 )
 from benchmarks.machine import RESULTS
@@ -40,6 +41,8 @@ def main() -> None:
         _fill(ROOT / "docs" / "results.md", quality.tables(found["quality"]))
     if "mining_quality" in found:
         _fill(ROOT / "docs" / "mining.md", mining_quality.tables(found["mining_quality"]))
+    if "quantised" in found:
+        _fill(ROOT / "docs" / "comparing.md", quantised.tables(found["quantised"]))
     if "demo" in found:
         printed = f"```text\n{found['demo']['printed'].rstrip()}\n```"
         seconds = f"It took {found['demo']['seconds']:.0f} seconds after the installation."

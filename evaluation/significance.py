@@ -4,7 +4,7 @@ Both treat the queries of a task as a sample. The test is the sign-flip one (Fis
 test; Smucker, Allan and Carterette 2007), which keeps its level without assuming a distribution.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,6 +83,22 @@ def compare(a: PerQuery, b: PerQuery, *, draws: int = DRAWS, seed: int = SEED) -
     low, high = bootstrap_interval(right - left, draws=draws, seed=seed)
     p = randomisation_test(left, right, draws=draws, seed=seed)
     return Delta(float((right - left).mean()), low, high, p, len(left))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for their number: the family-wise error rate is kept (Holm, 1979).
+
+    Reject where the adjusted value is below the level. The smallest of n is multiplied by n, the
+    next by n - 1 and so on, none falling below the one before it, none above 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted.tolist()
 
 
 def _in_chunks(draw: Callable[[int], Floats], draws: int, width: int) -> Floats:
