@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from tercet.configs import Config, load
     from tercet.errors import UserError
     from tercet.losses import info_nce
-    from tercet.stages import evaluate, export_run, finetune, mine
+    from tercet.stages import compare, evaluate, export_run, finetune, mine
 
 # Loaded on first use: importing torch takes seconds, and `tercet --help` needs none of it.
 _HOMES = {
     "Config": "tercet.configs",
     "UserError": "tercet.errors",
+    "compare": "tercet.stages",
     "evaluate": "tercet.stages",
     "export_run": "tercet.stages",
     "finetune": "tercet.stages",
@@ -28,6 +29,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "UserError",
+    "compare",
     "evaluate",
     "export_run",
     "finetune",

@@ -4,17 +4,22 @@ Each reads files, writes files and returns what it found. Stages never import on
 this package; here they are put together.
 """
 
+from tercet.stages.calibrating import calibrate_model
 from tercet.stages.checking import check_data
+from tercet.stages.comparing import compare
 from tercet.stages.exporting import export, export_run
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
 from tercet.stages.scoring import delta_lines, evaluate, evaluate_bm25, evaluate_model
+from tercet.stages.serving import serve
 from tercet.stages.students import merge, student
 from tercet.stages.training import distil, finetune
 
 __all__ = [
     "Mined",
+    "calibrate_model",
     "check_data",
+    "compare",
     "delta_lines",
     "distil",
     "evaluate",
@@ -26,6 +31,7 @@ __all__ = [
     "merge",
     "mine",
     "name_of",
+    "serve",
     "space_of",
     "student",
 ]

@@ -8,7 +8,6 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
-from tercet.errors import UserError
 from tercet.evaluation import (
     Result,
     bm25_run,
@@ -29,7 +28,7 @@ from tercet.models import (
 )
 from tercet.processes import on_main
 from tercet.report import delta_line
-from tercet.stages.names import name_of
+from tercet.stages.names import name_of, refuse_twice
 
 
 def evaluate(
@@ -48,9 +47,9 @@ def evaluate(
     encoding, the main one does the rest, and all return the results.
     """
     paths = (*against, model)
-    _refuse_twice("models", [name_of(path) for path in paths])
+    refuse_twice("models", [name_of(path) for path in paths])
     tasks = [read_task(folder, split) for folder in folders]
-    _refuse_twice("tasks", [task.name for task in tasks])
+    refuse_twice("tasks", [task.name for task in tasks])
     writable_folder(out)
     encoders = [
         (
@@ -112,10 +111,3 @@ def delta_lines(results: Sequence[Result], model: str) -> list[str]:
                 where = f"{mine.task}: " if len({r.task for r in results}) > 1 else ""
                 lines.append(where + delta_line(other.model, model, comparison(other, mine)))
     return lines
-
-
-def _refuse_twice(what: str, names: Sequence[str]) -> None:
-    """Results are filed by name, so two of one name would overwrite each other."""
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two {what} are called {twice[0]!r}; rename a folder or evaluate apart")
