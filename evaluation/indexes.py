@@ -127,7 +127,7 @@ def index_name(kind: Kind, documents: int, width: int) -> str:
         "ivf_pq": f"IVF{s.lists},PQ{s.code_bytes}",
         "pq": f"PQ{s.code_bytes}",
         "int8": "SQ8",
-        "binary": "binary, rescored",
+        "binary": "BFlat",
     }[kind]
 
 

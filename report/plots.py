@@ -12,10 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tercet.files import whole_file, write_text
-from tercet.report.cells import INDEX_NAMES
+from tercet.report.cells import INDEX_NAMES, Json
 from tercet.report.table import HEADINGS
+from tercet.report.words import (
+    cost_words,
+    front_words,
+    index_words,
+    pareto,
+    score_words,
+    speed_words,
+    win_words,
+)
 
-Json = dict[str, Any]
 WIDTH = 6.4  # inches: readable at the width of a phone
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8f6fc9", "#7f8c8d")
 PRECISIONS = {"float32": "o", "int8": "s", "binary": "^"}
@@ -56,19 +64,6 @@ def write_plots(found: Json, folder: Path) -> list[Plot]:
     return plots
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (cost, gain) that no other one matches at no more cost with as much gain.
-
-    >>> pareto([(1, 0.5), (2, 0.4), (3, 0.9), (3, 0.7)])
-    [(1, 0.5), (3, 0.9)]
-    """
-    front: list[tuple[float, float]] = []
-    for cost, gain in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or gain > front[-1][1]:
-            front.append((cost, gain))
-    return front
-
-
 def _wanted(found: Json) -> dict[str, tuple[Callable[[Figure, Json], None], str, str]]:
     """Name -> how to draw it, caption, words for those who do not see it."""
     metric = HEADINGS[found["metric"]]
@@ -76,36 +71,36 @@ def _wanted(found: Json) -> dict[str, tuple[Callable[[Figure, Json], None], str,
         "scores": (
             draw_scores,
             "Scores of similar and dissimilar pairs: median, quartiles, 5 % and 95 %.",
-            "Box plots. " + " ".join(_score_words(found)),
+            "Box plots. " + " ".join(score_words(found)),
         ),
         "size_speed": (
             draw_size_speed,
             "Size against speed; the larger the disc, the more dimensions.",
-            "Bubbles. " + " ".join(_speed_words(found)),
+            "Bubbles. " + " ".join(speed_words(found)),
         ),
         "quality_cost": (
             draw_quality_cost,
             f"Mean {metric} with its 95 % interval against the median latency of a query.",
-            "Points. " + " ".join(_cost_words(found)),
+            "Points. " + " ".join(cost_words(found)),
         ),
         "quality_bytes": (
             draw_quality_bytes,
             f"Mean {metric} against bytes per vector searched; the line joins the forms that none "
             "beats at their size. Filled: rescored.",
-            "Points. None beats these at their size: " + " ".join(_front_words(found)),
+            "Points. None beats these at their size: " + " ".join(front_words(found)),
         ),
     }
     if any(task["deltas"] for task in found["tasks"]):
         plots["wins"] = (
             draw_wins,
             f"{metric} minus that of {found['baseline']}, query by query, from worst to best.",
-            "Sorted differences. " + " ".join(_win_words(found)),
+            "Sorted differences. " + " ".join(win_words(found)),
         )
     if any("indexes" in task for task in found["tasks"]):
         plots["indexes"] = (
             draw_indexes,
             "Recall@10 against exact search, and queries per second.",
-            "Points. " + " ".join(_index_words(found)),
+            "Points. " + " ".join(index_words(found)),
         )
     return plots
 
@@ -292,48 +287,3 @@ def _text(name: str) -> str:
     """A name as matplotlib shows it as it is: not too long, its dollars no formula."""
     cut = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
     return cut.replace("$", r"\$")
-
-
-def _score_words(found: Json) -> Iterator[str]:
-    for task in found["tasks"]:
-        for which, model in zip(found["models"], task["contrast"], strict=True):
-            near, far = (model[side]["quantiles"]["0.5"] for side in ("similar", "dissimilar"))
-            yield f"{task['name']}, {which['name']}: median {near:.2f} similar, {far:.2f} dissimilar."
-
-
-def _speed_words(found: Json) -> Iterator[str]:
-    for model in found["models"]:
-        at = model["efficiency"]
-        yield (
-            f"{model['name']}: {at['megabytes']:.0f} MB, {at['documents_per_second']:.0f} "
-            f"documents per second, {at['dimensions']} dimensions."
-        )
-
-
-def _cost_words(found: Json) -> Iterator[str]:
-    for model, mean in zip(found["models"], found["overall"], strict=False):
-        latency = model["efficiency"]["latency_p50_ms"]
-        yield f"{model['name']}: {mean['mean']:.3f} at {latency:.1f} ms."
-    yield f"{found['overall'][-1]['model']}: {found['overall'][-1]['mean']:.3f}."
-
-
-def _front_words(found: Json) -> Iterator[str]:
-    points = [(form["bytes"], form["mean"]) for forms in found["compression"] for form in forms]
-    for size, mean in pareto(points):
-        yield f"{size} bytes: {mean:.3f}."
-
-
-def _win_words(found: Json) -> Iterator[str]:
-    for task in found["tasks"]:
-        for delta in task["deltas"]:
-            yield (
-                f"{task['name']}, {delta['model']}: {delta['wins']} queries won, "
-                f"{delta['losses']} lost, {delta['ties']} equal."
-            )
-
-
-def _index_words(found: Json) -> Iterator[str]:
-    for task in found["tasks"]:
-        for model, indexes in zip(found["models"], task.get("indexes", ()), strict=False):
-            for index in indexes:
-                yield f"{task['name']}, {model['name']}, {index['name']}: recall {index['recall']:.2f}."

@@ -207,7 +207,7 @@ def compare(
         list[str], typer.Argument(help="Folders, hub names, 'embedded'; the first is the baseline.")
     ],
     data: Annotated[list[Path], typer.Option(help="A BEIR folder; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("comparison"),
     split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv.")] = "test",
     dims: Annotated[
         str, typer.Option(help="Widths that vectors are cut to, with commas between.")

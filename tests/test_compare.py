@@ -192,7 +192,7 @@ def test_ranges_are_stored_with_the_model_and_used(
     assert list(stored["widths"]) == ["32", "8"]
     status, _, err = run("compare", model, "--data", comparison.folders[0], "--dims", "8")
     assert status == 0, err
-    found = json.loads((tmp_path / "report/results.json").read_text())
+    found = json.loads((tmp_path / "comparison/results.json").read_text())
     assert found["models"][0]["calibrated"] == [8, 32]
     int8 = [form["mean"] for form in found["tasks"][0]["compression"][0]][1]
     assert int8 == comparison.found["tasks"][0]["compression"][0][1]["mean"]  # the same documents
