@@ -19,6 +19,7 @@ from benchmarks import (
     mining_quality,
     mteb_agreement,
     quality,
+    quantised,
     retention,
     scale,
     train_step,
@@ -54,6 +55,8 @@ def main() -> None:
         _fill(ROOT / "docs" / "distillation.md", taught)
     if "scale" in found:
         _fill(ROOT / "docs" / "scale.md", scale.tables(found["scale"]))
+    if "quantised" in found:
+        _fill(ROOT / "docs" / "comparing.md", quantised.tables(found["quantised"]))
     if "demo" in found:
         printed = f"```text\n{found['demo']['printed'].rstrip()}\n```"
         seconds = f"It took {found['demo']['seconds']:.0f} seconds after the installation."

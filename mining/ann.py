@@ -74,13 +74,13 @@ def ann_top_k(
         return *top_k(queries, documents, k), 1.0
     settings = settings or settings_for(*documents.shape)
     k = min(k, len(documents))
-    built = _empty_index(faiss, index, documents.shape[1], settings, k, seed)
+    built = empty_index(faiss, index, documents.shape[1], settings, k, seed)
     if not built.is_trained:
         say(f"{index}: training {settings.lists:,} cells")
-        built.train(_training_sample(documents, settings, seed))
-    _add(faiss, built, documents, settings.build_threads if index == "hnsw" else 0)
+        built.train(training_sample(documents, settings, seed))
+    add_all(faiss, built, documents, settings.build_threads if index == "hnsw" else 0)
     width = min(k * (settings.oversample if index == "ivf_pq" else 1), len(documents))
-    found = _search(built, queries, width)
+    found = search_index(built, queries, width)
     scores, positions = best_first(pair_scores(queries, documents, found), found, k)
     recall = _recall(queries, documents, positions, sample, seed)
     say(f"{index}, {len(documents):,} documents: recall@{k} {recall:.3f} against exact search")
@@ -98,9 +98,10 @@ def load_faiss(index: str) -> Any:
     return faiss
 
 
-def _empty_index(
+def empty_index(
     faiss: Any, index: Index, width: int, settings: AnnSettings, k: int, seed: int
 ) -> Any:
+    """An index of inner products for vectors of `width`, to be trained and filled."""
     metric = faiss.METRIC_INNER_PRODUCT
     if index == "flat":
         return faiss.IndexFlatIP(width)
@@ -120,7 +121,7 @@ def _empty_index(
     return built
 
 
-def _training_sample(documents: Rows, settings: AnnSettings, seed: int) -> NDArray[np.float32]:
+def training_sample(documents: Rows, settings: AnnSettings, seed: int) -> NDArray[np.float32]:
     """Seeded rows, in their order, enough for every cell and for the 256 codewords of ivf_pq."""
     count = min(len(documents), PER_CENTROID * max(settings.lists, 256))
     chosen = np.random.default_rng(seed).choice(len(documents), count, replace=False)
@@ -134,8 +135,8 @@ def _training_sample(documents: Rows, settings: AnnSettings, seed: int) -> NDArr
     return np.concatenate(parts)
 
 
-def _add(faiss: Any, built: Any, documents: Rows, threads: int) -> None:
-    """Add block by block; threads 0: as many as FAISS uses anyway."""
+def add_all(faiss: Any, built: Any, documents: Rows, threads: int) -> None:
+    """Add all documents to an index, block by block; threads 0: as many as FAISS uses anyway."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads or before)
     try:
@@ -149,7 +150,7 @@ def _add(faiss: Any, built: Any, documents: Rows, threads: int) -> None:
         faiss.omp_set_num_threads(before)
 
 
-def _search(built: Any, queries: Rows, width: int) -> NDArray[np.int64]:
+def search_index(built: Any, queries: Rows, width: int) -> NDArray[np.int64]:
     """Positions (Q, width) as the index ranks them, -1 where it finds no more."""
     found = np.empty((len(queries), width), dtype=np.int64)
     with progress("search", len(queries)) as advance:

@@ -139,12 +139,17 @@ def vector_width(model: SentenceTransformer, truncate_dim: int | None = None) ->
     return truncate_dim or full
 
 
+def gives_unit_vectors(model: SentenceTransformer) -> bool:
+    """Whether the model normalises its vectors."""
+    return any(isinstance(module, Normalize) for module in model)
+
+
 def _cut(vectors: Tensor, model: SentenceTransformer, width: int) -> Tensor:
     """(B, width) float32, unit vectors again if they were."""
     if vectors.shape[1] == width:
         return vectors.float()
     cut = vectors[:, :width].float()
-    return F.normalize(cut, dim=1) if any(isinstance(m, Normalize) for m in model) else cut
+    return F.normalize(cut, dim=1) if gives_unit_vectors(model) else cut
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:

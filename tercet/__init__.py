@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tercet.errors import UserError
     from tercet.losses import info_nce
     from tercet.stages import (
+        compare,
         distil,
         evaluate,
         export_run,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "tercet.configs",
     "UserError": "tercet.errors",
+    "compare": "tercet.stages",
     "distil": "tercet.stages",
     "evaluate": "tercet.stages",
     "export_run": "tercet.stages",
@@ -43,6 +45,7 @@ _HOMES = {
 __all__ = [
     "Config",
     "UserError",
+    "compare",
     "distil",
     "evaluate",
     "export_run",

@@ -345,6 +345,71 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders, hub names, 'embedded'; the first is the baseline.")
+    ],
+    data: Annotated[list[Path], typer.Option(help="A BEIR folder; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("comparison"),
+    split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv.")] = "test",
+    dims: Annotated[
+        str, typer.Option(help="Widths that vectors are cut to, with commas between.")
+    ] = "256,128,64",
+    index: Annotated[bool, typer.Option(help="Also study FAISS indexes: tercet[ann].")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
+) -> None:
+    """Models side by side: cost, quality with intervals, shorter vectors, and a page to read."""
+    from tercet.progress import is_main_process
+    from tercet.report import console_table
+    from tercet.report.comparison import summary_rows
+    from tercet.stages import compare
+
+    found = compare(
+        models,
+        data,
+        out,
+        split=split,
+        dims=_widths(dims),
+        index=index,
+        trust_remote_code=trust_remote_code,
+    )
+    if not is_main_process():
+        return
+    _show(console_table(summary_rows(found)))
+    print(f"results: {out / 'results.json'}\npage: {out / 'report.html'}")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A model folder.")],
+    data: Annotated[list[Path], typer.Option(help="Texts, or a BEIR folder; may be repeated.")],
+    dims: Annotated[
+        str, typer.Option(help="Widths that vectors are cut to, with commas between.")
+    ] = "256,128,64",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the model.")] = False,
+) -> None:
+    """Store the ranges of int8 vectors with the model, so that they stay comparable."""
+    from tercet.stages import calibrate_model
+
+    path = calibrate_model(model, data, dims=_widths(dims), trust_remote_code=trust_remote_code)
+    print(f"ranges: {path}")
+
+
+@app.command()
+def serve(
+    models: Annotated[list[str], typer.Argument(help="One model, or two side by side.")],
+    data: Annotated[Path, typer.Option(help="A BEIR folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
+) -> None:
+    """A page to try a model on a collection: type a query, see what it finds."""
+    from tercet.stages import serve
+
+    serve(models, data, host=host, port=port, trust_remote_code=trust_remote_code)
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A run's folder, or a model folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -465,6 +530,17 @@ def store_prune(
         what = ("would remove" if dry_run else "removed") if gone else "in use, kept"
         print(f"{what}: {store.place}  ({store.model}, {store.size / 1e6:,.1f} MB)")
     print(f"{freed / 1e6:,.1f} MB {'would be ' if dry_run else ''}freed")
+
+
+def _widths(text: str) -> list[int]:
+    """`256,128` as numbers."""
+    try:
+        widths = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        widths = [0]
+    if any(width < 1 for width in widths):
+        raise UserError(f"--dims: whole numbers above 0 with commas between, got {text!r}")
+    return widths
 
 
 def _show(renderable: object) -> None:

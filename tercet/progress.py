@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 from rich.console import Console
@@ -20,6 +21,8 @@ from tercet.secret import masked
 
 _CONSOLE = Console(stderr=True, highlight=False)  # one, so that lines and nested bars agree
 PLAIN_EVERY = 15.0  # seconds between plain lines: enough to see life, few enough to read a log
+
+_QUIET: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 class Advance(Protocol):
@@ -40,12 +43,22 @@ def say(text: str) -> None:
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Let `progress` show nothing within the block: for work that is done in a moment, often."""
+    before = _QUIET.set(True)
+    try:
+        yield
+    finally:
+        _QUIET.reset(before)
+
+
+@contextmanager
 def progress(title: str, total: int) -> Iterator[Advance]:
     """Show how far work of `total` units has come.
 
     with progress("encode", len(texts)) as advance: ... advance(32)
     """
-    if not is_main_process():
+    if _QUIET.get() or not is_main_process():
         yield lambda done=1, note="": None
     elif _CONSOLE.is_terminal:
         columns = (

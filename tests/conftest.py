@@ -186,3 +186,11 @@ def judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     trainer.train()
     model.save_pretrained(str(folder / "model"))
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Any:
+    """Two tiny models compared on two collections: a `tests.comparison.Comparison`."""
+    from tests.comparison import make_comparison
+
+    return make_comparison(tmp_path_factory.mktemp("comparison"), tiny_model)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import NAMES, answer
@@ -53,3 +54,26 @@ def test_the_table_of_agreement_with_mteb(
     assert task["largest_difference"] <= 1e-5 and len(task["metrics"]) >= 14
     table = mteb_agreement.tables(found)["mteb_agreement"]
     assert "| pets | tercet evaluate |" in table and "| pets | mteb |" in table
+
+
+def test_quantisers_are_compared_on_the_same_vectors(one_thread: None) -> None:
+    pytest.importorskip("faiss", reason="sentence-transformers' own search needs it")
+    from benchmarks.quantised import FLOAT, methods, tables
+
+    random = np.random.default_rng(0)
+    documents = random.normal(size=(300, 24)).astype(np.float32)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    queries = documents[:40] + 0.02 * random.normal(size=(40, 24)).astype(np.float32)
+    ways = methods(queries, documents)
+    found = {name: search()[1] for name, (search, _) in ways.items()}
+    ours, theirs = found["int8, min and max of each dimension"], found["ST int8, ranges given"]
+    np.testing.assert_array_equal(ours, theirs)
+    for name, positions in found.items():
+        assert positions.shape == (40, 10), name
+        shares = [np.isin(e, p).mean() for e, p in zip(found[FLOAT], positions, strict=True)]
+        assert np.mean(shares) > 0.3, name
+        assert name == "bits" or (positions[:, 0] == np.arange(40)).mean() > 0.8, name
+    one = {name: {"kept": 0.5, "bytes": size} for name, (_, size) in ways.items()}
+    text = tables({"model": "m", "collections": {"a": one, "b": one}})["quantised"]
+    assert text.startswith("| Vectors | Bytes | a | b | Mean |") and "| 50.0% | 50.0% |" in text
+    assert "| int8, one scale | 24 |" in text and "| bits | 3 |" in text

@@ -31,7 +31,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "link", "img", "source", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:

@@ -4,7 +4,9 @@ Each reads files, writes files and returns what it found. Stages never import on
 this package; here they are put together.
 """
 
+from tercet.stages.calibrating import calibrate_model
 from tercet.stages.checking import check_data
+from tercet.stages.comparing import compare
 from tercet.stages.exporting import export, export_run
 from tercet.stages.merging import Curve, merge, merge_curve
 from tercet.stages.mining import Mined, mine, space_of
@@ -19,6 +21,7 @@ from tercet.stages.scoring import (
     evaluate_similarity,
     scores_of,
 )
+from tercet.stages.serving import serve
 from tercet.stages.students import pair, student
 from tercet.stages.training import distil, finetune
 
@@ -26,7 +29,9 @@ __all__ = [
     "Curve",
     "Mined",
     "Search",
+    "calibrate_model",
     "check_data",
+    "compare",
     "delta_lines",
     "distil",
     "evaluate",
@@ -43,6 +48,7 @@ __all__ = [
     "name_of",
     "pair",
     "scores_of",
+    "serve",
     "space_of",
     "student",
 ]

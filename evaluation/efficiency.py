@@ -1,0 +1,132 @@
+"""What a model costs to run, measured in a process of its own: `measure_apart`.
+
+A fresh process has loaded no other model, so its load time and peak memory are the model's.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from tercet.configs import ModelConfig
+from tercet.errors import UserError
+from tercet.models import default_device, encode, load_encoder
+from tercet.models.student import Size
+
+WARM_UP = 5  # texts encoded before the clock starts: the first calls fill caches
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")  # the process is in no launch
+DOCUMENTS, QUERIES = 256, 100  # of those given, the first ones
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Size, and speed on this machine."""
+
+    dimensions: int
+    parameters: int
+    megabytes: float  # of its parameters, 10 ** 6 bytes
+    load_seconds: float  # from files on a disk that has read them before, libraries loaded
+    documents_per_second: float  # of those given, in batches
+    latency_p50_ms: float  # of one query at a time, tokenising included
+    latency_p95_ms: float
+    peak_memory_mb: float  # 10 ** 6 bytes; of the whole process, loading and encoding
+    base_memory_mb: float  # of it, what Python and the libraries held before
+    accelerator_memory_mb: float | None  # peak; None on a CPU
+    device: str
+    threads: int
+
+
+def measure_apart(
+    config: ModelConfig, documents: Sequence[str], queries: Sequence[str]
+) -> Efficiency:
+    """`measure` in a process of its own. Raises UserError with its last line if it fails."""
+    given = {
+        "config": config.model_dump(),
+        "documents": list(documents[:DOCUMENTS]),
+        "queries": list(queries[:QUERIES]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tercet.evaluation.efficiency"],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if name not in LAUNCH},
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise UserError(f"{config.path}: measuring its speed failed: {lines[-1]}")
+    return Efficiency(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(config: ModelConfig, documents: Sequence[str], queries: Sequence[str]) -> Efficiency:
+    """Load the model and time it on these texts, none of which may be missing."""
+    device = default_device()
+    base = memory_mb()[0]
+    start = time.perf_counter()
+    model = load_encoder(config, "model").to(device)
+    loaded = time.perf_counter() - start
+    encode(model, documents[:WARM_UP], "document")
+    speed = len(documents) / _seconds(lambda: encode(model, documents, "document"))
+    for query in queries[:WARM_UP]:
+        encode(model, [query], "query")
+    latencies = [1000 * _seconds(lambda q=q: encode(model, [q], "query")) for q in queries]
+    p50, p95 = np.quantile(latencies, [0.5, 0.95]).tolist()
+    size, on_cpu = Size.of(model), device.type == "cpu"
+    return Efficiency(
+        dimensions=size.dims,
+        parameters=size.parameters,
+        megabytes=size.megabytes,
+        load_seconds=loaded,
+        documents_per_second=speed,
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        peak_memory_mb=memory_mb()[1],
+        base_memory_mb=base,
+        accelerator_memory_mb=None if on_cpu else torch.accelerator.max_memory_allocated() / 1e6,
+        device=str(device),
+        threads=torch.get_num_threads(),
+    )
+
+
+def memory_mb() -> tuple[float, float]:
+    """Resident memory of this process in 10 ** 6 bytes: now, and at most so far.
+
+    From the kernel where it says (Linux); getrusage counts what the parent held before it started
+    this process. Elsewhere psutil's peak, or what is held now if it knows none.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        now, peak = (1024 * int(fields[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+    else:
+        found = psutil.Process().memory_info()
+        now, peak = found.rss, getattr(found, "peak_wset", found.rss)
+    return now / 1e6, peak / 1e6
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure what standard input asks for, and print it as one line of JSON."""
+    given = json.load(sys.stdin)
+    config = ModelConfig(**given["config"])
+    print(json.dumps(asdict(measure(config, given["documents"], given["queries"]))))
+
+
+if __name__ == "__main__":
+    main()

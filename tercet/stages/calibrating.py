@@ -1,0 +1,44 @@
+"""Ranges of int8 codes, measured once and stored with the model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tercet.configs import ModelConfig
+from tercet.data import read_corpus
+from tercet.errors import UserError
+from tercet.evaluation.compression import DIMS
+from tercet.models import EMBEDDED, default_device, load_encoder, model_fingerprint, vectors
+from tercet.models.encode import gives_unit_vectors
+from tercet.models.quantise import calibrate, truncated, write_ranges
+from tercet.processes import on_main
+
+
+def calibrate_model(
+    model: str,
+    data: Sequence[str | Path],
+    *,
+    dims: Sequence[int] = DIMS,
+    trust_remote_code: bool = False,
+) -> Path:
+    """Measure ranges on the documents of `data` and write them into the model's folder.
+
+    For the model's full width and every width of `dims` below it. `data` is what `read_corpus`
+    takes. Returns the file. Raises UserError for a model that is not a folder of one's own.
+    """
+    folder = Path(model).expanduser()
+    if model == EMBEDDED or not folder.is_dir():
+        raise UserError(
+            f"{model}: ranges are stored in a model's folder, and this is none; export it to one "
+            "first (tercet export)"
+        )
+    texts = read_corpus(data)
+    encoder = load_encoder(ModelConfig(path=model, trust_remote_code=trust_remote_code), "model")
+    found = vectors(encoder.to(default_device()), texts, "document")
+    width, unit = found.shape[1], gives_unit_vectors(encoder)
+    widths = [width, *sorted({d for d in dims if d < width}, reverse=True)]
+
+    def measure() -> Path:
+        ranges = {w: calibrate(truncated(found, w, unit and w < width)) for w in widths}
+        return write_ranges(folder, ranges, model_fingerprint(encoder))
+
+    return on_main(measure)
