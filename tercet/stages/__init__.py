@@ -5,7 +5,8 @@ this package; here they are put together.
 """
 
 from tercet.stages.checking import check_data
-from tercet.stages.exporting import export, export_run
+from tercet.stages.exporting import export, export_run, onnx_options
+from tercet.stages.indexing import index
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
 from tercet.stages.scoring import delta_lines, evaluate, evaluate_bm25, evaluate_model
@@ -23,9 +24,11 @@ __all__ = [
     "export",
     "export_run",
     "finetune",
+    "index",
     "merge",
     "mine",
     "name_of",
+    "onnx_options",
     "space_of",
     "student",
 ]
