@@ -12,9 +12,11 @@ from typing import Any
 from benchmarks import (
     encoding,
     guide_mask,
+    inference,
     loss_stage,
     mining,
     mining_quality,
+    pruning,
     quality,
     train_step,
 )
@@ -23,7 +25,15 @@ from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
 
 ROOT = Path(__file__).parent.parent
-SPEED = ("train_step", "loss_stage", "guide_mask", "encoding", "mining")
+SPEED = (
+    "train_step",
+    "loss_stage",
+    "guide_mask",
+    "encoding",
+    "inference",
+    "pruning",
+    "mining",
+)
 Result = dict[str, Any]
 
 
@@ -70,6 +80,11 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         found["guide_mask"] = markdown_table(guide_mask.rows(guide)) + "\n\n" + _guide_notes(guide)
     if texts := results.get("encoding"):
         found["encoding"] = markdown_table(encoding.rows(texts)) + "\n\n" + _encoding_notes(texts)
+    if used := results.get("inference"):
+        notes = inference.notes(used)
+        found["inference"] = markdown_table(inference.rows(used)) + "\n\n" + notes
+    if cut := results.get("pruning"):
+        found["pruning"] = markdown_table(pruning.rows(cut)) + "\n\n" + pruning.notes(cut)
     for part, section in results.get("mining", {}).items():
         if part in mining.ROWS:
             table, note = mining.ROWS[part](section), mining.NOTES[part](section)
