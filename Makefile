@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-faults check fix wheel clean
+.PHONY: demo test test-faults check fix wheel clean-room clean
 
 demo: .venv/ready
 	$(BIN)/tercet demo
@@ -28,6 +28,10 @@ fix: .venv/ready
 # Build the wheel and try it in a clean environment, away from the checkout.
 wheel: .venv/ready
 	bash tests/wheel.sh $(BIN)/python
+
+# Run an exported model in an environment that holds onnxruntime, tokenizers and NumPy alone.
+clean-room: .venv/ready
+	$(BIN)/python -m pytest tests/test_export.py -m slow
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -19,20 +19,21 @@ import psutil
 import torch
 
 from tercet.errors import UserError
+from tercet.export.cpu import cpu_field, cpu_name
 from tercet.files import write_json
 from tercet.progress import progress
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
 PEAK_SIZE = 2_048  # rows and columns of the square matrices whose product is the machine's peak
-VECTOR_FLAGS = ("avx2", "avx512f", "amx_bf16", "fma", "asimd", "sve")
+VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_bf16", "fma", "asimd", "sve")
 
 
 def machine() -> dict[str, Any]:
     """Processor, threads and versions; taken with every result."""
     return {
-        "processor": _cpu_field("model name") or platform.processor() or platform.machine(),
-        "vector_flags": [f for f in VECTOR_FLAGS if f in _cpu_field("flags").split()],
+        "processor": cpu_name(),
+        "vector_flags": [f for f in VECTOR_FLAGS if f in cpu_field("flags").split()],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
@@ -153,12 +154,6 @@ def write_result(name: str, values: Mapping[str, Any], folder: Path) -> Path:
     path = folder / f"{name}.json"
     write_json(path, {"machine": machine(), **values})
     return path
-
-
-def _cpu_field(name: str) -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
 def _status(field: str) -> float:

@@ -14,10 +14,12 @@ from benchmarks import (
     encoding,
     evaluation,
     guide_mask,
+    inference,
     loss_stage,
     mining,
     mining_quality,
     mteb_agreement,
+    pruning,
     quality,
     quantised,
     retention,
@@ -29,7 +31,16 @@ from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
 
 ROOT = Path(__file__).parent.parent
-SPEED = ("train_step", "loss_stage", "guide_mask", "encoding", "mining", "evaluation")
+SPEED = (
+    "train_step",
+    "loss_stage",
+    "guide_mask",
+    "encoding",
+    "inference",
+    "pruning",
+    "mining",
+    "evaluation",
+)
 Result = dict[str, Any]
 
 
@@ -91,6 +102,11 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         found["evaluation"] = (
             f"{markdown_table(evaluation.rows(scored))}\n\n{evaluation.note(scored)}"
         )
+    if used := results.get("inference"):
+        notes = inference.notes(used)
+        found["inference"] = markdown_table(inference.rows(used)) + "\n\n" + notes
+    if cut := results.get("pruning"):
+        found["pruning"] = markdown_table(pruning.rows(cut)) + "\n\n" + pruning.notes(cut)
     for part, section in results.get("mining", {}).items():
         if part in mining.ROWS:
             table, note = mining.ROWS[part](section), mining.NOTES[part](section)

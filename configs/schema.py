@@ -77,6 +77,7 @@ class Source(Section):
     columns: Columns = Columns()
     ignore: tuple[str, ...] = ()  # columns that may be there and are not read
     other_splits: bool = False  # also documents that answer only queries of a folder's other splits
+    licence: str | None = None  # of the data, for the model's card
 
 
 def _sources(value: Any) -> Any:

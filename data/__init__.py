@@ -3,7 +3,7 @@
 from tercet.data.beir import read_task, write_task
 from tercet.data.check import check_folder, check_sources, overlap
 from tercet.data.code import code_task
-from tercet.data.corpus import read_corpus
+from tercet.data.corpus import read_corpus, read_documents
 from tercet.data.leaks import Leakage, leakage
 from tercet.data.mined import with_mined
 from tercet.data.read import read_training
@@ -24,6 +24,7 @@ __all__ = [
     "normalise",
     "overlap",
     "read_corpus",
+    "read_documents",
     "read_similarity",
     "read_task",
     "read_training",

@@ -104,6 +104,18 @@ def code_task(
     return result
 
 
+def docstring_task(package: str, limit: int, seed: int = 12) -> RetrievalTask:
+    """At most `limit` docstrings of a package as queries, their functions' code as documents.
+
+    In memory; the same pairs that `code_task` draws as a test set with these arguments.
+    """
+    return _task(
+        _collect("test", source_files(package), limit, seed, set()).draw(limit, seed),
+        package,
+        "test",
+    )
+
+
 def _parts(names: dict[str, Sequence[str]]) -> dict[str, list[SourceFile]]:
     """The files of each part, no name in two of them."""
     owner: dict[str, str] = {}

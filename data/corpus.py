@@ -1,10 +1,13 @@
-"""Texts alone: unlabelled files to count tokens in, or to take a PCA of."""
+"""Texts alone: unlabelled files to count tokens in, to take a PCA of, or to index."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tercet.data.records import format_of, place, read_rows, text_lines
+from tercet.data.records import as_id, format_of, place, read_rows, text_lines
+from tercet.data.rows import Texts
 from tercet.errors import UserError
+
+Found = tuple[str, object, str]  # where it stands, its id if it has one, the text
 
 
 def read_corpus(paths: Sequence[str | Path]) -> list[str]:
@@ -14,26 +17,53 @@ def read_corpus(paths: Sequence[str | Path]) -> list[str]:
     column `text`, after `title` if there is one, as BEIR writes documents; a BEIR folder stands
     for its corpus. Raises UserError if a file cannot be read or none holds a text.
     """
-    texts = [text for path in paths for text in _texts(Path(path)) if text.strip()]
-    if not texts:
+    return [text for _, _, text in _all(paths)]
+
+
+def read_documents(paths: Sequence[str | Path]) -> Texts:
+    """What `read_corpus` reads, each text with its id: column `_id` or `id`, else its number.
+
+    Numbers count the texts of all files from 1. Raises UserError as `read_corpus` does, and for
+    an id that comes twice or is neither a text nor a whole number.
+    """
+    ids: dict[str, str] = {}
+    texts = []
+    for number, (where, given, text) in enumerate(_all(paths), start=1):
+        id_ = str(number) if given is None else as_id(given)
+        if id_ is None:
+            raise UserError(f"{where}: id {given!r} is neither a text nor a whole number")
+        if id_ in ids:
+            raise UserError(f"{where}: id {id_!r} already stands in {ids[id_]}; make ids distinct")
+        ids[id_] = where
+        texts.append(text)
+    return Texts(list(ids), texts)
+
+
+def _all(paths: Sequence[str | Path]) -> list[Found]:
+    found = [row for path in paths for row in _texts(Path(path)) if row[2].strip()]
+    if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no text in it; name other files")
-    return texts
+    return found
 
 
-def _texts(path: Path) -> Iterator[str]:
+def _texts(path: Path) -> Iterator[Found]:
     if path.name.lower().endswith((".txt", ".txt.gz")):
-        for _, line in text_lines(path):
-            yield line.rstrip("\r\n")
+        for number, line in text_lines(path):
+            yield f"{path}, line {number}", None, line.rstrip("\r\n")
         return
     form = format_of(path) or ""
     if form == "beir":
         whole, form = path / "corpus.jsonl", "jsonl"
         path = whole if whole.exists() else path / "corpus.jsonl.gz"
     for number, row in read_rows(path, form):
+        where = place(path, form, number)
         if not isinstance(row.get("text"), str):
             raise UserError(
-                f"{place(path, form, number)}: no text in a column 'text'; its columns are "
-                f"{', '.join(map(repr, row))}"
+                f"{where}: no text in a column 'text'; its columns are {', '.join(map(repr, row))}"
             )
         title = row.get("title")
-        yield f"{title} {row['text']}" if title else row["text"]
+        yield (
+            where,
+            row.get("_id", row.get("id")),
+            f"{title} {row['text']}" if title else row["text"],
+        )

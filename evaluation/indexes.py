@@ -22,7 +22,7 @@ from tercet.mining.ann import (
     AnnSettings,
     add_all,
     empty_index,
-    load_faiss,
+    import_faiss,
     search_index,
     settings_for,
     training_sample,
@@ -72,7 +72,7 @@ def index_study(
     seeded; HNSW is built by one thread, as its graph would else differ from run to run.
     Raises UserError without FAISS, or for fewer than 1,000 documents.
     """
-    faiss = load_faiss("index study")
+    faiss = import_faiss("--index")
     count, width = documents.shape
     if count < LEAST:
         raise UserError(

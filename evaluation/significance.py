@@ -130,22 +130,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for their number: the family-wise error rate is kept (Holm, 1979).
-
-    Reject where the adjusted value is below the level. The smallest of n is multiplied by n, the
-    next by n - 1 and so on, none falling below the one before it, none above 1.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return adjusted.tolist()
-
-
 def _in_chunks(draw: Callable[[int], Floats], draws: int, width: int) -> Floats:
     """`draws` numbers, made so many at a time that count x width stays within `_CELLS`."""
     step = max(1, _CELLS // width)

@@ -1,6 +1,19 @@
 """What leaves the trainer: a complete model folder, proven equal to its checkpoint."""
 
 from tercet.export.card import made_card, model_card
-from tercet.export.folder import export_model
+from tercet.export.folder import Exported, export_model
+from tercet.export.hub import check_push, push
+from tercet.export.parity import MAX_LOSS, variant_rows
+from tercet.export.variants import OnnxOptions
 
-__all__ = ["export_model", "made_card", "model_card"]
+__all__ = [
+    "MAX_LOSS",
+    "Exported",
+    "OnnxOptions",
+    "check_push",
+    "export_model",
+    "made_card",
+    "model_card",
+    "push",
+    "variant_rows",
+]

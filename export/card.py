@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
 from tercet.configs import Config
+from tercet.export.parity import variant_rows
 
 TEMPLATE = """\
 ---
@@ -37,7 +39,7 @@ scores = model.similarity(queries, documents)
 ```
 
 Vectors have {{ facts["dimensions"] }} dimensions, texts are cut at
-{{ facts["max_length"] }} tokens.
+{{ facts["max_length"] }} tokens. Scores are compared by {{ facts["similarity"] }}.
 Prompts (`encode_query` and `encode_document` apply them): query `{{ facts["query_prompt"] }}`,
 document `{{ facts["document_prompt"] }}`.
 
@@ -60,9 +62,18 @@ Best {{ config.evaluation.metric }} on the development set: {{ "%.3f" | format(d
 | {{ key }} | {{ value }} |
 {%- endfor %}
 
+{% if sources %}
+{%- for name, licence in sources %}
+- `{{ name }}`: {{ licence or "licence not stated" }}
+{%- endfor %}
+{% endif %}
+The fingerprint is a hash of every row: the same data gives the same one.
+
 ## How it was made
 
-`tercet finetune` with the config below, {{ facts["steps"] }} steps.
+Save the config below as `config.yaml`, put the data where it says, and run
+`{{ command }} config.yaml`. It trained for {{ facts["steps"] }} steps from seed
+{{ config.train.seed }}.
 Versions: {{ versions }}.
 
 ```yaml
@@ -72,8 +83,38 @@ Versions: {{ versions }}.
 
 Made to rank texts of the kind it was trained on (see the data above). It was not tested on other
 languages or domains than those under Results, and like every retriever it ranks what is similar,
-which is not always what is true.
+which is not always what is true. Texts beyond {{ facts["max_length"] }} tokens are judged by their
+beginning.
 """
+
+SECTION = """\
+
+<!-- exported files: begin -->
+## Without PyTorch
+
+`onnx/model.onnx` is one graph from token ids to the final vector (opset {{ parity.opset }}; inputs
+{{ parity.inputs | join(", ") }}; output `sentence_embedding`), and `onnx/tokenizer.json` cuts and
+pads by itself. With `pip install onnxruntime tokenizers`:
+
+```python
+{{ script }}```
+
+## Files, measured
+
+Each file against the checkpoint it was made from, on {{ parity.texts.compared }} texts of all
+lengths: cosine of the vectors, nDCG@10 with its 95 % interval, one query asked at a time, texts in
+batches.
+{{ machine }}. All figures are in `parity.json`.
+
+| {{ rows[0] | join(" | ") }} |
+| :-- |{% for _ in range(rows[0] | length - 1) %} --: |{% endfor %}
+{%- for row in rows %}
+| {{ row.values() | join(" | ") }} |
+{%- endfor %}
+<!-- exported files: end -->
+"""
+BEGIN, END = "<!-- exported files: begin -->", "<!-- exported files: end -->"
+SCRIPT = Path(__file__).with_name("without_torch.py")
 
 
 MADE = """\
@@ -122,9 +163,9 @@ def model_card(
 ) -> str:
     """Markdown for the model folder's README.md.
 
-    data: what it was trained on (counts, fingerprint). facts: dimensions, max_length, prompts,
-    steps. table and lines: results as `report.table` renders them. Paths of the machine it was
-    trained on are cut to their last part.
+    data: what it was trained on (counts, fingerprint). facts: dimensions, max_length, similarity,
+    prompts, steps. table and lines: results as `report.table` renders them. Paths of the machine
+    it was trained on are cut to their last part.
     """
     strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     settings = yaml.safe_dump(_without_paths(config.model_dump(mode="json")), sort_keys=False)
@@ -140,7 +181,28 @@ def model_card(
         lines=list(lines),
         dev=dev,
         settings=settings,
+        sources=[(Path(source.path).name, source.licence) for source in config.data.train],
+        command="tercet distil" if config.distil.teacher else "tercet finetune",
     )
+
+
+def onnx_section(parity: Mapping[str, Any]) -> str:
+    """What a card says of ONNX files: how to use them without torch, and what was measured."""
+    machine = parity["machine"]
+    told = f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+    strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    return strict.from_string(SECTION).render(
+        parity=parity,
+        rows=variant_rows(parity["variants"]),
+        machine=told + ("" if machine["vnni"] else ", without VNNI (8-bit products are slow)"),
+        script=SCRIPT.read_text(encoding="utf-8"),
+    )
+
+
+def without_section(card: str) -> str:
+    """A card without the section that an earlier export added."""
+    before, begin, rest = card.partition(BEGIN)
+    return before.rstrip("\n") + "\n" + rest.partition(END)[2].lstrip("\n") if begin else card
 
 
 def _without_paths(value: object) -> object:

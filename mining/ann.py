@@ -67,18 +67,14 @@ def ann_top_k(
     The same vectors, settings, seed and number of threads give the same answer. Raises UserError
     if FAISS is not installed, and naming a row that is not finite.
     """
-    faiss = load_faiss(index)
+    import_faiss(f"index {index!r}")
     check(queries, documents, k)
     if len(documents) < SMALLEST:
         say(f"{index}: exact search, since {len(documents):,} documents are below {SMALLEST:,}")
         return *top_k(queries, documents, k), 1.0
     settings = settings or settings_for(*documents.shape)
     k = min(k, len(documents))
-    built = empty_index(faiss, index, documents.shape[1], settings, k, seed)
-    if not built.is_trained:
-        say(f"{index}: training {settings.lists:,} cells")
-        built.train(training_sample(documents, settings, seed))
-    add_all(faiss, built, documents, settings.build_threads if index == "hnsw" else 0)
+    built = build_index(documents, index, settings, k=k, seed=seed)
     width = min(k * (settings.oversample if index == "ivf_pq" else 1), len(documents))
     found = search_index(built, queries, width)
     scores, positions = best_first(pair_scores(queries, documents, found), found, k)
@@ -87,31 +83,66 @@ def ann_top_k(
     return scores, positions, recall
 
 
-def load_faiss(index: str) -> Any:
-    """The library. Raises UserError, naming the index that needs it, if it is not installed."""
+def build_index(
+    documents: Rows,
+    index: Index,
+    settings: AnnSettings,
+    *,
+    k: int,
+    seed: int = 0,
+    int8: bool = False,
+) -> Any:
+    """A trained FAISS index by inner product that holds all documents (D, H) in their order.
+
+    Ready to be asked for k at a time. With `int8` it keeps 8 bits a component, scaled to the range
+    that the component has in a sample of the documents (ivf_pq has codes of its own and takes no
+    notice).
+    """
+    faiss = import_faiss(f"index {index!r}")
+    built = empty_index(faiss, index, documents.shape[1], settings, k, seed, int8)
+    if not built.is_trained:
+        say(f"{index}: training {settings.lists:,} cells")
+        built.train(training_sample(documents, settings, seed))
+    add_all(faiss, built, documents, settings.build_threads if index == "hnsw" else 0)
+    return built
+
+
+def import_faiss(what: str) -> Any:
+    """The package. Raises UserError, saying how to install it, if it is missing."""
     try:
         import faiss
     except ImportError:
         raise UserError(
-            f"mining.index: {index!r} needs FAISS, which is missing: pip install 'tercet[ann]'"
+            f"{what} needs FAISS, which is not installed: pip install 'tercet[ann]'"
         ) from None
     return faiss
 
 
 def empty_index(
-    faiss: Any, index: Index, width: int, settings: AnnSettings, k: int, seed: int
+    faiss: Any,
+    index: Index,
+    width: int,
+    settings: AnnSettings,
+    k: int,
+    seed: int,
+    int8: bool = False,
 ) -> Any:
     """An index of inner products for vectors of `width`, to be trained and filled."""
-    metric = faiss.METRIC_INNER_PRODUCT
+    metric, bits = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_8bit
     if index == "flat":
-        return faiss.IndexFlatIP(width)
+        return faiss.IndexScalarQuantizer(width, bits, metric) if int8 else faiss.IndexFlatIP(width)
     if index == "hnsw":
-        built = faiss.IndexHNSWFlat(width, settings.neighbours, metric)
+        if int8:
+            built = faiss.IndexHNSWSQ(width, bits, settings.neighbours, metric)
+        else:
+            built = faiss.IndexHNSWFlat(width, settings.neighbours, metric)
         built.hnsw.efConstruction = settings.ef_construction
         built.hnsw.efSearch = max(settings.ef_search, k)
         return built
     cells = faiss.IndexFlatIP(width)
-    if index == "ivf_flat":
+    if index == "ivf_flat" and int8:
+        built = faiss.IndexIVFScalarQuantizer(cells, width, settings.lists, bits, metric)
+    elif index == "ivf_flat":
         built = faiss.IndexIVFFlat(cells, width, settings.lists, metric)
     else:
         built = faiss.IndexIVFPQ(cells, width, settings.lists, settings.code_bytes, 8, metric)

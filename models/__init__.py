@@ -1,7 +1,7 @@
 """Text -> vectors."""
 
 from tercet.models.encode import encode, pad, token_batches, tokenise
-from tercet.models.heads import add_dense
+from tercet.models.heads import add_dense, truncate
 from tercet.models.load import (
     EMBEDDED,
     Role,
@@ -48,5 +48,6 @@ __all__ = [
     "set_dropout",
     "token_batches",
     "tokenise",
+    "truncate",
     "vectors",
 ]

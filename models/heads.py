@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, StaticEmbedding
 from torch import Tensor, nn
 
 from tercet.errors import UserError
@@ -28,6 +28,26 @@ def add_dense(model: SentenceTransformer, weight: Tensor) -> Dense:
     if ends_in_unit:
         model.append(Normalize())
     return dense
+
+
+def truncate(model: SentenceTransformer, dims: int) -> None:
+    """Keep the first `dims` dimensions of the model's vectors, unit vectors again if they were.
+
+    What `encode(..., truncate_dim=dims)` gives becomes the model's own: a static model's table is
+    cut, any other model gets a linear layer that selects. Raises UserError unless dims is at least
+    1 and at most the model's width.
+    """
+    width = model.get_embedding_dimension() or 0
+    if not 1 <= dims <= width:
+        raise UserError(f"truncate: {dims} is not between 1 and the model's {width} dimensions")
+    if dims == width:
+        return
+    first, *rest = model
+    if isinstance(first, StaticEmbedding) and all(isinstance(part, Normalize) for part in rest):
+        table = first.embedding.weight.detach()[:, :dims].clone()
+        model[0] = StaticEmbedding(first.tokenizer, embedding_weights=table)
+    else:
+        add_dense(model, torch.eye(dims, width, dtype=model.dtype))
 
 
 def narrow(model: SentenceTransformer, vectors: NDArray[np.float32], dims: int) -> None:

@@ -7,7 +7,8 @@ this package; here they are put together.
 from tercet.stages.calibrating import calibrate_model
 from tercet.stages.checking import check_data
 from tercet.stages.comparing import compare
-from tercet.stages.exporting import export, export_run
+from tercet.stages.exporting import export, export_run, onnx_options
+from tercet.stages.indexing import index
 from tercet.stages.merging import Curve, merge, merge_curve
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
@@ -42,10 +43,12 @@ __all__ = [
     "export",
     "export_run",
     "finetune",
+    "index",
     "merge",
     "merge_curve",
     "mine",
     "name_of",
+    "onnx_options",
     "pair",
     "scores_of",
     "serve",

@@ -15,7 +15,7 @@ from tercet.files import fingerprint, writable_folder, write_text
 from tercet.mining import BM25 as LEXICAL
 from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries
 from tercet.mining import mine as mine_asked
-from tercet.mining.ann import load_faiss
+from tercet.mining.ann import import_faiss
 from tercet.mining.stage import SUMMARY
 from tercet.models import (
     default_device,
@@ -136,7 +136,9 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
     trust = config.model.trust_remote_code
     models = {path: ModelConfig(path=path, trust_remote_code=trust) for path in others}
     if config.mining.index != "exact":
-        load_faiss(config.mining.index)  # its absence should not wait for the texts to be encoded
+        import_faiss(
+            f"mining.index: {config.mining.index!r}"
+        )  # its absence should not wait for the texts to be encoded
     resolve(config.model.path)
     for path in others:
         resolve(path, "mining.sources")

@@ -129,6 +129,7 @@ def _summary(trained: Trained) -> dict[str, Any]:
             "steps": trained.steps,
             "dimensions": encoder.get_embedding_dimension(),
             "max_length": max_length(encoder),
+            "similarity": encoder.similarity_fn_name,
             "query_prompt": prompt_of(encoder, "query"),
             "document_prompt": prompt_of(encoder, "document"),
         },

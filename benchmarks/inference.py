@@ -1,0 +1,175 @@
+"""A model as it is trained and as it is exported: torch, sentence-transformers, ONNX, int8.
+
+python -m benchmarks.inference --data FOLDER [--model MODEL] [--documents N] [--queries N]
+                               [--rounds N] [--quick] [--out FOLDER]
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich import print as show
+from sentence_transformers import SentenceTransformer
+
+from benchmarks.encoding import MAX_LENGTH, best_size, theirs
+from benchmarks.machine import RESULTS, alternate, medians, ratio, write_result
+from tercet.configs import ModelConfig
+from tercet.data import read_task
+from tercet.export.cpu import has_vnni, int8_saturates
+from tercet.export.graph import write_graph, write_tokenizer
+from tercet.export.parity import cosine
+from tercet.export.quantise import quantise_dynamic
+from tercet.export.runtime import OnnxEncoder
+from tercet.models import EMBEDDED, encode, load_encoder, pad, tokenise
+from tercet.report.table import console_table
+
+Vectors = NDArray[np.float32]
+Ask = Callable[[str], Vectors]
+OURS, PEER, FULL, INT8 = "torch", "sentence-transformers", "ONNX fp32", "ONNX int8"
+
+
+def one_forward(model: SentenceTransformer, query: str) -> Vectors:
+    """The least that torch has to do for one query."""
+    with torch.inference_mode():
+        tokens = tokenise(model, [query], "query")
+        return model(pad(model, tokens, "query"))["sentence_embedding"].numpy()
+
+
+def exported(model: SentenceTransformer, folder: Path) -> tuple[OnnxEncoder, OnnxEncoder]:
+    """The model's graph and its int8 form, as `tercet export --int8` writes them."""
+    model.save(str(folder), create_model_card=False)
+    (folder / "onnx").mkdir()
+    full, small = folder / "onnx" / "model.onnx", folder / "onnx" / "model_int8.onnx"
+    write_graph(model, full)
+    write_tokenizer(model, folder / "onnx" / "tokenizer.json")
+    quantise_dynamic(full, small, reduce_range=int8_saturates())
+    return OnnxEncoder(folder), OnnxEncoder(folder, "onnx/model_int8.onnx")
+
+
+def asked(ask: Ask, queries: Sequence[str], times: list[float]) -> None:
+    """Ask one query after the other; note the milliseconds of each."""
+    for query in queries:
+        start = time.perf_counter()
+        ask(query)
+        times.append((time.perf_counter() - start) * 1e3)
+
+
+def measure(
+    model: SentenceTransformer, documents: list[str], queries: list[str], rounds: int
+) -> dict[str, Any]:
+    """Latencies of single queries and times of all documents, every variant in every round."""
+    size, _ = best_size(model, documents)
+    with tempfile.TemporaryDirectory() as place:
+        full, small = exported(model, Path(place))
+        megabytes = {
+            name: (Path(place) / file).stat().st_size / 1e6
+            for name, file in (
+                (OURS, "model.safetensors"),
+                (FULL, "onnx/model.onnx"),
+                (INT8, "onnx/model_int8.onnx"),
+            )
+        }
+        ask: dict[str, Ask] = {
+            OURS: lambda query: one_forward(model, query),
+            PEER: lambda query: model.encode_query([query], show_progress_bar=False),
+            FULL: lambda query: full([query], "query"),
+            INT8: lambda query: small([query], "query"),
+        }
+        whole: dict[str, Callable[[], Vectors]] = {
+            OURS: lambda: encode(model, documents, "document"),
+            PEER: lambda: theirs(model, documents, size),
+            FULL: lambda: full(documents, "document"),
+            INT8: lambda: small(documents, "document"),
+        }
+        latencies: dict[str, list[float]] = {name: [] for name in ask}
+        single = alternate(
+            {name: (lambda name=name: asked(ask[name], queries, latencies[name])) for name in ask},
+            rounds,
+        )
+        bulk = alternate(whole, rounds)
+        found = {name: run() for name, run in whole.items()}
+    kept = {name: times[len(queries) :] for name, times in latencies.items()}  # not the warm-up
+    return {
+        "queries": len(queries),
+        "documents": len(documents),
+        "peer_batch": size,
+        "vnni": has_vnni(),
+        "reduce_range": int8_saturates(),
+        "megabytes": megabytes,
+        "latency_ms": {
+            name: dict(zip(("p50", "p95"), np.percentile(times, [50, 95]).tolist(), strict=True))
+            for name, times in kept.items()
+        },
+        "queries_per_second": {n: len(queries) / s for n, s in medians(single).items()},
+        "documents_per_second": {n: len(documents) / s for n, s in medians(bulk).items()},
+        "query_times_faster": {name: ratio(single, OURS, name) for name in ask},
+        "document_times_faster": {name: ratio(bulk, OURS, name) for name in whole},
+        "least_cosine": {name: float(cosine(found[OURS], v).min()) for name, v in found.items()},
+        "seconds": {"queries": single, "documents": bulk},
+    }
+
+
+def rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """The table of the result."""
+    return [
+        {
+            "Model": name,
+            "Query p50, ms": f"{latency['p50']:.1f}",
+            "p95": f"{latency['p95']:.1f}",
+            "Queries / s": f"{found['queries_per_second'][name]:,.0f}",
+            "Faster than torch": f"{found['query_times_faster'][name]:.2f}",
+            "Documents / s": f"{found['documents_per_second'][name]:,.0f}",
+            "Faster": f"{found['document_times_faster'][name]:.2f}",
+            "MB": f"{found['megabytes'][name]:.1f}" if name in found["megabytes"] else "",
+            "Cosine, least": f"{found['least_cosine'][name]:.5f}",
+        }
+        for name, latency in found["latency_ms"].items()
+    ]
+
+
+def notes(found: dict[str, Any]) -> str:
+    """What the table does not say."""
+    share = found["megabytes"][INT8] / found["megabytes"][FULL]
+    vnni = "has VNNI" if found["vnni"] else "has no VNNI, so int8 weights have 7 bits"
+    return (
+        f"{found['queries']:,} queries asked one at a time and {found['documents']:,} documents of "
+        f"{found['corpus']}; {found['model']}; {found['machine']['threads']} threads. The "
+        f"processor {vnni}. The peer's batch size is {found['peer_batch']}. The int8 graph has "
+        f"{share:.0%} of the size."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="a BEIR folder")
+    parser.add_argument("--model", default=EMBEDDED)
+    parser.add_argument("--documents", type=int, default=2_000)
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a tenth, one round")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    share, rounds = (10, 1) if options.quick else (1, options.rounds)
+    task = read_task(options.data)
+    settings = ModelConfig(path=options.model, max_length=MAX_LENGTH)
+    found = measure(
+        load_encoder(settings),
+        task.documents.texts[: options.documents // share],
+        task.queries.texts[: options.queries // share],
+        rounds,
+    )
+    name = "all-MiniLM-L6-v2" if options.model == EMBEDDED else Path(options.model).name
+    found |= {"corpus": task.name, "model": name}
+    path = write_result("inference", found, options.out)
+    show(console_table(rows(found)))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

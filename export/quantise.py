@@ -1,0 +1,78 @@
+"""8-bit weights: dynamic quantisation, or static with ranges taken from the user's texts."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tercet.export.runtime import Feeds, onnxruntime
+from tercet.progress import progress
+
+OPERATORS = ["MatMul", "Gather"]  # products with weights, and the tables of embeddings
+
+
+def quantise_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
+    """Weights to int8, a scale per output channel; activations are scaled as they come."""
+    onnxruntime()
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=OPERATORS,
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def quantise_static(
+    source: Path, target: Path, feeds: Sequence[Feeds], *, reduce_range: bool
+) -> None:
+    """Weights as `quantise_dynamic` does; activations by the least and greatest seen in `feeds`."""
+    onnxruntime()
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    with _quiet(), progress("calibrate", len(feeds)) as advance:
+
+        class Reader(CalibrationDataReader):
+            """Hands out one batch after the other."""
+
+            def __init__(self) -> None:
+                self.left = iter(feeds)
+
+            def get_next(self) -> Feeds | None:
+                found = next(self.left, None)
+                advance(found is not None)
+                return found
+
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QOperator,
+            op_types_to_quantize=OPERATORS,
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser advises on the root logger; what it did is measured instead."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

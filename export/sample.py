@@ -1,0 +1,78 @@
+"""The texts on which an export is compared with its checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tercet.data.code import docstring_task
+from tercet.data.rows import RetrievalTask
+from tercet.models import Role
+
+EDGE_TEXTS = (
+    "",  # no token but the special ones
+    " \t\n\u200b",  # nothing once it is cleaned
+    "a",
+    "I",
+    ".",
+    "naïve café, Grüße aus Köln",
+    "Съешь ещё этих мягких французских булок",
+    "日本語のテキストと中文",
+    "नमस्ते दुनिया",
+    "שלום ومرحبا",
+    "สวัสดีชาวโลก",
+    "🙂🙃 👩\u200d🚀 🏳️\u200d🌈",
+    "e\u0301 is not é",
+    "def f(x):\n\treturn x ** 2  # squares",
+    "https://example.org/a?b=c&d=%20",
+    "pneumonoultramicroscopicsilicovolcanoconiosis" * 20,
+    "word " * 2_000,  # longer than any maximum length of a compact model
+)
+LEAST = 1_000  # texts beside the edge ones
+STDLIB_PAIRS = 500
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Retrieval tasks, whose texts are compared too, and more texts."""
+
+    tasks: tuple[RetrievalTask, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def parts(self) -> list[tuple[Role, Sequence[str]]]:
+        """What is to be encoded: queries and documents of each task, then the texts twice."""
+        parts: list[tuple[Role, Sequence[str]]] = []
+        for task in self.tasks:
+            parts += [("query", task.queries.texts), ("document", task.documents.texts)]
+        return [*parts, ("query", self.texts), ("document", self.texts)]
+
+    @property
+    def size(self) -> int:
+        """Number of texts, each counted in one role."""
+        return len(self.texts) + sum(len(t.queries) + len(t.documents) for t in self.tasks)
+
+
+def make_sample(tasks: Sequence[RetrievalTask], texts: Sequence[str]) -> Sample:
+    """At least 1,000 real texts and the awkward ones.
+
+    Without `tasks`: 500 docstrings of Python's standard library and their code, a task for any
+    model, which also fills up where `tasks` and `texts` are too few.
+    """
+    chosen = spread(texts, LEAST)
+    given = sum(len(t.queries) + len(t.documents) for t in tasks) + len(chosen)
+    if not tasks or given < LEAST:
+        tasks = [*tasks, docstring_task("stdlib", STDLIB_PAIRS)]
+    return Sample(tuple(tasks), (*EDGE_TEXTS, *chosen))
+
+
+def spread(texts: Sequence[str], count: int) -> list[str]:
+    """`count` of the texts, evenly over their lengths from the shortest to the longest.
+
+    >>> spread(["ccc", "a", "eeeee", "bb", "dddd"], 3)
+    ['a', 'ccc', 'eeeee']
+    """
+    ordered = sorted(dict.fromkeys(texts), key=len)
+    if len(ordered) <= count:
+        return ordered
+    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, count).round().astype(int)]
