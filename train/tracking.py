@@ -63,7 +63,7 @@ class Tracker:
         self.accelerator.end_training()
 
     def _start_wandb(self, config: Config) -> None:
-        settings = {
+        settings: dict[str, Any] = {
             "dir": config.output,
             "name": config.tracking.name or Path(config.output).name,
             "mode": os.environ.get("WANDB_MODE") or ("online" if _logged_in() else "offline"),
