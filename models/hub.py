@@ -76,4 +76,4 @@ def _beside(name: str) -> list[str]:
 
 FILES = ("modules.json", "config.json")
 # The error of whichever HTTP client the hub's library uses, and OSError: the offline mode is one.
-UNREACHABLE = HfHubHTTPError.__bases__
+UNREACHABLE: tuple[type[Exception], ...] = HfHubHTTPError.__bases__  # type: ignore[assignment]
