@@ -75,7 +75,7 @@ def write_halves(
     """The test split of `source` in halves: every other query to choose by, the rest to report.
 
     `<folder>-choose` has at most `queries` queries and `documents` documents besides their
-    answers; `<folder>-report` the whole corpus, or `small` so many queries and documents.
+    answers; `<folder>-report` the whole corpus, or with `small` so many queries and documents.
     """
     task = read_task(source, "test")
     corpus = dict(zip(task.documents.ids, task.documents.texts, strict=True))
@@ -88,8 +88,8 @@ def write_halves(
         wanted = {d for judged in grades.values() for d in judged}
         others = [d for d in corpus if d not in wanted]
         limit = small if part == "report" else documents
-        step = max(1, len(others) // limit) if limit else 1
-        kept = set(others[::step][:limit])
+        every = 1 if limit is None else max(1, len(others) // limit)
+        kept = set(others[::every][:limit])
         chosen = {d: t for d, t in corpus.items() if d in wanted or d in kept}
         out = folder.with_name(f"{folder.name}-{part}")
         write_collection(out, chosen, {q: asked[q] for q in ids}, {"test": grades})
