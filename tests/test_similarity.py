@@ -23,8 +23,8 @@ def test_correlations_are_scipys_with_ties_and_by_row() -> None:
     a = generator.integers(0, 6, (20, 50)).astype(float)
     b = a + generator.normal(0, 2, (20, 50)).round()
     for x, y, rho, r in zip(a, b, spearman(a, b), pearson(a, b), strict=True):
-        assert rho == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
-        assert r == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
+        assert rho == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-12)
+        assert r == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-12)
 
 
 def test_cosines_are_of_any_length_of_vector() -> None:
@@ -79,7 +79,7 @@ def test_the_command_scores_a_file(run: Run, tiny_model: Path, tmp_path: Path) -
     task = read_similarity(file)
     model = SentenceTransformer(str(tiny_model), device="cpu")
     first, second = model.encode(task.first), model.encode(task.second)
-    want = stats.spearmanr((first * second).sum(axis=1), task.scores).statistic
+    want = stats.spearmanr((first * second).sum(axis=1), task.scores)[0]
     assert result.means["spearman"].mean == pytest.approx(want, abs=1e-3)
 
 
