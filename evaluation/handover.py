@@ -54,9 +54,9 @@ def down_to_last_relevant(task: RetrievalTask, found: Ranking) -> NDArray[np.int
     needed = np.zeros(len(rows), dtype=np.int64)
     for start in range(0, len(pairs), PAIRS):
         some = pairs[start : start + PAIRS]
-        query, document = some[:, 0], some[:, 1:]
-        pair, column = np.nonzero(np.equal(found.positions[query], document))
-        np.maximum.at(needed, query[pair], column + 1)
+        same: NDArray[np.bool_] = found.positions[some[:, 0]] == some[:, 1:]
+        pair, column = np.nonzero(same)
+        np.maximum.at(needed, some[pair, 0], column + 1)
     return needed
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +191,7 @@ def stored_encoder(encoder: SentenceTransformer) -> Any:
     return Stored(encoder)
 
 
-def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
     """No JSON reader takes NaN; mteb's confidence measures have some."""
 
     def clean() -> Iterator[tuple[str, Any]]:

@@ -60,7 +60,7 @@ def rows_of(queries: list[str], documents: list[str]) -> TrainingSet:
         Texts([f"q{i}" for i in count], queries),
         Texts([f"d{i}" for i in range(len(documents))], documents),
         count,
-        Ragged.of([[int(i)] for i in count]),
+        Ragged.of([[i] for i in range(len(queries))]),
         Ragged.of([[] for _ in count]),
         np.array([0, len(queries)]),
     )
