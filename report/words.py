@@ -21,9 +21,10 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def score_words(found: Json) -> Iterator[str]:
     """Medians of similar and dissimilar pairs."""
     for task in found["tasks"]:
-        for which, model in zip(found["models"], task["contrast"], strict=True):
-            near, far = (model[side]["quantiles"]["0.5"] for side in ("similar", "dissimilar"))
-            yield f"{task['name']}, {which['name']}: median {near:.2f} similar, {far:.2f} dissimilar."
+        for model, scores in zip(found["models"], task["contrast"], strict=True):
+            near, far = (scores[side]["quantiles"]["0.5"] for side in ("similar", "dissimilar"))
+            where = f"{task['name']}, {model['name']}"
+            yield f"{where}: median {near:.2f} similar, {far:.2f} dissimilar."
 
 
 def speed_words(found: Json) -> Iterator[str]:
@@ -66,4 +67,5 @@ def index_words(found: Json) -> Iterator[str]:
     for task in found["tasks"]:
         for model, indexes in zip(found["models"], task.get("indexes", ()), strict=False):
             for index in indexes:
-                yield f"{task['name']}, {model['name']}, {index['name']}: recall {index['recall']:.2f}."
+                where = f"{task['name']}, {model['name']}"
+                yield f"{where}, {index['name']}: recall {index['recall']:.2f}."

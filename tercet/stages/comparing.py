@@ -170,9 +170,8 @@ def _measure_task(
 
 
 def _sides(model: Compared, task: RetrievalTask) -> Sides:
-    texts = ((task.queries.texts, "query"), (task.documents.texts, "document"))
-    queries, documents = (vectors(model.encoder, t, role) for t, role in texts)
-    return queries, documents
+    queries = vectors(model.encoder, task.queries.texts, "query")
+    return queries, vectors(model.encoder, task.documents.texts, "document")
 
 
 def _compressions(
