@@ -6,7 +6,7 @@ corpus. Writes benchmarks/results/quantised.json.
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def methods(queries: Floats, documents: Floats) -> Methods:
     return {
         FLOAT: (lambda: top_k(queries, documents, K), whole),
         **_int8(queries, documents, ranges, byte),
-        "bits": (lambda: top_k(*(signs(bits(v), width) for v in (queries, documents)), K), bit),
+        "bits": (lambda: _exact(signs(bits(v), width) for v in (queries, documents)), bit),
         "bits, rescored from int8": (lambda: _rescored(queries, documents, ranges), bit + byte),
         "ST bits, its rescoring": (lambda: _theirs(queries, documents, "ubinary", None), bit),
     }
@@ -99,10 +99,10 @@ def _int8(queries: Floats, documents: Floats, ranges: Ranges, size: int) -> Meth
     sides = (queries, documents)
 
     def coded(code: Callable[[Rows], Any]) -> Callable[[], Found]:
-        return lambda: top_k(*(numbers(code(side)) for side in sides), K)
+        return lambda: _exact(numbers(code(side)) for side in sides)
 
     def per_vector() -> Found:
-        return top_k(*(numbers(*int8_codes_per_vector(side)) for side in sides), K)
+        return _exact(numbers(*int8_codes_per_vector(side)) for side in sides)
 
     return {
         "int8, one scale": (coded(lambda side: int8_codes(side, ranges)), size),
@@ -127,9 +127,14 @@ def _int8(queries: Floats, documents: Floats, ranges: Ranges, size: int) -> Meth
     }
 
 
+def _exact(sides: Iterable[Rows], k: int = K) -> Found:
+    queries, documents = sides
+    return top_k(queries, documents, k)
+
+
 def _rescored(queries: Floats, documents: Floats, ranges: Ranges) -> Found:
     width = documents.shape[1]
-    nearest = top_k(*(signs(bits(side), width) for side in (queries, documents)), CANDIDATES)[1]
+    nearest = _exact((signs(bits(side), width) for side in (queries, documents)), CANDIDATES)[1]
     fine = numbers(int8_codes(documents, ranges))
     return best_first(pair_scores(queries, fine, nearest), nearest, K)
 
@@ -138,7 +143,7 @@ def _theirs(queries: Floats, documents: Floats, precision: Any, ranges: Any) -> 
     """sentence-transformers' own search: as many candidates as ours, scored again by its rule."""
     answers, *_ = semantic_search_faiss(
         queries,
-        corpus_embeddings=quantize_embeddings(documents, precision, ranges=ranges),
+        corpus_embeddings=np.asarray(quantize_embeddings(documents, precision, ranges=ranges)),
         corpus_precision=precision,
         top_k=K,
         ranges=ranges,

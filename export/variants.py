@@ -13,7 +13,6 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
 from tercet.data.rows import RetrievalTask
-from tercet.evaluation import installed_versions
 from tercet.export.cpu import cpu_name, has_vnni, int8_saturates
 from tercet.export.graph import (
     OPSET,
@@ -40,6 +39,7 @@ from tercet.export.runtime import Feeds, OnnxEncoder
 from tercet.export.sample import make_sample, spread
 from tercet.models import encode, load_encoder
 from tercet.progress import say
+from tercet.versions import installed_versions
 
 TORCH, FULL, INT8 = "model.safetensors", "onnx/model.onnx", "onnx/model_int8.onnx"
 CALIBRATED = 256  # texts whose ranges of activations are looked at

@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-from tercet.report.cells import INDEX_NAMES, Cell, Json, Sheet, interval, name, number, p_value
+from tercet.report.cells import (
+    INDEX_NAMES,
+    Cell,
+    Json,
+    Sheet,
+    interval,
+    name,
+    number,
+    p_value,
+    value_at,
+)
 from tercet.report.table import HEADINGS
 
 FORM = ("Dimensions", "Precision", "Rescored", "Bytes", "+ for rescoring", "Score", "Kept")
@@ -144,9 +154,7 @@ def compression_sheets(found: Json) -> list[Sheet]:
 
 def _form(found: Json, at: tuple[str | int, ...]) -> tuple[Cell, ...]:
     """The cells that name a form of vectors and say how good it is."""
-    form = found
-    for part in at:
-        form = form[part]
+    form = value_at(found, at)
     return (
         number(found, (*at, "dims")),
         name(form["precision"]),

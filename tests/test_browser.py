@@ -3,14 +3,16 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tercet.stages.server import SearchServer
 from tercet.stages.serving import Search, load_searcher, read_collection
-from tests.comparison import Comparison
+from tests.comparison import EVIL, Comparison, collection
 from tests.conftest import question
+from tests.encoders import save_encoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -112,13 +114,14 @@ def test_every_table_sorts_by_every_column_and_back(report: Opened) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(comparison: Comparison) -> Iterator[SearchServer]:
-    """Both models side by side over the smaller collection."""
-    animals = read_collection(comparison.folders[0])
+def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[SearchServer]:
+    """Two models side by side."""
+    folder = tmp_path_factory.mktemp("served")
+    animals = read_collection(collection(folder / "animals", 60))
+    small = save_encoder("bert", folder / "small")
+    models = [shutil.copytree(tiny_model, folder / "tiny"), small.rename(folder / EVIL)]
     with SearchServer("127.0.0.1", 0) as server:
-        server.search = Search(
-            animals, [load_searcher(path, animals) for path in comparison.models]
-        )
+        server.search = Search(animals, [load_searcher(path, animals) for path in map(str, models)])
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server

@@ -27,7 +27,8 @@ def test_dissimilar_ones_are_any_but_the_relevant_ones() -> None:
 
 def test_the_figures_are_those_of_the_pairs() -> None:
     toy = task({"a": {"d0": 1, "d1": 1}, "b": {"d2": 3}}, 4)
-    scores = np.float32([[0.9, 0.5, 0.1, 0.7], [0.2, 0.3, 0.6, 0.6]])  # query x document
+    rows = [[0.9, 0.5, 0.1, 0.7], [0.2, 0.3, 0.6, 0.6]]
+    scores = np.array(rows, dtype=np.float32)  # query x document
     queries, documents = np.eye(2, dtype=np.float32), np.ascontiguousarray(scores.T)
     found = contrast(toy, queries, documents, sampled=3)
     drawn = sampled_pairs(toy, 3, seed=12)[1]

@@ -89,10 +89,13 @@ def test_codes_do_not_depend_on_what_else_is_coded() -> None:
 
 
 def test_what_exceeds_the_ranges_is_clipped() -> None:
-    ranges = Ranges(np.float32([-0.5, -0.1]), np.float32([0.2, 0.4]))
+    low, high, far = (
+        np.array(values, dtype=np.float32) for values in ([-0.5, -0.1], [0.2, 0.4], [[2.0, -9.0]])
+    )
+    ranges = Ranges(low, high)
     assert ranges.largest == 0.5
-    assert int8_codes(np.float32([[2.0, -9.0]]), ranges).tolist() == [[127, -127]]
-    assert int8_codes_min_max(np.float32([[2.0, -9.0]]), ranges).tolist() == [[127, -128]]
+    assert int8_codes(far, ranges).tolist() == [[127, -127]]
+    assert int8_codes_min_max(far, ranges).tolist() == [[127, -128]]
 
 
 @settings(max_examples=30, deadline=None)

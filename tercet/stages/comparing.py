@@ -16,12 +16,7 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
 from tercet.errors import UserError
-from tercet.evaluation import (
-    MAIN_METRIC,
-    Result,
-    comparison,
-    installed_versions,
-)
+from tercet.evaluation import MAIN_METRIC, Result, comparison
 from tercet.evaluation.bm25 import NAME as BM25
 from tercet.evaluation.compression import DIMS, Compressed, compressions
 from tercet.evaluation.contrast import contrast
@@ -53,6 +48,7 @@ PAGE = "report.html"
 NORMAL_95 = 1.959964  # standard errors on each side of a 95 % interval
 Sides = tuple[Vectors, Vectors]  # of queries and documents
 Json = dict[str, Any]
+from tercet.versions import installed_versions
 
 
 @dataclass(frozen=True)
@@ -170,9 +166,8 @@ def _measure_task(
 
 
 def _sides(model: Compared, task: RetrievalTask) -> Sides:
-    texts = ((task.queries.texts, "query"), (task.documents.texts, "document"))
-    queries, documents = (vectors(model.encoder, t, role) for t, role in texts)
-    return queries, documents
+    queries = vectors(model.encoder, task.queries.texts, "query")
+    return queries, vectors(model.encoder, task.documents.texts, "document")
 
 
 def _compressions(

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from tercet.configs import ModelConfig
 from tercet.data import read_documents
 from tercet.errors import UserError
-from tercet.evaluation import installed_versions
 from tercet.export.index import (
     INDEXES,
     KINDS,
@@ -28,6 +27,7 @@ from tercet.mining.ann import Index
 from tercet.models import default_device, load_encoder, model_fingerprint, vectors
 from tercet.progress import say
 from tercet.stages.names import name_of
+from tercet.versions import installed_versions
 
 ENGINES = ("faiss", "milvus")
 ASKED = 1_000  # queries on which recall is measured
