@@ -21,15 +21,9 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 def score_words(found: Json) -> Iterator[str]:
     """Medians of similar and dissimilar pairs."""
     for task in found["tasks"]:
-<<<<<<< HEAD
-        for which, model in zip(found["models"], task["contrast"], strict=True):
-            near, far = (model[side]["quantiles"]["0.5"] for side in ("similar", "dissimilar"))
-            where = f"{task['name']}, {which['name']}"
-=======
         for model, scores in zip(found["models"], task["contrast"], strict=True):
             near, far = (scores[side]["quantiles"]["0.5"] for side in ("similar", "dissimilar"))
             where = f"{task['name']}, {model['name']}"
->>>>>>> compare
             yield f"{where}: median {near:.2f} similar, {far:.2f} dissimilar."
 
 
@@ -73,10 +67,5 @@ def index_words(found: Json) -> Iterator[str]:
     for task in found["tasks"]:
         for model, indexes in zip(found["models"], task.get("indexes", ()), strict=False):
             for index in indexes:
-<<<<<<< HEAD
-                where = f"{task['name']}, {model['name']}, {index['name']}"
-                yield f"{where}: recall {index['recall']:.2f}."
-=======
                 where = f"{task['name']}, {model['name']}"
                 yield f"{where}, {index['name']}: recall {index['recall']:.2f}."
->>>>>>> compare

@@ -42,13 +42,13 @@ from tercet.progress import say
 from tercet.report.comparison import FORMAT, comparison_page
 from tercet.stages.names import name_of, refuse_twice
 from tercet.stages.scoring import evaluate_bm25, evaluate_model
+from tercet.versions import installed_versions
 
 RESULTS = "results.json"
 PAGE = "report.html"
 NORMAL_95 = 1.959964  # standard errors on each side of a 95 % interval
 Sides = tuple[Vectors, Vectors]  # of queries and documents
 Json = dict[str, Any]
-from tercet.versions import installed_versions
 
 
 @dataclass(frozen=True)
