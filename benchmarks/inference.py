@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich import print as show
 from sentence_transformers import SentenceTransformer
@@ -25,20 +24,13 @@ from tercet.export.cpu import has_vnni, int8_saturates
 from tercet.export.graph import write_graph, write_tokenizer
 from tercet.export.parity import cosine
 from tercet.export.quantise import quantise_dynamic
-from tercet.export.runtime import OnnxEncoder
-from tercet.models import EMBEDDED, encode, load_encoder, pad, tokenise
+from tercet.export.runtime import OnnxEncoder, TorchEncoder
+from tercet.models import EMBEDDED, encode, load_encoder
 from tercet.report.table import console_table
 
 Vectors = NDArray[np.float32]
 Ask = Callable[[str], Vectors]
 OURS, PEER, FULL, INT8 = "torch", "sentence-transformers", "ONNX fp32", "ONNX int8"
-
-
-def one_forward(model: SentenceTransformer, query: str) -> Vectors:
-    """The least that torch has to do for one query."""
-    with torch.inference_mode():
-        tokens = tokenise(model, [query], "query")
-        return model(pad(model, tokens, "query"))["sentence_embedding"].numpy()
 
 
 def exported(model: SentenceTransformer, folder: Path) -> tuple[OnnxEncoder, OnnxEncoder]:
@@ -76,7 +68,7 @@ def measure(
             )
         }
         ask: dict[str, Ask] = {
-            OURS: lambda query: one_forward(model, query),
+            OURS: lambda query: TorchEncoder(model)([query], "query"),
             PEER: lambda query: model.encode_query([query], show_progress_bar=False),
             FULL: lambda query: full([query], "query"),
             INT8: lambda query: small([query], "query"),

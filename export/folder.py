@@ -76,12 +76,12 @@ def export_model(
             str(partial), device="cpu", trust_remote_code=trust_remote_code
         )
         queries, documents = exported.encode_query(sample), exported.encode_document(sample)
-        how = {"truncate_dim": truncate_dim}
+        dims = truncate_dim
         difference = max(
-            _difference(encode(model, sample, "query", **how), queries),
-            _difference(encode(model, sample, "document", **how), documents),
-            _difference(original.encode_query(sample, **how), queries),
-            _difference(original.encode_document(sample, **how), documents),
+            _difference(encode(model, sample, "query", truncate_dim=dims), queries),
+            _difference(encode(model, sample, "document", truncate_dim=dims), documents),
+            _difference(original.encode_query(sample, truncate_dim=dims), queries),
+            _difference(original.encode_document(sample, truncate_dim=dims), documents),
         )
         if not difference <= TOLERANCE:
             raise UserError(

@@ -27,7 +27,10 @@ def push(folder: Path, repo: str, *, public: bool = False, endpoint: str | None 
     The account is the one logged in. Raises UserError if the hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # type: ignore[attr-defined]  # of whichever client the hub's package uses
+    )
 
     check_push(repo)
     say(f"push: {folder} to {repo}")

@@ -154,8 +154,9 @@ def _figures(found: Measured) -> dict[str, str]:
         "MB": f"{found['megabytes']:.1f}",
         "cosine, least": f"{found['cosine']['min']:.6f}",
         "cosine, mean": f"{found['cosine']['mean']:.6f}",
+        **{f"nDCG@10, {task}": f"{mean['mean']:.3f}" for task, mean in means.items()},
         **{
-            f"nDCG@10, {task}": f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
+            f"95 % of {task}": f"{mean['low']:.3f} to {mean['high']:.3f}"
             for task, mean in means.items()
         },
         "load, s": f"{found['load_seconds']:.2f}",

@@ -48,7 +48,7 @@ def quantise_static(
             def __init__(self) -> None:
                 self.left = iter(feeds)
 
-            def get_next(self) -> Feeds | None:
+            def get_next(self) -> Feeds | None:  # type: ignore[override]  # None ends it
                 found = next(self.left, None)
                 advance(found is not None)
                 return found

@@ -1,4 +1,4 @@
-"""Exported graphs as their users run them: onnxruntime, tokenizers and NumPy."""
+"""What is compared: exported graphs as their users run them, and the model in torch."""
 
 import json
 from collections.abc import Sequence
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
 from tercet.errors import UserError
 from tercet.export.graph import OUTPUT
-from tercet.models import Role, token_batches
+from tercet.models import Role, encode, pad, token_batches, tokenise
 from tercet.models.encode import CPU_TOKENS
 from tercet.progress import progress
 
@@ -72,6 +73,21 @@ class OnnxEncoder:
             "token_type_ids": np.zeros(shape, dtype=np.int64),
         }
         return {name: every[name] for name in self.inputs}
+
+
+class TorchEncoder:
+    """Texts -> vectors with the model itself: one plain forward pass for one text."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        self.model = model
+
+    def __call__(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        """(N, H) vectors in the order of `texts`."""
+        if len(texts) != 1:
+            return encode(self.model, texts, role)
+        with torch.inference_mode():
+            features = pad(self.model, tokenise(self.model, texts, role), role)
+            return self.model(features)["sentence_embedding"].float().cpu().numpy()
 
 
 def onnxruntime() -> Any:

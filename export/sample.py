@@ -44,7 +44,8 @@ class Sample:
         """What is to be encoded: queries and documents of each task, then the texts twice."""
         parts: list[tuple[Role, Sequence[str]]] = []
         for task in self.tasks:
-            parts += [("query", task.queries.texts), ("document", task.documents.texts)]
+            parts.append(("query", task.queries.texts))
+            parts.append(("document", task.documents.texts))
         return [*parts, ("query", self.texts), ("document", self.texts)]
 
     @property

@@ -35,9 +35,9 @@ from tercet.export.parity import (
     refuse_worse,
 )
 from tercet.export.quantise import quantise_dynamic, quantise_static
-from tercet.export.runtime import Feeds, OnnxEncoder
+from tercet.export.runtime import Feeds, OnnxEncoder, TorchEncoder
 from tercet.export.sample import make_sample, spread
-from tercet.models import encode, load_encoder
+from tercet.models import load_encoder
 from tercet.progress import say
 from tercet.versions import installed_versions
 
@@ -79,13 +79,11 @@ def write_variants(
     say(f"export: comparing with the checkpoint on {sample.size:,} texts")
     reference = reference_of(checkpoint, sample)
     settings = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
-
-    def in_torch() -> Encode:
-        loaded = load_encoder(settings, "export")
-        return lambda texts, role: encode(loaded, texts, role)
-
     weights = sorted(folder.rglob("*.safetensors"))
-    variants = {TORCH: measure(TORCH, weights, in_torch, reference) | {"kept": True}}
+    in_torch = measure(
+        TORCH, weights, lambda: TorchEncoder(load_encoder(settings, "export")), reference
+    )
+    variants = {TORCH: in_torch | {"kept": True}}
     variants[FULL] = _measure(folder, FULL, reference) | {"kept": True}
     for name, found in variants.items():
         refuse_unlike(name, found)

@@ -21,7 +21,7 @@ def encode(texts, role):  # role: "query" or "document"
         given.name: np.array([getattr(e, fields[given.name]) for e in encoded], dtype=np.int64)
         for given in session.get_inputs()
     }
-    return session.run(["sentence_embedding"], feeds)[0]
+    return np.asarray(session.run(["sentence_embedding"], feeds)[0])
 
 
 if __name__ == "__main__":

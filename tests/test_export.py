@@ -196,6 +196,22 @@ def test_the_command(run: Run, tiny_model: Path, few_texts: Path) -> None:
     assert Path("again/README.md").read_text().count("## Without PyTorch") == 1
 
 
+def test_a_static_student_exports_too(run: Run, tiny_model: Path, few_texts: Path) -> None:
+    Path("t.txt").write_text("\n".join(map(answer, range(20))))
+    words = ["student", "student_static", f"model.path={tiny_model}", "data.train=[]"]
+    assert run(*words, "student.corpus=t.txt", "student.dims=16", "output=s")[0] == 0
+    words = ["export", "s/model", "--out", "out", "--int8", "--truncate", 8, "--max-loss", 1]
+    status, _, err = run(*words, "--data", few_texts)
+    assert status == 0, err
+    told = json.loads(Path("out/parity.json").read_text())
+    assert told["inputs"] == ["input_ids", "attention_mask"] and told["dimensions"] == 8
+    small, whole = (told["variants"][f"onnx/{name}.onnx"] for name in ("model_int8", "model"))
+    assert small["cosine"]["min"] > 0.999 and whole["cosine"]["min"] >= 0.99999
+    assert small["quantisation"] == "rows" and small["megabytes"] < whole["megabytes"]
+    status, _, err = run(*words, "--data", few_texts, "--overwrite", "--calibrate", "t.txt")
+    assert status == 0, err  # nothing to calibrate: the texts are only compared
+
+
 MISTAKES = {
     "no model": (["export", "empty", "--onnx"], "empty holds no model"),
     "no such model": (["export", "./absent", "--onnx"], "./absent does not exist"),

@@ -6,6 +6,7 @@ a constant would show.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ def test_every_architecture(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["cls", "max", "lasttoken", "mean_sqrt_len_tokens"])
-def test_every_pooling(mode: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_every_pooling(mode: Any, tiny_model: Path, tmp_path: Path) -> None:
     parts = [Transformer(str(tiny_model)), Pooling(32, pooling_mode=mode), Normalize()]
     model = SentenceTransformer(modules=parts, device="cpu").eval()
     same(model, written(model, tmp_path))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ def export_run(
         lines=delta_lines(results, name) if results else (),
         dev=summary["dev"],
     )
+    if onnx is not None and not onnx.texts:
+        onnx = replace(onnx, texts=summary["proof_texts"])
     checkpoint = run / "checkpoints" / summary["checkpoint"]
     _refuse_damaged(checkpoint)
     return export_model(

@@ -73,11 +73,14 @@ def index(
         ModelConfig(path=model, trust_remote_code=trust_remote_code), "model"
     ).to(default_device())
     writable_folder(out.parent)
-    how = {"truncate_dim": truncate_dim}
-    found = vectors(encoder, documents.texts, "document", **how, title="documents")
+    found = vectors(
+        encoder, documents.texts, "document", truncate_dim=truncate_dim, title="documents"
+    )
     check_choice(form, stored, found.shape[1], len(documents))
     texts = asked or spread(documents.texts, ASKED)
-    queries = np.asarray(vectors(encoder, texts, "query", **how, title="queries"))
+    queries = np.asarray(
+        vectors(encoder, texts, "query", truncate_dim=truncate_dim, title="queries")
+    )
     facts = {
         "model": name_of(model),
         "model_fingerprint": model_fingerprint(encoder),
