@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-from tercet.report.cells import INDEX_NAMES, Cell, Json, Sheet, interval, name, number, p_value, value_at
+from tercet.report.cells import (
+    INDEX_NAMES,
+    Cell,
+    Json,
+    Sheet,
+    interval,
+    name,
+    number,
+    p_value,
+    value_at,
+)
 from tercet.report.table import HEADINGS
 
 FORM = ("Dimensions", "Precision", "Rescored", "Bytes", "+ for rescoring", "Score", "Kept")
