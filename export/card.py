@@ -73,7 +73,8 @@ The fingerprint is a hash of every row: the same data gives the same one.
 
 Save the config below as `config.yaml`, put the data where it says, and run
 `{{ command }} config.yaml`. It trained for {{ facts["steps"] }} steps from seed
-{{ config.train.seed }}.
+{{ config.train.seed }}{% if facts["kept_step"] %}; these are the weights after step
+{{ facts["kept_step"] }}, the best on the dev set{% endif %}.
 Versions: {{ versions }}.
 
 ```yaml

@@ -39,7 +39,8 @@ KNOWN = (
 def find_on_hub(name: str, where: str) -> None:
     """Raise UserError, within seconds, unless `name` is in the hub's cache here or on the hub."""
     near = nearest_to(name)
-    hint = f"did you mean {near!r}?" if near else "give a model folder or 'embedded'"
+    known = near is None or near == name
+    hint = "give a model folder or 'embedded'" if known else f"did you mean {near!r}?"
     try:
         if any(isinstance(try_to_load_from_cache(name, f), str) for f in FILES):
             return

@@ -102,8 +102,9 @@ def prepare(
 ) -> Run:
     """Check everything, load, resume if there is something to resume: ready for `train`."""
     accelerator = _accelerator(config)
+    kind = accelerator.distributed_type.value
     say(
-        f"{accelerator.num_processes} process(es), {accelerator.distributed_type.value}, "
+        f"{accelerator.num_processes} process(es){'' if kind == 'NO' else f', {kind}'}, "
         f"device {accelerator.device}, mixed precision {accelerator.mixed_precision}"
     )
     check_allowed(allow_changed, config)

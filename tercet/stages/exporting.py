@@ -43,7 +43,7 @@ def export_run(
     name = run.resolve().name
     if results and name not in {result.model for result in results}:
         raise UserError(f"results: none is of {name}; they are of {results[0].model} and others")
-    facts = {"similarity": "cosine"} | summary["facts"]
+    facts = {"similarity": "cosine", "kept_step": None} | summary["facts"]
     if truncate_dim is not None:
         facts["dimensions"] = truncate_dim
     card = model_card(

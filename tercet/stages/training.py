@@ -13,7 +13,7 @@ from tercet.evaluation import cut_of, known_metric
 from tercet.files import write_json
 from tercet.models import max_length, prompt_of
 from tercet.processes import on_main
-from tercet.progress import is_main_process
+from tercet.progress import is_main_process, say
 from tercet.stages.exporting import export_run
 from tercet.stages.mining import remine_stage
 from tercet.stages.scoring import DEV_DEPTH, scores_of
@@ -42,6 +42,9 @@ def finetune(config: Config, allow_changed: Sequence[str] = ()) -> Path:
     run = Path(config.output)
     if is_main_process():
         write_json(run / "summary.json", _summary(trained))
+        if trained.metric is not None:
+            kept = f"step {_step_of(trained.best)} of {trained.steps}"
+            say(f"best: {kept}, dev {config.evaluation.metric} {trained.metric:.3f}")
         export_run(run, run / "model")
     return run / "model"
 
@@ -110,6 +113,10 @@ def _dev_evaluator(config: Config) -> Evaluate | None:
     return scores
 
 
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def _summary(trained: Trained) -> dict[str, Any]:
     """What a finished run says of itself; the card is made from it."""
     data, encoder = trained.data, trained.encoder
@@ -127,6 +134,7 @@ def _summary(trained: Trained) -> dict[str, Any]:
         },
         "facts": {
             "steps": trained.steps,
+            "kept_step": None if trained.metric is None else _step_of(trained.best),
             "dimensions": encoder.get_embedding_dimension(),
             "max_length": max_length(encoder),
             "similarity": encoder.similarity_fn_name,
