@@ -251,8 +251,11 @@ def test_processes_agree_and_a_killed_run_goes_on(
     [
         (["distil.teacher=null"], "distil.teacher is missing"),
         (["distil.teacher=/no/such/model"], "distil.teacher: .*does not exist"),
-        (["distil.teacher=no-such/model"], "distil.teacher: no-such/model is not on this disk"),
-        (["distil.teacher=no such model"], "distil.teacher: no such model is not on this disk"),
+        (
+            ["distil.teacher=no-such/model"],
+            "distil.teacher: no-such/model is no folder, not in the hub's cache",
+        ),
+        (["distil.teacher=no such model"], "distil.teacher: no such model is neither a folder"),
         (["distil.align=0"], "every weight of it is 0"),
         (["data.train=[]", "distil.infonce=1"], "data.train is missing"),
         (["distil.combine=average"], "distil.combine: average"),
