@@ -106,8 +106,8 @@ def effect_size(differences: Floats) -> float | None:
     p shrinks with every query added; this does not. 0.2 is called small, 0.5 medium, 0.8 large.
     None where all differences are the same, or there is one.
 
-    >>> effect_size(np.array([0.1, 0.3]))
-    1.414213562373095
+    >>> effect_size(np.array([1.0, 3.0, 5.0]))
+    1.5
     """
     if len(differences) < 2 or np.ptp(differences) == 0:
         return None

@@ -91,7 +91,7 @@ def test_parity_says_all_that_was_measured(exported: Path) -> None:
     told: dict[str, Any] = json.loads((exported / "parity.json").read_text(encoding="utf-8"))
     assert told["texts"]["compared"] >= 1_000 and told["texts"]["tasks"] == ["stdlib"]
     assert told["opset"] == 17 and told["dimensions"] == 16
-    assert told["machine"]["processor"] and told["machine"]["threads"] == 1
+    assert told["machine"]["processor"] and told["machine"]["threads"] >= 1
     assert {"onnxruntime", "torch", "tercet"} <= told["versions"].keys()
     variants = told["variants"]
     assert list(variants)[:3] == ["model.safetensors", "onnx/model.onnx", "onnx/model_int8.onnx"]

@@ -214,6 +214,10 @@ def _set_up(
     with warnings.catch_warnings():  # the name below is on its way out, its successor not in yet
         warnings.filterwarnings("ignore", message=".*broadcast_buffers")
         model, optimizer = accelerator.prepare(encoder, optimizer)
+    if accelerator.num_processes == 1:
+        # Launched as one of one, it was wrapped in DDP, which Accelerate's `no_sync` then does not
+        # hold back: torch's reducer would fail in the second step.
+        model = accelerator.unwrap_model(model)
     if learned is not None:  # not before: FSDP looks for each parameter in the model
         optimizer.add_param_group({"params": [learned], "weight_decay": 0.0})
     run = Run(
