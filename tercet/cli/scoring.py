@@ -1,0 +1,163 @@
+"""Commands that say how good models are: `tercet evaluate`, `compare`, `calibrate`, `serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tercet.cli.app import app, show
+from tercet.errors import UserError
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, a hub name, or 'embedded'.")],
+    data: Annotated[list[Path] | None, typer.Option(help="A BEIR folder; may be repeated.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv.")] = "test",
+    against: Annotated[
+        list[str] | None, typer.Option(help="A model to compare with; may be repeated.")
+    ] = None,
+    mteb: Annotated[
+        list[str] | None, typer.Option(help="A task of MTEB by name; may be repeated.")
+    ] = None,
+    sts: Annotated[
+        list[Path] | None,
+        typer.Option(help="A TSV with score, sentence1, sentence2; may be repeated."),
+    ] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="A cross-encoder that reads the first documents again.")
+    ] = None,
+    rerank_depth: Annotated[int, typer.Option(min=1, help="How many of them.")] = 100,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(help="What MODEL was trained on (file, folder, config): counts leaks."),
+    ] = None,
+    query_prompt: Annotated[
+        str | None, typer.Option(help="Text before each query, such as an instruction.")
+    ] = None,
+    document_prompt: Annotated[str | None, typer.Option(help="Text before each document.")] = None,
+    skip_self: Annotated[
+        bool, typer.Option(help="Leave out the document with the query's id (ArguAna, Quora).")
+    ] = False,
+    depth: Annotated[int, typer.Option(min=1, help="Documents of each query looked at.")] = 1000,
+    search_memory: Annotated[
+        str, typer.Option(help="What candidates may take while they are searched for.")
+    ] = "512MB",
+    predictions: Annotated[bool, typer.Option(help="Write MTEB's predictions too.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
+) -> None:
+    """Quality with 95 % intervals on BEIR folders, MTEB tasks and STS, beside BM25 and others."""
+    from tercet.configs import Prompts
+    from tercet.models.housekeeping import read_bytes
+    from tercet.progress import is_main_process
+    from tercet.report import console_table, leak_line, model_table
+    from tercet.stages import Search, delta_lines, evaluate, name_of
+
+    how = Search(
+        depth=depth,
+        skip_self=skip_self,
+        memory=read_bytes(search_memory, "--search-memory"),
+        predictions=predictions,
+        rerank=rerank,
+        rerank_depth=rerank_depth,
+    )
+    results = evaluate(
+        model,
+        data or (),
+        out,
+        split=split,
+        against=against or (),
+        prompts=Prompts(query=query_prompt, document=document_prompt),
+        how=how,
+        similarity=sts or (),
+        official=mteb or (),
+        trained_on=trained_on or (),
+        trust_remote_code=trust_remote_code,
+    )
+    if not is_main_process():
+        return
+    for main in dict.fromkeys(result.main for result in results):
+        show(console_table(model_table([result for result in results if result.main == main])))
+    for line in delta_lines(results, name_of(model)):
+        print(line)
+    for result in results:
+        if result.leakage is not None:
+            print(leak_line(result))
+    print(f"results: {out}")
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str], typer.Argument(help="Folders, hub names, 'embedded'; the first is the baseline.")
+    ],
+    data: Annotated[list[Path], typer.Option(help="A BEIR folder; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("comparison"),
+    split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv.")] = "test",
+    dims: Annotated[
+        str, typer.Option(help="Widths that vectors are cut to, with commas between.")
+    ] = "256,128,64",
+    index: Annotated[bool, typer.Option(help="Also study FAISS indexes: tercet[ann].")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
+) -> None:
+    """Models side by side: cost, quality with intervals, shorter vectors, and a page to read."""
+    from tercet.progress import is_main_process
+    from tercet.report import console_table
+    from tercet.report.comparison import summary_rows
+    from tercet.stages import compare
+
+    found = compare(
+        models,
+        data,
+        out,
+        split=split,
+        dims=_widths(dims),
+        index=index,
+        trust_remote_code=trust_remote_code,
+    )
+    if not is_main_process():
+        return
+    show(console_table(summary_rows(found)))
+    print(f"results: {out / 'results.json'}\npage: {out / 'report.html'}")
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="A model folder.")],
+    data: Annotated[list[Path], typer.Option(help="Texts, or a BEIR folder; may be repeated.")],
+    dims: Annotated[
+        str, typer.Option(help="Widths that vectors are cut to, with commas between.")
+    ] = "256,128,64",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the model.")] = False,
+) -> None:
+    """Store the ranges of int8 vectors with the model, so that they stay comparable."""
+    from tercet.stages import calibrate_model
+
+    path = calibrate_model(model, data, dims=_widths(dims), trust_remote_code=trust_remote_code)
+    print(f"ranges: {path}")
+
+
+@app.command()
+def serve(
+    models: Annotated[list[str], typer.Argument(help="One model, or two side by side.")],
+    data: Annotated[Path, typer.Option(help="A BEIR folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
+) -> None:
+    """A page to try a model on a collection: type a query, see what it finds."""
+    from tercet.stages import serve
+
+    serve(models, data, host=host, port=port, trust_remote_code=trust_remote_code)
+
+
+def _widths(text: str) -> list[int]:
+    """`256,128` as numbers."""
+    try:
+        widths = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        widths = [0]
+    if any(width < 1 for width in widths):
+        raise UserError(f"--dims: whole numbers above 0 with commas between, got {text!r}")
+    return widths
