@@ -243,9 +243,12 @@ def _model(model: Compared, tasks: Sequence[RetrievalTask]) -> Json:
 def overall(name: str, place: int, measured: Sequence[Json]) -> Json:
     """Mean over tasks of a model's MAIN_METRIC, each weighing the same, with its 95 % interval.
 
-    The tasks' own intervals are taken as normal ones of independent means.
+    The interval of a single task is its own; those of several are taken as normal ones of
+    independent means.
     """
     means = [task["quality"][place]["means"][MAIN_METRIC] for task in measured]
+    if len(means) == 1:
+        return {"model": name, **{key: means[0][key] for key in ("mean", "low", "high")}}
     errors = [(mean["high"] - mean["low"]) / 2 / NORMAL_95 for mean in means]
     mean = float(np.mean([mean["mean"] for mean in means]))
     half = NORMAL_95 * float(np.sqrt(np.sum(np.square(errors)))) / len(means)
