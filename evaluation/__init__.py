@@ -1,6 +1,6 @@
 """Scores per query, error bars, and the baseline beside them."""
 
-from tercet.evaluation.bm25 import bm25_ranking, bm25_run
+from tercet.evaluation.bm25 import bm25_ranking
 from tercet.evaluation.comparisons import PLUS, Comparison, comparisons, write_comparisons
 from tercet.evaluation.handover import score_ranking
 from tercet.evaluation.metrics import (
@@ -55,7 +55,6 @@ __all__ = [
     "Result",
     "Run",
     "bm25_ranking",
-    "bm25_run",
     "bootstrap_interval",
     "bootstrap_intervals",
     "compare",

@@ -1,16 +1,10 @@
 """The lexical baseline every table carries: BM25 as bm25s computes it."""
 
 from tercet.data.rows import RetrievalTask
-from tercet.evaluation.metrics import Run
-from tercet.evaluation.ranking import Ranking, run_of, without_self
+from tercet.evaluation.ranking import Ranking, without_self
 from tercet.mining.lexical import lexical_top_k
 
 NAME = "BM25"
-
-
-def bm25_run(task: RetrievalTask, k: int = 100) -> Run:
-    """`bm25_ranking` as a dictionary."""
-    return run_of(task, bm25_ranking(task, k))
 
 
 def bm25_ranking(task: RetrievalTask, k: int, *, skip_self: bool = False) -> Ranking:

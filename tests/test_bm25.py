@@ -8,7 +8,7 @@ import pytest
 
 from tercet.data.beir import read_task
 from tercet.data.rows import RetrievalTask, Texts
-from tercet.evaluation.bm25 import bm25_run
+from tercet.evaluation import Run, bm25_ranking, run_of
 from tercet.evaluation.metrics import score_runs
 
 SHARED = Path(
@@ -24,6 +24,10 @@ def task(documents: list[str], queries: list[str]) -> RetrievalTask:
         Texts([f"q{i}" for i in range(len(queries))], queries),
         {f"q{i}": {"d0": 1} for i in range(len(queries))},
     )
+
+
+def bm25_run(task: RetrievalTask, k: int = 100) -> Run:
+    return run_of(task, bm25_ranking(task, k))
 
 
 def test_scores_are_lucenes_formula() -> None:
