@@ -13,6 +13,7 @@ from benchmarks import (
     distillation_tables,
     encoding,
     evaluation,
+    exports,
     guide_mask,
     inference,
     loss_stage,
@@ -66,6 +67,8 @@ def main() -> None:
         _fill(ROOT / "docs" / "distillation.md", taught)
     if "scale" in found:
         _fill(ROOT / "docs" / "scale.md", scale.tables(found["scale"]))
+    if "exports" in found:
+        _fill(ROOT / "docs" / "export.md", exports.tables(found["exports"]))
     if "quantised" in found:
         _fill(ROOT / "docs" / "comparing.md", quantised.tables(found["quantised"]))
     if "demo" in found:

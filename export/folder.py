@@ -20,7 +20,16 @@ from tercet.export.runtime import onnxruntime
 from tercet.export.sample import EDGE_TEXTS
 from tercet.export.variants import OnnxOptions, write_variants
 from tercet.files import whole_folder, writable_folder, write_json
-from tercet.models import Role, encode, load_encoder, resolve, truncate, vectors
+from tercet.models import (
+    Role,
+    encode,
+    load_encoder,
+    model_fingerprint,
+    resolve,
+    truncate,
+    vectors,
+)
+from tercet.models.quantise import Ranges, read_ranges, write_ranges
 
 TOLERANCE = 1e-6  # largest difference of any component of a unit vector
 
@@ -49,8 +58,9 @@ def export_model(
 
     The folder is loaded back with sentence-transformers alone and must give the vectors that
     Tercet and the untouched checkpoint give for `texts` and a few awkward ones, compared as unit
-    vectors, and cut to `truncate_dim` dimensions if it says so. `onnx` adds graphs and
-    parity.json, and what they measured to the card.
+    vectors, and cut to `truncate_dim` dimensions if it says so. Ranges of int8 vectors that were
+    stored with `checkpoint` come along. `onnx` adds graphs and parity.json, and what they measured
+    to the card.
     Raises UserError, leaving nothing behind, if the vectors differ by more than 1e-6 or a graph
     is beyond its limit, if `checkpoint` is not a model, if `out` exists without `overwrite`, or
     if the disk does not take the files.
@@ -61,6 +71,7 @@ def export_model(
     if onnx is not None:
         onnxruntime()
     model, original = _load(checkpoint, trust_remote_code)
+    ranges = _calibrated(checkpoint, model)
     made = model
     if truncate_dim is not None:
         made = copy.deepcopy(model)
@@ -88,6 +99,11 @@ def export_model(
                 f"{out}: the exported model differs from its checkpoint by {difference:.2g} "
                 f"(limit {TOLERANCE:.0e}); nothing was written"
             )
+        if ranges:
+            width = exported.get_embedding_dimension() or max(ranges)
+            kept = {w: found for w, found in ranges.items() if w <= width}
+            settings = ModelConfig(path=str(partial), trust_remote_code=trust_remote_code)
+            write_ranges(partial, kept, model_fingerprint(load_encoder(settings, "export")))
         parity: dict[str, Any] = {}
         if onnx is not None:
 
@@ -116,6 +132,15 @@ def _load(
     if original.max_seq_length != model.max_seq_length:
         original.max_seq_length = model.max_seq_length
     return model, original
+
+
+def _calibrated(
+    checkpoint: str | Path | SentenceTransformer, model: SentenceTransformer
+) -> dict[int, Ranges]:
+    """The ranges stored with a checkpoint, by width; a model without a folder has none."""
+    if isinstance(checkpoint, SentenceTransformer):
+        return {}
+    return read_ranges(Path(resolve(str(checkpoint), "model")), model_fingerprint(model))
 
 
 def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tercet.configs import ModelConfig
 from tercet.evaluation import compare as compared
 from tercet.evaluation import read_result
 from tercet.evaluation.significance import holm
 from tercet.files import write_json
-from tercet.models import quantise
+from tercet.models import load_encoder, model_fingerprint, quantise
 from tercet.report.comparison import comparison_page
 from tercet.report.plots import write_plots
 from tests.comparison import EVIL, MANY, Comparison, collection
@@ -196,6 +197,11 @@ def test_ranges_are_stored_with_the_model_and_used(
     assert found["models"][0]["calibrated"] == [8, 32]
     int8 = [form["mean"] for form in found["tasks"][0]["compression"][0]][1]
     assert int8 == comparison.found["tasks"][0]["compression"][0][1]["mean"]  # the same documents
+    status, _, err = run("export", model, "--out", tmp_path / "cut", "--truncate", 8)
+    assert status == 0, err
+    exported = load_encoder(ModelConfig(path=str(tmp_path / "cut")), "model")
+    kept = quantise.read_ranges(tmp_path / "cut", model_fingerprint(exported))
+    assert list(kept) == [8] and kept[8].low.tolist() == stored["widths"]["8"]["low"]
     stored["model_fingerprint"] = "other"
     write_json(model / quantise.FILE, stored)
     status, _, err = run("compare", model, "--data", comparison.folders[0])

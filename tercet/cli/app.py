@@ -21,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
+WITHOUT_TERMINAL = 200  # columns of a pipe or a log: tables are as wide as they need to be
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 ConfigPath = Annotated[
@@ -82,8 +83,11 @@ def _options(
 
 
 def show(renderable: object) -> None:
-    """Print a table."""
-    Console().print(renderable)
+    """Print a table; whole where there is no terminal whose width it has to fit."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WITHOUT_TERMINAL)
+    console.print(renderable)
 
 
 def _complain(message: str, status: int = 2) -> None:

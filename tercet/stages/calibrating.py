@@ -11,6 +11,7 @@ from tercet.models import EMBEDDED, default_device, load_encoder, model_fingerpr
 from tercet.models.encode import gives_unit_vectors
 from tercet.models.quantise import calibrate, truncated, write_ranges
 from tercet.processes import on_main
+from tercet.train.checkpoint import TENSORS
 
 
 def calibrate_model(
@@ -30,6 +31,11 @@ def calibrate_model(
         raise UserError(
             f"{model}: ranges are stored in a model's folder, and this is none; export it to one "
             "first (tercet export)"
+        )
+    if (folder.parent / TENSORS).exists():
+        raise UserError(
+            f"{model}: a checkpoint stays as it was written; calibrate the run's model/ folder, or "
+            "an export"
         )
     texts = read_corpus(data)
     encoder = load_encoder(ModelConfig(path=model, trust_remote_code=trust_remote_code), "model")

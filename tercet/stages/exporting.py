@@ -18,7 +18,7 @@ from tercet.export import MAX_LOSS, Exported, OnnxOptions, export_model, model_c
 from tercet.report import markdown_table, model_table
 from tercet.stages.names import name_of
 from tercet.stages.scoring import delta_lines
-from tercet.train.checkpoint import verify
+from tercet.train.checkpoint import TENSORS, verify
 from tercet.versions import installed_versions
 
 
@@ -93,7 +93,7 @@ def export(
     if (path / "summary.json").exists():
         return export_run(path, out, results=_read_results(results), **how)
     for checkpoint in (path, path.parent):
-        if (checkpoint / "trainer.safetensors").exists():
+        if (checkpoint / TENSORS).exists():
             _refuse_damaged(checkpoint)
             path = checkpoint / "model"
     card = path / "README.md"

@@ -1,0 +1,194 @@
+"""Do exports keep what was trained? `python -m benchmarks.exports --shared DIR --work DIR`.
+
+Runs the demo, teaches its tuned model to a student of three layers and to a static one, and exports
+all of them and the tuned model cut to 128 dimensions, as ONNX and int8, each compared with its
+checkpoint on the demo's code search and on scifact. Then hands scifact over to FAISS and to
+embedded Milvus with every kind of index, and asks them.
+
+Each step leaves a JSON in the work folder and is not repeated, so the program can be stopped at
+any time; the whole is benchmarks/results/exports.json.
+"""
+
+import argparse
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import print as show
+
+from benchmarks.collections import kept_json
+from benchmarks.machine import RESULTS, write_result
+from tercet import stages
+from tercet.configs import load
+from tercet.demo import run_demo
+from tercet.export.index import INDEXES
+from tercet.export.variants import FULL, INT8, TORCH
+from tercet.progress import say
+from tercet.report.table import console_table, markdown_table
+from tercet.stages.indexing import ENGINES
+
+TASK = "scifact"
+DIMS = 128  # of the truncated export
+TAUGHT = ("train.epochs=4", "batch.micro_tokens=2048")
+TRAIN_COLUMNS = (  # of the pairs that the demo took out of packages
+    "columns: {query_id: query_id, positive_id: positive_id}, ignore: [package]"
+)
+STATIC = ("student.kind=static", "student.layers=all", "batch.size=256", "train.weight_decay=0")
+STATIC_TAUGHT = ("train.epochs=20", "train.learning_rate=3.0e-3")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One export: of which model, and cut to how many dimensions."""
+
+    model: str
+    dims: int | None = None
+
+
+FORMS = {
+    "tuned": Form("tuned"),
+    f"tuned, {DIMS} dimensions": Form("tuned", DIMS),
+    "three layers": Form("three"),
+    "static": Form("static"),
+}
+
+
+def models(work: Path) -> dict[str, str]:
+    """The demo's tuned model, and two students of it that learnt from the same texts."""
+    demo = work / "demo"
+    if not (demo / "model").exists():
+        run_demo(demo)
+    tuned = str(demo / "model")
+    common = (
+        f"model.path={tuned}",
+        f"distil.teacher={tuned}",
+        f"data.train=[{{path: {demo / 'code' / 'train.jsonl'}, {TRAIN_COLUMNS}}}]",
+        "overwrite=true",
+    )
+    students = {"three": TAUGHT, "static": (*STATIC, *STATIC_TAUGHT)}
+    for name, how in students.items():
+        if not (work / name / "model").exists():
+            stages.distil(load("distil_align", [f"output={work / name}", *common, *how]))
+    return {"tuned": tuned} | {name: str(work / name / "model") for name in students}
+
+
+def exported(model: str, form: Form, out: Path, data: Sequence[Path]) -> dict[str, Any]:
+    """The parity file of one export; no limit on what int8 loses, since that is the question."""
+    options = stages.onnx_options(int8=True, data=data, max_loss=1.0)
+    found = stages.export(model, out, truncate_dim=form.dims, onnx=options, overwrite=True)
+    return {"torch_difference": found.difference, **found.parity}
+
+
+def handed_over(model: str, data: Path, out: Path, engine: str, index: str) -> dict[str, Any]:
+    """What a search engine finds of the ten documents that exact search finds."""
+    made = stages.index(model, [data], out, to=engine, index=index, overwrite=True)
+    return {"engine": engine, "index": index, "documents": made.documents, **vars(made.recall)}
+
+
+def measure(work: Path, scifact: Path) -> dict[str, Any]:
+    """Every export, then every round trip."""
+    made = models(work)
+    data = [work / "demo" / "code", scifact]
+    exports = {}
+    for name, form in FORMS.items():
+        out = work / "exports" / name.replace(", ", "-").replace(" ", "-")
+        say(f"export: {name}")
+        exports[name] = kept_json(
+            out.with_suffix(".json"), lambda f=form, o=out: exported(made[f.model], f, o, data)
+        )
+    trips = []
+    for engine, index in itertools.product(ENGINES, INDEXES):
+        out = work / "indexes" / f"{engine}-{index}"
+        say(f"index: {engine}, {index}")
+        trip = kept_json(
+            out.with_suffix(".json"),
+            lambda e=engine, i=index, o=out: handed_over(made["tuned"], scifact, o, e, i),
+        )
+        trips.append(trip)
+    return {"exports": exports, "round_trips": trips}
+
+
+def export_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each export: likeness, size, and nDCG@10 of checkpoint and int8 graph."""
+    rows = []
+    for name, parity in found["exports"].items():
+        full, small = (parity["variants"][file] for file in (FULL, INT8))
+        row = {
+            "Model": name,
+            "fp32, MB": f"{full['megabytes']:.1f}",
+            "int8, MB": f"{small['megabytes']:.1f}",
+            "Share": f"{small['megabytes'] / full['megabytes']:.0%}",
+            "fp32: least cosine": f"{full['cosine']['min']:.7f}",
+            "int8: mean cosine": f"{small['cosine']['mean']:.4f}",
+        }
+        for task, quality in small["tasks"].items():
+            before, after = quality["before"]["mean"], quality["after"]["mean"]
+            row[f"nDCG@10, {task}"] = f"{before:.4f}"
+            row[f"int8, {task}"] = f"{after:.4f} ({(after - before) / before:+.1%})"
+        rows.append(row)
+    return rows
+
+
+def speed_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each file: what one query takes, and how many texts a second go through."""
+    rows = []
+    for name, parity in found["exports"].items():
+        for file in (TORCH, FULL, INT8):
+            one = parity["variants"][file]
+            rows.append(
+                {
+                    "Model": name,
+                    "File": file,
+                    "Load, s": f"{one['load_seconds']:.2f}",
+                    "Query p50, ms": f"{one['latency_ms']['p50']:.2f}",
+                    "p95": f"{one['latency_ms']['p95']:.2f}",
+                    "Texts / s": f"{one['texts_per_second']:,.0f}",
+                }
+            )
+    return rows
+
+
+def trip_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each search engine and index."""
+    return [
+        {
+            "Engine": trip["engine"],
+            "Index": trip["index"],
+            "Recall@10": f"{trip['at_10']:.4f}",
+            "Among 40": f"{trip['among_40']:.4f}",
+        }
+        for trip in found["round_trips"]
+    ]
+
+
+def tables(found: dict[str, Any]) -> dict[str, str]:
+    """What docs/export.md shows."""
+    first = found["round_trips"][0]
+    trips = f"{first['documents']:,} documents and {first['queries']:,} queries of {TASK}."
+    return {
+        "exports": markdown_table(export_rows(found)),
+        "export_speed": markdown_table(speed_rows(found)),
+        "round_trips": f"{markdown_table(trip_rows(found))}\n\n{trips}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True, help="folder of the collections")
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything made")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    os.environ["TERCET_CACHE"] = str(asked.work / "cache")
+    found = measure(asked.work, asked.shared / TASK)
+    path = write_result("exports", found, asked.out)
+    for rows in (export_rows(found), speed_rows(found), trip_rows(found)):
+        show(console_table(rows))
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
