@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-faults check fix wheel clean-room clean
+.PHONY: demo test test-slow test-faults check fix wheel clean-room clean
 
 demo: .venv/ready
 	$(BIN)/tercet demo
@@ -24,6 +24,10 @@ check: .venv/ready
 fix: .venv/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What takes minutes a test: torch.compile, the exported model in an environment of its own.
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -m slow
 
 # Build the wheel and try it in a clean environment, away from the checkout.
 wheel: .venv/ready

@@ -117,7 +117,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, str]]:
         {
             "Guide-masked loss": name,
             "Seconds": f"{found['medians'][side]:.2f}",
-            "Extra memory": f"{found['memory'][side]['extra_mb']:,.0f} MB",
+            "Extra memory": f"{found['memory'][side]['extra_mb']:,.1f} MiB",
             "Loss": f"{found['loss'][side]:.6f}",
         }
         for side, name in (("ours", "**ours**"), ("theirs", "GISTEmbedLoss"))

@@ -29,6 +29,7 @@ from tercet.losses import TILE, Relations, info_nce
 from tercet.report.table import console_table
 
 WIDTH = 384
+PIECE = 512  # rows normalised at a time
 TILES = (256, 512, 1_024, 2_048)
 Found = tuple[float, Tensor, Tensor]  # loss, gradients of queries and documents
 
@@ -51,11 +52,15 @@ def ours(queries: Tensor, documents: Tensor, tile: int = TILE) -> Found:
         torch.stack([row, row + len(row)], dim=1),
         torch.zeros(0, 2, dtype=torch.int64),
     )
-    units = F.normalize(asked, dim=1), F.normalize(shown, dim=1)  # theirs normalises too
-    loss = info_nce(*units, relations, TEMPERATURE, tile=tile).loss
+    loss = info_nce(_units(asked), _units(shown), relations, TEMPERATURE, tile=tile).loss
     loss.backward()
     assert asked.grad is not None and shown.grad is not None
     return loss.item(), asked.grad, shown.grad
+
+
+def _units(embeddings: Tensor) -> Tensor:
+    """Theirs normalises too; in pieces, as the embeddings of micro-batches are."""
+    return torch.cat([F.normalize(part, dim=1) for part in embeddings.split(PIECE)])
 
 
 def theirs(peer: CachedMultipleNegativesRankingLoss, queries: Tensor, documents: Tensor) -> Found:
@@ -124,7 +129,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, str]]:
             "Loss stage": f"**{name}**" if name == f"ours, tile {found['tile']}" else name,
             "Seconds": f"{value:.2f}",
             "Time / ours": f"{value / own:.2f}",
-            "Extra memory": f"{found['memory'][name.split(',')[0]]['extra_mb']:.0f} MB"
+            "Extra memory": f"{found['memory'][name.split(',')[0]]['extra_mb']:.0f} MiB"
             if name in (f"ours, tile {found['tile']}", "theirs, mini-batch 32")
             else "",
         }

@@ -1,5 +1,6 @@
 """What the numbers were measured on, and how: alternating rounds, medians, peak memory."""
 
+import ctypes
 import gc
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from tercet.errors import UserError
 from tercet.export.cpu import cpu_field, cpu_name
 from tercet.files import write_json
 from tercet.progress import progress
+from tercet.versions import code_version
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
+LOAD_BEFORE = round(os.getloadavg()[0], 2)  # when the program began
 PEAK_SIZE = 2_048  # rows and columns of the square matrices whose product is the machine's peak
 VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_bf16", "fma", "asimd", "sve")
 
@@ -37,7 +40,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": LOAD_BEFORE,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
@@ -103,11 +106,13 @@ def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
 
 @contextmanager
 def peak_memory(found: dict[str, float]) -> Any:
-    """Put the block's peak resident memory above what there was before it into `found`, in MB.
+    """Put the block's peak resident memory above what there was before it into `found`, in MiB.
 
     Also the process's total at that peak. Linux only: it resets the kernel's high-water mark.
     """
     gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that is kept would hide what is new
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -150,13 +155,13 @@ def in_subprocess(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def write_result(name: str, values: Mapping[str, Any], folder: Path) -> Path:
-    """Write one program's result, the machine with it."""
+    """Write one program's result, the machine and the code with it."""
     path = folder / f"{name}.json"
-    write_json(path, {"machine": machine(), **values})
+    write_json(path, {"machine": machine(), "code": code_version(), **values})
     return path
 
 
 def _status(field: str) -> float:
-    """A field of /proc/self/status, in MB (2 ** 20 bytes)."""
+    """A field of /proc/self/status, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))

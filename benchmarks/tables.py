@@ -92,7 +92,8 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         found["train_step"] = (
             markdown_table(train_step.step_rows(step)) + "\n\n" + _step_notes(step)
         )
-        found["memory"] = markdown_table(train_step.memory_rows(step))
+        memory = markdown_table(train_step.memory_rows(step))
+        found["memory"] = f"{memory}\n\n{train_step.memory_note(step)}"
     if both := results.get("compiled"):
         found["compiled"] = _compiled_notes(both)
     if loss := results.get("loss_stage"):

@@ -6,7 +6,6 @@ python -m benchmarks.train_step [--rounds N] [--quick] [--no-large] [--out FOLDE
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from benchmarks.machine import (
 from benchmarks.pairs import MANY, STDLIB, code_pairs, draw
 from benchmarks.steps import EVERYTHING, Ours, Theirs, body_parameters, cached_mnrl, mnrl, student
 from tercet.data import TrainingSet
-from tercet.files import write_json
 from tercet.models import tokenise
 from tercet.report.table import console_table
 
@@ -39,13 +37,13 @@ LARGE, LARGEST = 4_096, 16_384
 LARGEST_LENGTH = 64
 KEEP_TOKENS = 16_384  # kept graphs, fixed while the batch grows
 MICRO_TOKENS = 2_048  # in the memory runs, so that they do not depend on a measurement
-OURS = "ours"
+OURS, FIXED_KEEP = "ours", "ours, fixed keep"
 DEFAULT = "CachedMNRL, mini-batch 32"
 
 
-def pairs_for(size: int, length: int = LENGTH) -> TrainingSet:
+def pairs_for(size: int, length: int = LENGTH, packages: tuple[str, ...] = STDLIB) -> TrainingSet:
     """`size` pairs of real code. Up to `length` 256 only those whose texts fit whole."""
-    data = code_pairs(STDLIB if size <= 1_024 else MANY)
+    data = code_pairs(packages)
     if length < LENGTH:
         return draw(data, size, seed=0)
     tokens = tokenise(student(length), data.documents.texts, "document")
@@ -99,20 +97,19 @@ def measure(size: int, rounds: int, headline: bool = False) -> dict[str, Any]:
     }
 
 
-def measure_memory(large: bool, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Peak memory of one step, each in its own process; of the rows in `only`, or of all."""
+def measure_memory(large: bool) -> dict[str, Any]:
+    """Peak memory of one step, each in its own process."""
     runs = {
         "ours": (BATCH, EVERYTHING),
         "MNRL": (BATCH, 0),
-        "ours, fixed keep": (BATCH, KEEP_TOKENS),
+        FIXED_KEEP: (BATCH, KEEP_TOKENS),
     }
     if large:
-        runs[f"ours, fixed keep, batch {LARGE}"] = (LARGE, KEEP_TOKENS)
+        runs[f"{FIXED_KEEP}, batch {LARGE}"] = (LARGE, KEEP_TOKENS)
         runs[f"ours, two layers, batch {LARGEST}"] = (LARGEST, KEEP_TOKENS)
     return {
         name: in_subprocess("benchmarks.train_step", "--memory", name, str(size), str(keep))
         for name, (size, keep) in runs.items()
-        if not only or name in only
     }
 
 
@@ -121,7 +118,8 @@ def step_memory(name: str, size: int, keep_tokens: int) -> dict[str, float]:
     short = "two layers" in name
     length, layers = (LARGEST_LENGTH, (0, 5)) if short else (LENGTH, None)
     model = student(length, layers)
-    small, data = pairs_for(8), pairs_for(size, length)
+    # The same packages for every size, so that reading them leaves the same behind.
+    small, data = (pairs_for(n, cut, MANY) for n, cut in ((8, LENGTH), (size, length)))
 
     def build(texts: TrainingSet) -> Any:
         if name == "MNRL":
@@ -151,14 +149,28 @@ def step_rows(found: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def memory_note(found: dict[str, Any]) -> str:
+    """How memory grows with the batch."""
+    small, large = (
+        found["memory"].get(name) for name in (FIXED_KEEP, f"{FIXED_KEEP}, batch {LARGE}")
+    )
+    if large is None:
+        return ""
+    return (
+        f"With {KEEP_TOKENS:,} tokens of graphs kept, a batch of {LARGE:,} takes "
+        f"{large['extra_mb'] / small['extra_mb']:.2f} times the extra memory of one of {BATCH}: "
+        "what the step takes above what the process held before it."
+    )
+
+
 def memory_rows(found: dict[str, Any]) -> list[dict[str, str]]:
     """The table of memory."""
     return [
         {
             "Memory of a step": name,
             "Batch": f"{int(run['batch']):,}",
-            "Extra memory": f"{run['extra_mb']:,.0f} MB",
-            "Whole process": f"{run['total_mb']:,.0f} MB",
+            "Extra memory": f"{run['extra_mb']:,.0f} MiB",
+            "Whole process": f"{run['total_mb']:,.0f} MiB",
         }
         for name, run in found["memory"].items()
     ]
@@ -173,22 +185,11 @@ def main() -> None:
     )
     parser.add_argument("--headline", action="store_true", help="only MNRL and its cached default")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--again",
-        nargs="+",
-        metavar="ROW",
-        help="measure these rows of memory anew",
-    )
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # name, batch, keep_tokens
     options = parser.parse_args()
     if options.memory:
         name, size, keep = options.memory
         return print(json.dumps(step_memory(name, int(size), int(keep))))
-    if options.again:
-        kept = json.loads((options.out / "train_step.json").read_text(encoding="utf-8"))
-        kept["memory"] |= measure_memory(large=True, only=options.again)
-        write_json(options.out / "train_step.json", kept)
-        return show(console_table(memory_rows(kept)))
     size, rounds = (32, 1) if options.quick else (BATCH, options.rounds)
     found = measure(size, rounds, options.headline)
     show(console_table(step_rows(found)))

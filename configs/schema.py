@@ -142,6 +142,7 @@ class LossConfig(Section):
 
     temperature: Positive = 0.05  # cosine scores span 2.0, so logits span 2 / temperature
     learn_temperature: bool = False
+    temperature_learning_rate: Positive = 1e-3  # of its logarithm, under train's schedule
     directions: tuple[Direction, ...] = ("query_to_document",)
     partition: Literal["mean", "joint"] = "mean"  # a softmax per direction, or one over all
     in_batch_negatives: bool = True  # false: only the row's own negatives

@@ -33,8 +33,9 @@ class Batch(NamedTuple):
 class Batches:
     """Batch t as a pure function of (data, order, t), the same on every process.
 
-    A text that occurs several times in a batch, under one id or many, is one entry. With
-    `known`, documents that answer a query anywhere in the data are no negatives of it.
+    A text that occurs several times in a batch, under one id or many, is one entry. What equals
+    a query's positive after `normalise` is no negative of it; with `known`, neither is what
+    answers it anywhere in the data.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Batches:
     ) -> None:
         self.data, self.order = data, order
         self.positives_per_row, self.negatives_per_row = positives_per_row, negatives_per_row
-        self.known = data.known_positives if known else Ragged.of([[]] * len(data.queries))
+        self.known = data.known_positives if known else None
 
     def __call__(self, step: int) -> Batch:
         rows, epoch = self.order.batch(step)
@@ -71,7 +72,7 @@ class Batches:
             documents,
             positives,
             negatives,
-            self._ignored(queries, documents),
+            self._ignored(queries, documents, positives),
             asked,
             np.concatenate([positive, negative]),
             self._scores(queries, documents, positives),
@@ -100,12 +101,25 @@ class Batches:
         table = self.data.score_table
         return NONE if table is None else table.of(queries[pairs[:, 0]], documents[pairs[:, 1]])
 
-    def _ignored(self, queries: Indices, documents: Indices) -> Indices:
+    def _ignored(self, queries: Indices, documents: Indices, positives: Indices) -> Indices:
+        if self.known is None:
+            return _same_text(positives, self.data.documents.same[documents])
         owner, answer = self.known.take(queries)
         place = np.searchsorted(documents, answer)
         place[place == len(documents)] = 0
         there = documents[place] == answer
         return np.stack([owner[there], place[there]], axis=1)
+
+
+def _same_text(pairs: Indices, text: Indices) -> Indices:
+    """(n, 2) every (i, k) for which there is a pair (i, j) with text[k] equal to text[j]."""
+    order = np.argsort(text, kind="stable")
+    first, last = (
+        np.searchsorted(text[order], text[pairs[:, 1]], side) for side in ("left", "right")
+    )
+    alike = Ragged.of(order[a:b].tolist() for a, b in zip(first, last, strict=True))
+    pair, document = alike.take(np.arange(len(pairs)))
+    return np.unique(np.stack([pairs[pair, 0], document], axis=1), axis=0)
 
 
 class TextBatches:

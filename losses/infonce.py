@@ -11,7 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tercet.losses.tiled import TILE, Filter, MaskedSum, at_least_float32, masked_logsumexp
+from tercet.losses.tiled import (
+    TILE,
+    Filter,
+    MaskedSum,
+    PairCosine,
+    at_least_float32,
+    masked_logsumexp,
+)
 
 Sides = tuple[Tensor, Tensor]  # of the queries, of the documents
 # Vectors of both sides and, for each positive, the score that no negative may exceed.
@@ -91,15 +98,14 @@ def info_nce(
     with torch.autocast(queries.device.type, enabled=False):
         texts = (at_least_float32(queries), at_least_float32(documents))
         pairs = relations.positives[share]
-        ends = (texts[0][pairs[:, 0]], texts[1][pairs[:, 1]])  # (p, H) each
-        cosine = (ends[0] * ends[1]).sum(dim=1)
+        cosine = PairCosine.apply(*texts, pairs)
         x = cosine / temperature
         limits = _limits(texts, cosine.detach(), pairs, margin, guide)
 
         def against(name: str) -> MaskedSum:
             row, column = DIRECTIONS[name]
             return masked_logsumexp(
-                ends[row],
+                texts[row].index_select(0, pairs[:, row]),
                 texts[column],
                 _same_row(relations, pairs, row, column),
                 temperature,
@@ -113,7 +119,7 @@ def info_nce(
         if in_batch_negatives:
             sums = {name: against(name) for name in directions}
         else:
-            own = _own_negatives(ends[0], texts[1], relations, pairs, temperature, hardness, limits)
+            own = _own_negatives(*texts, relations, pairs, temperature, hardness, limits)
             sums = {"query_to_document": own}
         terms = [
             torch.logaddexp(x, s.logsumexp) if _holds_positive(name) else s.logsumexp
@@ -184,7 +190,7 @@ def _own_negatives(
     hardness: float,
     limits: Limits,
 ) -> MaskedSum:
-    """The same sum over each row's own negatives only; queries (p, H) follow `pairs`."""
+    """The same sum over each row's own negatives only."""
     joined = _join(pairs[:, 0], relations.negatives)
     known = torch.cat([relations.positives, relations.ignored])
     code = pairs[joined[:, 0], 0] * len(documents) + joined[:, 1]
@@ -195,7 +201,7 @@ def _own_negatives(
         joined = joined[score <= ceiling[joined[:, 0]]]
         left.append(len(joined))
     row, document = joined.unbind(dim=1)
-    cosine = (queries[row] * documents[document]).sum(dim=1)
+    cosine = PairCosine.apply(queries, documents, torch.stack([pairs[row, 0], document], dim=1))
     x = cosine / temperature + hardness * cosine.detach()
     highest = x.new_full((len(pairs),), -torch.inf).scatter_reduce(0, row, x.detach(), "amax")
     shift = highest.masked_fill(highest == -torch.inf, 0.0)

@@ -51,6 +51,25 @@ def masked_logsumexp(
     return MaskedSum(*_MaskedLogSumExp.apply(rows, columns, scale, hardness, filters, tiles))
 
 
+class PairCosine(torch.autograd.Function):
+    """(n,) rows[r] . columns[c] for each of the pairs (n, 2); no (n, H) is held."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, pairs: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, columns, pairs)
+        pieces = [(rows[p[:, 0]] * columns[p[:, 1]]).sum(dim=1) for p in pairs.split(TILE)]
+        return torch.cat(pieces)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        rows, columns, pairs = ctx.saved_tensors
+        d_rows, d_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+        for p, weight in zip(pairs.split(TILE), gradients[0][:, None].split(TILE), strict=True):
+            d_rows.index_add_(0, p[:, 0], columns[p[:, 1]].mul_(weight))
+            d_columns.index_add_(0, p[:, 1], rows[p[:, 0]].mul_(weight))
+        return d_rows, d_columns, None
+
+
 class _Tiles:
     """The grid over (R, C) and, for each tile, the excluded pairs that fall in it."""
 

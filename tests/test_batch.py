@@ -58,7 +58,9 @@ def test_a_positive_known_from_another_row_is_ignored() -> None:
         asked = {batches.data.queries.texts[q] for q in batch.queries}
         expected = {("q", t) for t in texts & {"a", "b"} if "q" in asked}
         assert expected <= set(ignored)
-    assert len(batches_of(rows, known=False)(0).ignored) == 0
+    alone = batches_of(rows, known=False)
+    batch = alone(0)
+    assert in_words(alone, batch, batch.ignored) == in_words(alone, batch, batch.positives)
 
 
 @pytest.mark.parametrize("variant", ["An  Answer", "an answer ", "AN ANSWER"])
@@ -67,6 +69,10 @@ def test_a_positive_in_other_case_or_spacing_is_ignored(variant: str) -> None:
     batch = batches(0)
     assert len(batch.documents) == 2  # two different texts to the encoder
     assert ("q", variant) in in_words(batches, batch, batch.ignored)
+    alone = batches_of([("q", ["an answer"], ["x"]), ("r", [variant], [])], known=False)
+    batch = alone(0)
+    both = ["an answer", variant]
+    assert in_words(alone, batch, batch.ignored) == sorted((q, d) for q in "qr" for d in both)
 
 
 def test_a_question_in_other_case_has_the_same_answers() -> None:

@@ -114,7 +114,9 @@ def test_every_option_runs(
     lines = log_of(trained)
     assert len(lines) == 4 and all(np.isfinite(line["loss"]) for line in lines)
     if "learn_temperature" in options[0]:
-        assert len({line["temperature"] for line in lines}) == 4
+        log_t = np.log([line["temperature"] for line in lines])
+        moved = np.abs(np.diff(log_t))  # Adam moves a scalar by about the rate in each step
+        assert (moved[:2] > 0.2e-3).all() and (moved < 1.1e-3).all()
     if "guide" in options[0]:
         assert sum(line["masked_by_guide"] for line in lines) > 0
 

@@ -55,7 +55,17 @@ def test_the_cases_are_what_their_names_say(found: Path, launch: str) -> None:
             assert case["recomputed"] == 0
 
 
-@pytest.mark.parametrize("launch", ["1", "2", "sharded"])
+@pytest.mark.parametrize("launch", LAUNCHES)
 def test_some_graphs_are_kept_and_some_recomputed(found: Path, launch: str) -> None:
     cases = json.loads((found / f"{launch}.json").read_text(encoding="utf-8"))
-    assert any(0 < case["recomputed"] < 1 for case in cases if "some" in case["name"])
+    halves = [case for case in cases if "some" in case["name"]]
+    assert len(halves) >= 4
+    for case in halves:
+        assert 0 < case["recomputed"] < 1, case["name"]
+
+
+@pytest.mark.parametrize("launch", ["2", "4"])
+def test_gradients_are_reduced_once_whatever_the_micro_batches(found: Path, launch: str) -> None:
+    for case in json.loads((found / f"{launch}.json").read_text(encoding="utf-8")):
+        assert case["micro_batches"] >= (1 if "single" in case["name"] else 3), case["name"]
+        assert case["reduced"] == case["parameters"], case["name"]

@@ -80,7 +80,9 @@ def test_one_process_without_room_makes_all_replay(
 ) -> None:
     """The other one has room, and would wait for ever in a collective."""
 
-    def job(name: str, at: int | None, sharded: bool = False, **how: Any) -> dict[str, Any]:
+    def job(
+        name: str, at: int | None, sharded: bool = False, ends: bool = False, **how: Any
+    ) -> dict[str, Any]:
         return {
             "world": 2,
             "recipe": str(ROOT / "configs" / "tiny.yaml"),
@@ -88,23 +90,24 @@ def test_one_process_without_room_makes_all_replay(
             "fault": {"kind": "memory", "step": 2, "at": at, **how},
             "said": str(tmp_path / f"{name}."),
             "sharded": sharded,
-            "command": sharded,
-            "may_fail": sharded,
+            "command": ends,
+            "may_fail": ends,
         }
 
     phases = ("forward", "loss", "backward")
     both = [job("both", None, tokens=SMALL)]
     one = [job(phase, 1, tokens=SMALL, phase=phase) for phase in phases]
-    *_, sharded = run_jobs([*both, *one, job("sharded", 1, True, tokens=SMALL)], tmp_path)
+    sharded = job("sharded", 1, sharded=True, ends=True, tokens=SMALL)
+    reduced = job("reduced", 1, ends=True, tokens=SMALL, phase="reduction")
+    *_, first, second = run_jobs([*both, *one, sharded, reduced], tmp_path)
     expected = weights(tmp_path / "both" / "checkpoints" / "step-00000004")
     for phase in phases:
         found = weights(tmp_path / phase / "checkpoints" / "step-00000004")
         assert all(torch.equal(expected[name], found[name]) for name in expected), phase
-    assert 0 not in sharded
-    assert (
-        "process 1 is out of memory, which a sharded model cannot"
-        in (tmp_path / "sharded.0").read_text()
-    )
+    for name, ended in (("sharded", first), ("reduced", second)):
+        assert 0 not in ended
+        said = (tmp_path / f"{name}.0").read_text()
+        assert "process 1 is out of memory where the others cannot wait" in said
 
 
 def test_what_cannot_fit_is_not_tried(

@@ -109,12 +109,24 @@ def test_multiple_negatives_ranking(
     agree(model, ours(model, negatives, **options), want)
 
 
-def test_cached_multiple_negatives_ranking(model: SentenceTransformer) -> None:
+@pytest.mark.parametrize("negatives", [0, 1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"directions": BOTH}, {"directions": FOUR, "joint": True}],
+    ids=["one direction", "both", "all four"],
+)
+def test_cached_multiple_negatives_ranking(
+    model: SentenceTransformer, negatives: int, options: dict
+) -> None:
     theirs = losses.CachedMultipleNegativesRankingLoss(
-        model, scale=1 / TEMPERATURE, mini_batch_size=5
+        model,
+        scale=1 / TEMPERATURE,
+        mini_batch_size=5,
+        directions=tuple(THEIRS[n] for n in options.get("directions", BOTH[:1])),  # type: ignore[arg-type]
+        partition_mode="joint" if options.get("joint") else "per_direction",
     )
-    want = theirs(features(model, 1), torch.empty(0))
-    agree(model, ours(model, 1), want)
+    want = theirs(features(model, negatives), torch.empty(0))
+    agree(model, ours(model, negatives, **options), want)
 
 
 @pytest.mark.parametrize("negatives", [0, 1])

@@ -46,6 +46,20 @@ def test_kept_and_recomputed_gradients_are_the_same_bits(
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_draws_the_same_dropout_again(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """The forward with a graph and the one without are two compiled programs."""
+    kept, none = (
+        gradients(run_of(tiny_model, pairs, tmp_path / f"{keep}", keep, "train.compile=true"), 1)
+        for keep in (10**6, 0)
+    )
+    assert (kept[1], none[1]) == (0, 1)
+    for a, b in zip(kept[0], none[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
 def test_dropout_is_drawn_anew_each_step(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     run = run_of(tiny_model, pairs, tmp_path / "run", 10**6)
     batch = run.batches(0)

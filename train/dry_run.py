@@ -9,12 +9,13 @@ import torch
 
 from tercet.configs import Config
 from tercet.models import max_length
+from tercet.peers import together
+from tercet.train.cost import FLOAT, VECTORS
 from tercet.train.loop import drawn_tokens, forward, gradient_in_room, gradient_of, plan_of
 from tercet.train.run import Run
-from tercet.train.setup import prepare
-from tercet.train.sizing import bytes_per_token
-
-SAMPLE = 8  # batches whose texts are counted; one of them is computed
+from tercet.train.setup import close, prepare
+from tercet.train.shards import own_part
+from tercet.train.sizing import SAMPLE, bytes_per_token
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,12 @@ def forecast(config: Config) -> Forecast:
     """
     with tempfile.TemporaryDirectory() as folder:
         aside = {"output": folder, "tracking": config.tracking.model_copy(update={"wandb": False})}
-        run = prepare(config.model_copy(update=aside))
-        return _measure(run)
+        with together():
+            run = prepare(config.model_copy(update=aside))
+            try:
+                return _measure(run)
+            finally:
+                close(run)
 
 
 def _used(run: Run) -> int:
@@ -60,6 +65,17 @@ def _used(run: Run) -> int:
     if run.accelerator.device.type != "cpu":
         return torch.accelerator.memory_allocated()
     return psutil.Process().memory_info().rss
+
+
+def _states(run: Run) -> int:
+    """Bytes of gradients and of Adam's averages, which the first step makes."""
+    trained = [p for p in run.model.parameters() if p.requires_grad]
+    own = sum(own_part(p).numel() * p.element_size() for p in trained)
+    whole = sum(p.numel() * p.element_size() for p in trained)
+    if run.accelerator.num_processes == 1:
+        return 3 * own
+    # DDP's buckets; FSDP keeps whole gradients until the last micro-batch reduces them.
+    return 3 * own + whole
 
 
 def _measure(run: Run) -> Forecast:
@@ -84,10 +100,9 @@ def _measure(run: Run) -> Forecast:
         run.micro_tokens,
     )
     busiest = max(sum(cut.cost(m) for m in rank) for cut in plans for rank in cut.ranks)
-    weights = sum(p.numel() * p.element_size() for p in run.model.parameters() if p.requires_grad)
     width = outcome.vectors.shape[1]
     held = min(run.keep_tokens, busiest) + run.micro_tokens
-    vectors = 6 * max(len(cut.lengths) for cut in plans) * width * 4  # values, gradients, copies
+    vectors = VECTORS * max(len(cut.lengths) for cut in plans) * width * FLOAT
     return Forecast(
         processes=run.accelerator.num_processes,
         rows=len(run.batches.data),
@@ -102,7 +117,7 @@ def _measure(run: Run) -> Forecast:
         keep_tokens=run.keep_tokens,
         recomputed=outcome.recomputed,
         bytes_per_token=each,
-        peak_megabytes=(before + held * each + 3 * weights + vectors) / 2**20,
+        peak_megabytes=(before + held * each + _states(run) + vectors) / 2**20,
         seconds_per_step=seconds * tokens / len(plans) / plans[0].tokens,
         tokens_per_second=plans[0].tokens / seconds,
     )

@@ -18,7 +18,7 @@ from tercet.models.encode import pools_without_prompt
 from tercet.progress import progress, say
 from tercet.train.average import decay_at
 from tercet.train.objective import objective, report
-from tercet.train.optim import learning_rate
+from tercet.train.optim import learning_rate, least_log_temperature, set_rate
 from tercet.train.plan import Plan, plan
 from tercet.train.polite import politely
 from tercet.train.room import OutOfMemory, free_memory
@@ -54,9 +54,10 @@ def train(run: Run) -> None:
             if not _finite(run, outcome, norm):
                 _refuse_or_skip(run, batch, outcome, norm)
             else:
-                for group in run.optimizer.param_groups:
-                    group["lr"] = rate
+                set_rate(run.optimizer, rate)
                 run.optimizer.step()
+                if run.log_temperature is not None:
+                    run.log_temperature.data.clamp_(min=least_log_temperature(run.config.loss))
                 run.skipped_in_a_row = 0
                 if run.average is not None and settings.ema is not None:
                     run.average.update(run.encoder, decay_at(run.step, settings.ema))

@@ -5,7 +5,10 @@ import math
 import torch
 from torch import nn
 
-from tercet.configs import TrainConfig
+from tercet.configs import Config, LossConfig, TrainConfig
+
+LEAST_TEMPERATURE = 0.01
+FACTOR = "rate_factor"  # a group's rate as a multiple of the encoder's
 
 
 def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -21,6 +24,29 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas
     )
+
+
+def add_temperature(
+    optimizer: torch.optim.Optimizer, log_temperature: nn.Parameter, config: Config
+) -> None:
+    """A group of its own, without decay, whose rate follows the same schedule from another height.
+
+    A scalar moves by about the rate in each step of Adam, so at an encoder's rate it would stay
+    where it was.
+    """
+    factor = config.loss.temperature_learning_rate / config.train.learning_rate
+    optimizer.add_param_group({"params": [log_temperature], "weight_decay": 0.0, FACTOR: factor})
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the encoder's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(FACTOR, 1.0)
+
+
+def least_log_temperature(config: LossConfig) -> float:
+    """The bound of a learnt temperature: 0.01 as in CLIP (arXiv:2103.00020), or a lower start."""
+    return math.log(min(LEAST_TEMPERATURE, config.temperature))
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:

@@ -35,20 +35,36 @@ class Room:
             try:
                 return work()
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                if not self.can_go_on:
-                    raise UserError(
-                        f"process {self.accelerator.process_index} is out of memory, which a "
-                        "sharded model cannot recover from; lower batch.micro_tokens or "
-                        "batch.keep_tokens, then go on with --allow-changed batch"
-                    ) from error
+                self._refuse(error, unless=self.can_go_on)
             # Here the error and the tensors that its frames hold are gone.
             self.out = True
             free_memory(self.accelerator)
         if self.accelerator.num_processes == 1:
             raise OutOfMemory
         return stand_in()
+
+    def meet(self, work: Callable[[], object]) -> None:
+        """Do `work`, room or not: it holds collectives, from which one process cannot step back."""
+        alone = self.accelerator.num_processes == 1
+        try:
+            work()
+        except Exception as error:
+            self._refuse(error, unless=alone)
+        else:
+            return
+        free_memory(self.accelerator)
+        raise OutOfMemory
+
+    def _refuse(self, error: Exception, *, unless: bool) -> None:
+        """Raise what is no lack of memory as it is, and UserError for one that ends the run."""
+        if not is_out_of_memory(error):
+            raise error
+        if not unless:
+            raise UserError(
+                f"process {self.accelerator.process_index} is out of memory where the others "
+                "cannot wait for it; lower batch.micro_tokens or batch.keep_tokens, then go on "
+                "with --allow-changed batch"
+            ) from error
 
     def raise_if_out(self) -> None:
         """Raise OutOfMemory on every process if one of them has run out. They meet."""

@@ -7,7 +7,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, DataConfig
-from tercet.data import TrainingSet, read_corpus, read_task, read_training
+from tercet.data import TrainingSet, read_corpus, read_task, read_training, with_mined
 from tercet.data.batch import Batches, TextBatches
 from tercet.data.check import overlap
 from tercet.data.order import Order
@@ -30,6 +30,56 @@ def read_rows(config: DataConfig) -> TrainingSet:
         raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
     rows = read_training(config.train) if config.train else TrainingSet.empty()
     return rows.with_documents(read_corpus(config.corpus)) if config.corpus else rows
+
+
+def read_data(config: Config) -> tuple[TrainingSet, TrainingSet]:
+    """The rows of `read_rows`, and the same with the mined negatives that the config names.
+
+    Raises UserError for settings that these rows cannot serve.
+    """
+    rows = read_rows(config.data)
+    if config.distil.needs_pairs and len(rows) == 0:
+        raise UserError("data.train is missing: only distillation by vectors does without pairs")
+    data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
+    _refuse_what_cannot_work(config, rows, data)
+    return rows, data
+
+
+def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSet) -> None:
+    """Raise UserError for settings that these rows cannot serve."""
+    distil, every = config.distil, config.mining.refresh_every
+    contrast = not distil.active or bool(distil.infonce)
+    unmined = every is None and len(data.negatives.values) == 0
+    alone = unmined or config.data.negatives_per_row == 0
+    if alone and contrast and not config.loss.in_batch_negatives:
+        raise UserError(
+            "loss.in_batch_negatives: false leaves no negatives, for the rows have none of their "
+            "own; mine some (data.mined) or name a column of them"
+        )
+    if alone and distil.active and (distil.listwise_kl or distil.margin_mse):
+        raise UserError(
+            "distil.listwise_kl and distil.margin_mse compare a row's positives with its "
+            "negatives, and the rows have none; mine some (data.mined) or name a column of them"
+        )
+    if distil.scores == "data" and every is not None and config.mining.rescore.model is None:
+        raise UserError(
+            "distil.scores: data, but mining.refresh_every finds pairs without a score; name a "
+            "cross-encoder (mining.rescore.model)"
+        )
+    if distil.scores == "data" and every is None:
+        refuse_unscored(data)
+    if every is not None and not distil.needs_pairs:
+        raise UserError("mining.refresh_every: this run draws single texts and uses no negatives")
+    if every is not None and (data.positives is not rows.positives or len(data) != len(rows)):
+        raise UserError(
+            "mining.refresh_every: data.mined drops or relabels rows, which mining anew would "
+            "undo; leave one of the two out"
+        )
+
+
+def steps_of(config: Config, batches: Batches | TextBatches) -> int:
+    """How many steps the run has."""
+    return config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
 
 
 def batches_of(config: Config, data: TrainingSet) -> Batches | TextBatches:

@@ -12,11 +12,10 @@ from tercet.models import freeze_unused, load_encoder
 from tercet.models.encode import pools_without_prompt
 from tercet.train.cost import DEVICES, Cluster, Cost, Device, Shape, cost_of, shape_of, token_bytes
 from tercet.train.plan import plan
-from tercet.train.rows import batches_of, read_rows, tokens_of
+from tercet.train.rows import batches_of, read_data, steps_of, tokens_of
+from tercet.train.sizing import KEEP_SHARE, SAMPLE
 
-SAMPLE = 8  # batches looked at
 MICRO_TOKENS = 16_384  # where the config says auto: what fills a large device
-KEEP_SHARE = 0.5  # of the memory that states leave free, as training itself settles it
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,17 @@ def predict(config: Config, nodes: int, gpus: int, device: str, sharded: bool = 
 
 
 def workload(config: Config) -> Workload:
-    """Count the texts of the run's first batches."""
+    """Count the texts of the run's first batches, mined negatives included.
+
+    A projection to a teacher's width is not counted, since no teacher is loaded.
+    """
     encoder = load_encoder(config.model)
     freeze_unused(encoder)
-    rows = read_rows(config.data)
+    _, rows = read_data(config)
     batches = batches_of(config, rows)
     queries = tokens_of(encoder, rows.queries.texts, "query")
     documents = tokens_of(encoder, rows.documents.texts, "document")
-    steps = config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
+    steps = steps_of(config, batches)
     drawn = [batches(step) for step in range(min(SAMPLE, steps))]
     return Workload(
         shape=shape_of(encoder),

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from tercet.configs import Config, ModelConfig
-from tercet.data import TrainingSet, with_mined
+from tercet.data import TrainingSet
 from tercet.data.rows import Indices
 from tercet.errors import UserError
 from tercet.models import (
@@ -32,26 +32,25 @@ from tercet.train.average import Average, restore_weights
 from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
 from tercet.train.loop import forward, plan_of, train
 from tercet.train.objective import GuideVectors
-from tercet.train.optim import adamw
+from tercet.train.optim import adamw, add_temperature
 from tercet.train.output import check_allowed, refuse_other_run
 from tercet.train.remine import Remine, refresher, resume
 from tercet.train.resuming import to_resume, what_begins
-from tercet.train.rows import (
-    batches_of,
-    read_rows,
-    refuse_unscored,
-    tokens_of,
-    warn_of_overlap,
-)
+from tercet.train.rows import batches_of, read_data, steps_of, tokens_of, warn_of_overlap
 from tercet.train.run import Evaluate, Run
 from tercet.train.saving import nonfinite, parameter_names
 from tercet.train.shards import choose_layers, whole_copy
-from tercet.train.sizing import bytes_per_token, choose_micro_tokens, free_bytes, least
+from tercet.train.sizing import (
+    KEEP_SHARE,
+    bytes_per_token,
+    choose_micro_tokens,
+    free_bytes,
+    least,
+)
 from tercet.train.teacher import add_projection, load_teacher, resolve_teachers
 from tercet.train.tracking import Tracker
 
 GUIDE = "loss.false_negatives.guide"
-KEEP_SHARE = 0.5  # of the free memory, for kept graphs; the rest is for everything else
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def finetune(
         try:
             train(run)
         finally:
-            _close(run)
+            close(run)
     last = run.checkpoints / name_of(run.step)
     best = run.checkpoints / name_of(run.best.get("step", run.step))
     return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.whole)
@@ -113,50 +112,14 @@ def prepare(
     resolve(config.model.path)  # a missing model should not wait for the data to be read
     if config.loss.false_negatives.guide is not None:
         resolve(config.loss.false_negatives.guide, GUIDE)
-    rows = read_rows(config.data)
     if config.train.ema is not None and config.model.dtype != "float32":
         raise UserError(f"train.ema averages float32 weights; model.dtype is {config.model.dtype}")
-    if config.distil.needs_pairs and len(rows) == 0:
-        raise UserError("data.train is missing: only distillation by vectors does without pairs")
-    data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
-    _refuse_what_cannot_work(config, rows, data)
+    rows, data = read_data(config)
     warn_of_overlap(config, data)
     return _set_up(config, accelerator, rows, data, evaluate, remine, allow_changed)
 
 
-def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSet) -> None:
-    """Raise UserError for settings that these rows cannot serve."""
-    distil, every = config.distil, config.mining.refresh_every
-    contrast = not distil.active or bool(distil.infonce)
-    unmined = every is None and len(data.negatives.values) == 0
-    alone = unmined or config.data.negatives_per_row == 0
-    if alone and contrast and not config.loss.in_batch_negatives:
-        raise UserError(
-            "loss.in_batch_negatives: false leaves no negatives, for the rows have none of their "
-            "own; mine some (data.mined) or name a column of them"
-        )
-    if alone and distil.active and (distil.listwise_kl or distil.margin_mse):
-        raise UserError(
-            "distil.listwise_kl and distil.margin_mse compare a row's positives with its "
-            "negatives, and the rows have none; mine some (data.mined) or name a column of them"
-        )
-    if distil.scores == "data" and every is not None and config.mining.rescore.model is None:
-        raise UserError(
-            "distil.scores: data, but mining.refresh_every finds pairs without a score; name a "
-            "cross-encoder (mining.rescore.model)"
-        )
-    if distil.scores == "data" and every is None:
-        refuse_unscored(data)
-    if every is not None and not distil.needs_pairs:
-        raise UserError("mining.refresh_every: this run draws single texts and uses no negatives")
-    if every is not None and (data.positives is not rows.positives or len(data) != len(rows)):
-        raise UserError(
-            "mining.refresh_every: data.mined drops or relabels rows, which mining anew would "
-            "undo; leave one of the two out"
-        )
-
-
-def _close(run: Run) -> None:
+def close(run: Run) -> None:
     """End the trackers and the process group, DDP first.
 
     Otherwise DDP's reducer takes the last hold on the group down with it while it holds Python's
@@ -204,7 +167,7 @@ def _set_up(
     guide = _guide(config, data, accelerator.device)
     learned = _log_temperature(config, accelerator)
     every = config.mining.refresh_every
-    steps = config.train.steps or round(config.train.epochs * batches.order.steps_per_epoch) or 1
+    steps = steps_of(config, batches)
     if config.train.compile:
         encoder.compile(dynamic=True)
     unsound = frozenset(nonfinite(encoder))
@@ -219,7 +182,7 @@ def _set_up(
         # hold back: torch's reducer would fail in the second step.
         model = accelerator.unwrap_model(model)
     if learned is not None:  # not before: FSDP looks for each parameter in the model
-        optimizer.add_param_group({"params": [learned], "weight_decay": 0.0})
+        add_temperature(optimizer, learned, config)
     run = Run(
         config=config,
         accelerator=accelerator,

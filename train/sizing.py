@@ -1,12 +1,13 @@
 """What the machine can take, measured: tokens per micro-batch and tokens of kept graphs."""
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,9 @@ from tercet.train.shards import own_part
 SMALLEST = {"cpu": 1_024}  # padded tokens to start from; other devices start larger
 SMALLEST_ELSEWHERE = 8_192
 LARGEST = 262_144
+SAMPLE = 8  # batches whose texts a forecast counts
+KEEP_SHARE = 0.5  # of the free memory, for kept graphs; the rest is for everything else
+CGROUP = Path("/sys/fs/cgroup")
 PAYS = 1.03  # go on doubling while throughput grows by this factor
 SPARE = 2.0  # memory a micro-batch may take for each byte that its graph holds
 
@@ -116,10 +120,33 @@ def bytes_per_token(
 def free_bytes(accelerator: Accelerator) -> int:
     """Memory this process may still take: of its device, or its share of the machine's."""
     if accelerator.device.type == "cpu":
-        local = int(np.clip(accelerator.num_processes, 1, None))
-        return psutil.virtual_memory().available // local
+        # torchrun says how many processes share this machine.
+        local = int(os.environ.get("LOCAL_WORLD_SIZE") or accelerator.num_processes)
+        return min(psutil.virtual_memory().available, _container_room()) // local
     torch.accelerator.empty_cache()  # what the measurements left behind is free as well
     return torch.accelerator.get_memory_info()[0]
+
+
+def _container_room() -> int:
+    """What a container's limit leaves, if there is one: the machine's memory does not tell."""
+    files = (  # of cgroups version 2 and 1
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        (
+            "memory/memory.limit_in_bytes",
+            "memory/memory.usage_in_bytes",
+            "memory/memory.stat",
+            "total_inactive_file",
+        ),
+    )
+    for limit, used, stat, cache in files:
+        try:
+            most, taken = (int((CGROUP / name).read_text()) for name in (limit, used))
+            lines = (CGROUP / stat).read_text().splitlines()
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+        counts = dict(line.split(maxsplit=1) for line in lines)
+        return max(0, most - taken + int(counts.get(cache, 0)))  # cached files make room
+    return sys.maxsize
 
 
 def peak_megabytes(accelerator: Accelerator) -> float:

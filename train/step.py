@@ -120,24 +120,28 @@ def batch_gradient(
     owned = torch.from_numpy(np.concatenate(mine)).to(gradient.device)
     pieces = (gradient * world)[owned].split([len(m) for m in mine])
 
-    def back(index: int) -> None:
+    def graph(index: int) -> Tensor:
         with accelerator.no_sync(model):
-            vectors = graphs[index] if index < kept else embed(index)
+            return graphs[index] if index < kept else embed(index)
+
+    def back(index: int) -> None:
+        vectors = graph(index)
         graphs[index] = pieces[index]  # frees the graph once it has been used
-        last = index == len(mine) - 1
-        with accelerator.trigger_sync_in_backward(model) if last else accelerator.no_sync(model):
+        with accelerator.no_sync(model):
             accelerator.backward(vectors, gradient=pieces[index].to(vectors.dtype))
 
-    def only_meet() -> None:
+    def stand_in() -> Tensor:
         graphs.clear()
         with accelerator.no_sync(model):
-            vectors = shortest()
-        with accelerator.trigger_sync_in_backward(model):
-            accelerator.backward(vectors, gradient=torch.zeros_like(vectors))
+            return shortest()
 
-    for index in range(len(mine) - 1):
+    last = len(mine) - 1
+    for index in range(last):
         room.attempt(partial(back, index), lambda: None)
-    room.attempt(partial(back, len(mine) - 1), only_meet)
+    vectors = room.attempt(partial(graph, last), stand_in)
+    piece = torch.zeros_like(vectors) if room.out else pieces[last].to(vectors.dtype)
+    with accelerator.trigger_sync_in_backward(model):
+        room.meet(lambda: accelerator.backward(vectors, gradient=piece))
     room.raise_if_out()
     again = sum(plan.cost(micro) for micros in plan.ranks for micro in micros[kept:])
     return Outcome(

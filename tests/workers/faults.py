@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tercet import files, peers
@@ -53,7 +54,8 @@ def die_writing(fsyncs: int) -> None:
 def limit_memory(step: int, tokens: int, phase: str = "forward") -> None:
     """Micro-batches of more than so many padded tokens do not fit, from the step after `step` on.
 
-    phase: of what fails, the `forward` without a graph, the `loss`, or the `backward`.
+    phase: of what fails, the `forward` without a graph, the `loss`, the `backward`'s second
+    forward, or the `reduction`, which the last micro-batch's backward is.
     """
     plain, plain_objective = loop.forward, loop.objective
     seen: dict[str, Any] = {"over": False}
@@ -65,7 +67,15 @@ def limit_memory(step: int, tokens: int, phase: str = "forward") -> None:
         seen["over"] |= over
         if over and ((phase == "forward" and not graph) or (phase == "backward" and graph)):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(run, batch, micro)
+        vectors = plain(run, batch, micro)
+        if phase == "reduction" and run.step >= step and graph:
+            mine = loop.plan_of(run, batch).ranks[run.accelerator.process_index]
+            if np.array_equal(micro, mine[-1]):
+                vectors.register_hook(full)
+        return vectors
+
+    def full(gradient: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     def objective(*given: Any) -> Any:
         made = plain_objective(*given)

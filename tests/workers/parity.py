@@ -16,10 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertModel
 
 from tercet.data.batch import Batch, Batches
@@ -32,8 +36,8 @@ from tercet.train.step import Share, Terms, batch_gradient
 from tests.workers.launch import run_ranks, sharding_accelerator
 
 MARGIN, GUIDE_MARGIN, HARDNESS = 0.05, 0.1, 3.0
-MICRO_TOKENS = 30
-KEEP = {"kept": 10**9, "some": 28, "recomputed": 0}  # of 28 tokens, one rank could keep more
+MICRO_TOKENS = 16  # several micro-batches on each of four processes
+KEEP = {"kept": 10**9, "some": 20, "recomputed": 0}  # 20: the first micro-batch of each, not all
 
 
 class Encoder(nn.Module):
@@ -137,8 +141,12 @@ def compare(
     whole: Callable[[Tensor], Tensor],
     batches: Batches,
     case: Case,
+    reduced: list[int] | None = None,
 ) -> dict[str, Any]:
-    """Both gradients of one batch, side by side. `whole` gathers a sharded gradient."""
+    """Both gradients of one batch, side by side. `whole` gathers a sharded gradient.
+
+    `reduced` is where DDP notes how many numbers it sends each time.
+    """
     batch, data = batches(case.step), batches.data
     texts = texts_of(batch, data)
     count = len(batch.queries)
@@ -174,12 +182,15 @@ def compare(
         return model(*pad(own))[: len(micro)]
 
     model.zero_grad()
+    noted = [] if reduced is None else reduced
+    noted.clear()
     lengths = np.array([len(token_ids(text)) for text in texts])
+    cut = plan(lengths, accelerator.num_processes, MICRO_TOKENS)
     outcome = batch_gradient(
         accelerator,
         model,
         forward,
-        plan(lengths, accelerator.num_processes, MICRO_TOKENS),
+        cut,
         count,
         share_of,
         keep_tokens=KEEP[case.keep],
@@ -196,6 +207,9 @@ def compare(
         "loss": [outcome.loss, want.item()],
         "temperature": [float(learned.grad), float(log_t.grad)],
         "recomputed": outcome.recomputed,
+        "micro_batches": len(cut.ranks[0]),
+        "reduced": sum(noted),
+        "parameters": sum(p.numel() for p in plain.parameters()),
         **outcome.sums,
         "texts": len(texts),
         "shown": len(batch.asked) + len(batch.shown),
@@ -229,15 +243,26 @@ def work(rank: int, world: int, out: Path) -> None:
     plain = Encoder()
     model = accelerator.prepare(copy.deepcopy(plain))
     by_masks = {known: all_rows(known) for known in (True, False)}
+    reduced: list[int] = []
+    if isinstance(model, DistributedDataParallel):
+
+        def noting(state: None, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+            reduced.append(bucket.buffer().numel())
+            group = dist.group.WORLD
+            assert group is not None
+            return allreduce_hook(group, bucket)
+
+        model.register_comm_hook(None, noting)
 
     def own(gradient: Tensor) -> Tensor:
         return gradient
 
     found = [
-        compare(accelerator, plain, model, own, by_masks[case.masks], case) for case in cases()
+        compare(accelerator, plain, model, own, by_masks[case.masks], case, reduced)
+        for case in cases()
     ]
     lonely = Case("a single row", 0, "some", 1024, False)
-    found.append(compare(accelerator, plain, model, own, one_row(), lonely))
+    found.append(compare(accelerator, plain, model, own, one_row(), lonely, reduced))
     _write(rank, out / f"{world}.json", found)
 
 

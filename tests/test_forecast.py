@@ -1,0 +1,98 @@
+"""`tercet plan` tells what a run then takes: tokens, memory; under a launcher too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tercet.configs import load
+from tercet.train import sizing
+from tercet.train.scale import workload
+from tests.conftest import NAMES, write_lines
+from tests.test_finetune import write_mined
+from tests.workers.launch import ROOT
+
+
+def forecast(world: int, out: Path, *words: str) -> dict[str, Any]:
+    subprocess.run(
+        [sys.executable, "-m", "tests.workers.forecasts", str(world), str(out), *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        check=True,
+        timeout=120,
+    )
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_the_peak_of_memory_is_foreseen(tiny_model: Path, tmp_path: Path) -> None:
+    """Of a step that takes several hundred megabytes, all of whose graphs are kept."""
+    random = np.random.default_rng(0)
+    lines = [
+        {side: " ".join(random.choice(NAMES, 30)) for side in ("query", "positive")}
+        for _ in range(1_500)
+    ]
+    pairs = write_lines(tmp_path / "many.jsonl", lines)
+    found = forecast(
+        1,
+        tmp_path / "found.json",
+        "tiny",
+        f"model.path={tiny_model}",
+        f"data.train={pairs}",
+        "batch.size=1500",
+        "batch.micro_tokens=4096",
+        "batch.keep_tokens=1000000000",
+    )
+    took = found["peak"] - found["before"]
+    assert took > 200
+    assert abs(found["peak_megabytes"] - found["peak"]) < 0.3 * took, found
+
+
+def test_two_processes_foresee_the_same_run(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    words = ("tiny", f"model.path={tiny_model}", f"data.train={pairs}", "batch.micro_tokens=64")
+    one, two = (forecast(world, tmp_path / f"{world}.json", *words) for world in (1, 2))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for same in ("rows", "steps", "texts_per_batch", "tokens_per_batch", "truncated_share"):
+        assert one[same] == two[same]
+    assert two["micro_batches"] < one["micro_batches"]
+
+
+def test_mined_negatives_are_counted(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    words = [f"model.path={tiny_model}", f"data.train={pairs}", "batch.micro_tokens=64"]
+    write_mined(tmp_path / "mined.parquet", words)
+    mined = [*words, f"data.mined={tmp_path / 'mined.parquet'}", "data.negatives_per_row=2"]
+    here = forecast(1, tmp_path / "found.json", "tiny", *mined)
+    elsewhere = workload(load("tiny", mined))
+    assert np.mean([lengths.sum() for lengths in elsewhere.lengths]) == here["tokens_per_batch"]
+    plain = workload(load("tiny", words))
+    assert sum(map(len, elsewhere.lengths)) > sum(map(len, plain.lengths))
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({"memory.max": "1000", "memory.current": "700", "memory.stat": "inactive_file 200"}, 500),
+        ({"memory.max": "max", "memory.current": "700", "memory.stat": "anon 1"}, sys.maxsize),
+        (
+            {
+                "memory/memory.limit_in_bytes": "900",
+                "memory/memory.usage_in_bytes": "950",
+                "memory/memory.stat": "cache 5\ntotal_inactive_file 10",
+            },
+            0,
+        ),
+        ({}, sys.maxsize),
+    ],
+)
+def test_a_containers_limit_bounds_what_is_free(
+    files: dict[str, str], room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(sizing, "CGROUP", tmp_path)
+    assert sizing._container_room() == room
