@@ -52,7 +52,7 @@ document `{{ facts["document_prompt"] }}`.
 {% else %}
 No test set was scored for this card.
 {% endif %}{% if dev is not none %}
-Best {{ config.evaluation.metric }} on the development set{% if cut %}, with all dimensions{% endif %}: \
+Best {{ config.evaluation.metric }} on the development set{{ ", with all dimensions" if cut }}: \
 {{ "%.3f" | format(dev) }}.
 {% endif %}
 ## Training data
@@ -75,7 +75,7 @@ The fingerprint is a hash of every row: the same data gives the same one.
 Save the config below as `config.yaml`, put the data where it says, and run
 `{{ command }} config.yaml`. It trained for {{ facts["steps"] }} steps from seed
 {{ config.train.seed }}{% if facts["kept_step"] %}; these are the weights after step
-{{ facts["kept_step"] }}{% if dev is not none %}, the best on the dev set{% endif %}{% endif %}{% if cut %}.
+{{ facts["kept_step"] }}{{ ", the best on the dev set" if dev is not none }}{% endif %}{% if cut %}.
 Then all but the first {{ facts["dimensions"] }} dimensions were cut off (`tercet export --truncate
 {{ facts["dimensions"] }}`){% endif %}.
 Versions: {{ versions }}.
@@ -115,7 +115,7 @@ from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("path/to/this/folder")
 documents = ["open(path)", "sorted(names)"]
-index = faiss.IndexFlatIP({{ parity.dimensions }})  # inner products are what this model is compared by
+index = faiss.IndexFlatIP({{ parity.dimensions }})  # inner products: what this model is made for
 index.add(model.encode_document(documents))
 scores, positions = index.search(model.encode_query(["how to open a file"]), 2)
 print([documents[i] for i in positions[0]])
@@ -153,8 +153,8 @@ interval, that of the checkpoint and the paired change, one query asked at a tim
 <!-- exported files: end -->
 """
 SERVED = """\
-text-embeddings-inference (`text-embeddings-router --model-id path/to/this/folder`) finds the graph by
-itself: it takes `sentence_embedding` or, before it knew of that output, pools `token_embeddings`."""
+text-embeddings-inference (`text-embeddings-router --model-id path/to/this/folder`) finds the graph
+by itself: it takes `sentence_embedding`, or in older versions pools `token_embeddings`."""
 NOT_SERVED = """\
 The graph gives nothing else, so text-embeddings-inference cannot serve it with its ONNX backend,
 except, if this is a transformer, in the versions that take `sentence_embedding`."""
@@ -214,11 +214,12 @@ def model_card(
     """Markdown for the model folder's README.md.
 
     config: what `tercet finetune` or `distil` is to be given to repeat it. base: what the model it
-    began with is called; base_model: its name on a hub; teachers: what they are called. data: what it was trained on (counts,
-    fingerprint). facts: dimensions, max_length, similarity, prompts, steps, kept_step. versions:
-    of the packages that trained it. table and lines: results as `report.table` renders them. dev:
-    the best score of the run, if it is that of these weights. cut: whether `facts["dimensions"]`
-    are fewer than were trained. Paths of the machine it was trained on are cut to their last part.
+    began with is called; base_model: its name on a hub; teachers: what they are called. data: what
+    it was trained on (counts, fingerprint). facts: dimensions, max_length, similarity, prompts,
+    steps, kept_step. versions: of the packages that trained it. table and lines: results as
+    `report.table` renders them. dev: the best score of the run, if it is that of these weights.
+    cut: whether `facts["dimensions"]` are fewer than were trained. Paths of the machine it was
+    trained on are cut to their last part.
     """
     strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     settings = yaml.safe_dump(_without_paths(config.model_dump(mode="json")), sort_keys=False)

@@ -51,7 +51,9 @@ def model_of(form: str, tiny_model: Path, work: Path) -> SentenceTransformer:
     return model
 
 
-def asked(python: str, folder: Path, work: Path, file: str = FULL) -> dict[str, NDArray[np.float32]]:
+def asked(
+    python: str, folder: Path, work: Path, file: str = FULL
+) -> dict[str, NDArray[np.float32]]:
     """What the script gives with `python`, torch being out of reach."""
     script = SCRIPT.read_text(encoding="utf-8").replace(Path(FULL).name, Path(file).name)
     (work / "encode.py").write_text(script, encoding="utf-8")
