@@ -15,7 +15,7 @@ from tercet import stages
 from tercet.configs import ModelConfig
 from tercet.data import Texts
 from tercet.errors import UserError
-from tercet.export.card import SCRIPT, without_section
+from tercet.export.onnx_card import SCRIPT, without_section
 from tercet.export.parity import cosine, refuse_unlike, refuse_worse, stretch
 from tercet.export.runtime import OnnxEncoder
 from tercet.export.sample import EDGE_TEXTS, edge_texts, make_sample, spread

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
-from tercet.export.card import SCRIPT
+from tercet.export.onnx_card import SCRIPT
 from tercet.export.parity import cosine
 from tercet.export.sample import edge_texts
 from tercet.export.variants import FULL, INT8, write_onnx
