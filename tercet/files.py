@@ -1,8 +1,11 @@
 """Files written whole or not at all, and the hashes that name them."""
 
+import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -10,10 +13,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import xxhash
 
 from tercet.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 
 
@@ -69,24 +74,38 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     An existing `path` is replaced: the old folder stays complete until the new one is.
     With replace=False the folder that is there first stays and ours is discarded, which is right
     for a cache: several processes may fill it at once, and all write the same.
+    What a killed process of this machine left half written beside `path` is removed.
     """
+    path = path.resolve()  # "." has no name to put another beside, and a link is not a folder
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    _sweep(path, "partial")
+    ours = f".{path.name}.{platform.node()}-{os.getpid()}"
+    partial = Path(tempfile.mkdtemp(prefix=f"{ours}.", suffix=".partial", dir=path.parent))
     try:
         partial.chmod(0o755)  # mkdtemp makes it private; what is written here is for others to read
         yield partial
         for file in sorted(partial.rglob("*")):
             _fsync(file)
         if replace and path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = path.with_name(f"{ours}.old")
             path.rename(old)
             partial.rename(path)
             shutil.rmtree(old)
         else:
             _rename(partial, path, may_exist=not replace)
         _fsync(path.parent)
+        _sweep(path, "old")  # not before: until now one may have been the only whole folder
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(path: Path, ending: str) -> None:
+    """Remove what processes of this machine that are no more left beside `path`."""
+    start = f".{path.name}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(start)}*.{ending}"):
+        process = left.name.removeprefix(start).split(".")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _rename(partial: Path, path: Path, may_exist: bool) -> None:
@@ -120,10 +139,76 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
+def check_replaceable(
+    out: Path, holds: str, *, overwrite: bool = False, keep: Iterable[str | Path] = ()
+) -> None:
+    """Raise UserError, before any long work, unless `whole_folder(out)` may put a folder there.
+
+    What is there already has to be a folder, has to be empty or hold the file `holds`, by which
+    we know that we made it, and is replaced only with `overwrite`. It is never replaced if it is,
+    or contains, the working directory or one of `keep`: what the new folder is made from. Names
+    in `keep` that are no paths of this disk, such as a hub's, do no harm.
+    """
+    place = out.resolve()
+    if place.exists():
+        if not place.is_dir():
+            raise UserError(f"{out}: is no folder; choose another name")
+        if not overwrite:
+            raise UserError(f"{out}: exists; choose another folder or say --overwrite")
+        for kept in (Path.cwd(), *map(Path, keep)):
+            if kept.exists() and kept.resolve().is_relative_to(place):
+                raise UserError(f"{out}: replacing it would delete {kept}; choose another folder")
+        if any(place.iterdir()) and not (place / holds).is_file():
+            raise UserError(
+                f"{out}: holds something else (no {holds}), which --overwrite would delete; "
+                "choose another folder"
+            )
+    writable_folder(place.parent)
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Say in one line that a disk did not take what the block writes to `out`.
+
+    Whichever library complained: the system's words are looked for in its message. Anything that
+    is no trouble with a disk passes on.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = disk_trouble(error)
+        if reason is None:
+            raise
+        lack = not isinstance(error, OSError) or error.errno in FULL
+        hint = "make room or choose another disk" if lack else "choose another folder"
+        raise UserError(
+            f"{out}: cannot be written ({reason}); {hint}; nothing was left behind"
+        ) from None
+
+
+@contextmanager
+def library_errors(what: str, hint: str) -> Iterator[None]:
+    """Put a library's failure in the block into one line: `what` failed, its words, what to do.
+
+    What is a disk's trouble passes on, for `disk_errors`. --debug shows where it came from.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if disk_trouble(error) is not None:
+            raise
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"{what} ({type(error).__name__}: {said}); {hint}") from error
+
+
 def disk_trouble(error: BaseException) -> str | None:
     """What a disk complains of (full, gone, read-only), from whichever library; else None."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
+    if isinstance(error, OSError):  # those without a number are a library's own, or a network's
+        return error.strerror if error.errno and not isinstance(error, ConnectionError) else None
     found = re.search(
         r"(No space left|Read-only|File too large|quota|os error \d+)[^\"}]*", str(error)
     )

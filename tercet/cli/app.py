@@ -1,6 +1,5 @@
 """The command line itself: the app that commands register with, and what they share."""
 
-import errno
 import sys
 from typing import Annotated
 
@@ -9,6 +8,7 @@ from rich.console import Console
 
 from tercet import __version__
 from tercet.errors import Stopped, UserError
+from tercet.files import FULL
 from tercet.secret import masked
 
 # Stages import torch and transformers, which takes seconds: they are loaded inside the commands,
@@ -22,7 +22,6 @@ app = typer.Typer(
 )
 
 WITHOUT_TERMINAL = 200  # columns of a pipe or a log: tables are as wide as they need to be
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 ConfigPath = Annotated[
     str, typer.Argument(help="A YAML file, or a recipe's name, such as finetune")
