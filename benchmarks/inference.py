@@ -20,10 +20,9 @@ from benchmarks.encoding import MAX_LENGTH, best_size, theirs
 from benchmarks.machine import RESULTS, alternate, medians, ratio, write_result
 from tercet.configs import ModelConfig
 from tercet.data import read_task
+from tercet.export import variants
 from tercet.export.cpu import has_vnni, int8_saturates
-from tercet.export.graph import write_graph, write_tokenizer
 from tercet.export.parity import cosine
-from tercet.export.quantise import quantise_dynamic
 from tercet.export.runtime import OnnxEncoder, TorchEncoder
 from tercet.models import EMBEDDED, encode, load_encoder
 from tercet.report.table import console_table
@@ -36,12 +35,8 @@ OURS, PEER, FULL, INT8 = "torch", "sentence-transformers", "ONNX fp32", "ONNX in
 def exported(model: SentenceTransformer, folder: Path) -> tuple[OnnxEncoder, OnnxEncoder]:
     """The model's graph and its int8 form, as `tercet export --int8` writes them."""
     model.save(str(folder), create_model_card=False)
-    (folder / "onnx").mkdir()
-    full, small = folder / "onnx" / "model.onnx", folder / "onnx" / "model_int8.onnx"
-    write_graph(model, full)
-    write_tokenizer(model, folder / "onnx" / "tokenizer.json")
-    quantise_dynamic(full, small, reduce_range=int8_saturates())
-    return OnnxEncoder(folder), OnnxEncoder(folder, "onnx/model_int8.onnx")
+    variants.write_onnx(model, folder, int8=True)
+    return OnnxEncoder(folder), OnnxEncoder(folder, variants.INT8)
 
 
 def asked(ask: Ask, queries: Sequence[str], times: list[float]) -> None:
@@ -62,9 +57,9 @@ def measure(
         megabytes = {
             name: (Path(place) / file).stat().st_size / 1e6
             for name, file in (
-                (OURS, "model.safetensors"),
-                (FULL, "onnx/model.onnx"),
-                (INT8, "onnx/model_int8.onnx"),
+                (OURS, variants.TORCH),
+                (FULL, variants.FULL),
+                (INT8, variants.INT8),
             )
         }
         ask: dict[str, Ask] = {

@@ -4,7 +4,6 @@ python -m benchmarks.pruning [--rounds N] [--quick] [--out FOLDER]
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +21,9 @@ from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask
 from tercet.data.code import docstring_task
 from tercet.evaluation import MAIN_METRIC, comparison, evaluate_vectors, score_task
-from tercet.export.cpu import int8_saturates
-from tercet.export.graph import write_graph, write_tokenizer
-from tercet.export.quantise import quantise_dynamic
 from tercet.export.runtime import OnnxEncoder
+from tercet.export.variants import INT8, write_onnx
+from tercet.files import write_json
 from tercet.models import EMBEDDED, load_encoder
 from tercet.models.layers import keep_layers
 from tercet.report.table import console_table
@@ -74,15 +72,10 @@ def graphs(folder: Path) -> dict[str, OnnxEncoder]:
         model = load_encoder(ModelConfig(path=EMBEDDED, max_length=MAX_LENGTH))
         cut(model)
         place = folder / str(number)
-        (place / "onnx").mkdir(parents=True)
-        settings = json.dumps({"prompts": model.prompts})
-        (place / "config_sentence_transformers.json").write_text(settings)
-        full, small = (place / "onnx" / f"{file}.onnx" for file in ("model", "int8"))
-        write_graph(model, full)
-        write_tokenizer(model, place / "onnx" / "tokenizer.json")
-        quantise_dynamic(full, small, reduce_range=int8_saturates())
+        write_onnx(model, place, int8=True)
+        write_json(place / "config_sentence_transformers.json", {"prompts": model.prompts})
         found[f"{name}, fp32"] = OnnxEncoder(place)
-        found[f"{name}, int8"] = OnnxEncoder(place, "onnx/int8.onnx")
+        found[f"{name}, int8"] = OnnxEncoder(place, INT8)
     return found
 
 

@@ -96,6 +96,7 @@ class DataConfig(Section):
 
     train: Sources = ()
     corpus: tuple[str, ...] = ()  # files of texts without labels, for distillation
+    corpus_licence: str | None = None  # of those texts, for the model's card
     mined: str | None = None  # a mined set (Parquet) whose negatives join the rows by query id
     positives_per_row: Count | None = None  # drawn anew each epoch; null: all of them
     negatives_per_row: Annotated[int, Field(ge=0)] = 1  # drawn anew each epoch

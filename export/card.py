@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from tercet.configs import Config
+from tercet.configs import Config, DataConfig, StudentConfig
 from tercet.export.parity import variant_rows
 
 TEMPLATE = """\
@@ -18,14 +18,14 @@ tags: [sentence-transformers, feature-extraction, retrieval, tercet]
 {%- if config.licence %}
 license: {{ config.licence }}
 {%- endif %}
-{%- if hub_name %}
-base_model: {{ hub_name }}
+{%- if base_model %}
+base_model: {{ base_model }}
 {%- endif %}
 ---
 
 # {{ name }}
 
-A bi-encoder for retrieval, fine-tuned from `{{ base }}` with Tercet.
+A bi-encoder for retrieval, {{ origin }} with Tercet.
 
 ## Use
 
@@ -52,7 +52,8 @@ document `{{ facts["document_prompt"] }}`.
 {% else %}
 No test set was scored for this card.
 {% endif %}{% if dev is not none %}
-Best {{ config.evaluation.metric }} on the development set: {{ "%.3f" | format(dev) }}.
+Best {{ config.evaluation.metric }} on the development set{% if cut %}, with all dimensions{% endif %}: \
+{{ "%.3f" | format(dev) }}.
 {% endif %}
 ## Training data
 
@@ -74,7 +75,9 @@ The fingerprint is a hash of every row: the same data gives the same one.
 Save the config below as `config.yaml`, put the data where it says, and run
 `{{ command }} config.yaml`. It trained for {{ facts["steps"] }} steps from seed
 {{ config.train.seed }}{% if facts["kept_step"] %}; these are the weights after step
-{{ facts["kept_step"] }}, the best on the dev set{% endif %}.
+{{ facts["kept_step"] }}{% if dev is not none %}, the best on the dev set{% endif %}{% endif %}{% if cut %}.
+Then all but the first {{ facts["dimensions"] }} dimensions were cut off (`tercet export --truncate
+{{ facts["dimensions"] }}`){% endif %}.
 Versions: {{ versions }}.
 
 ```yaml
@@ -100,11 +103,46 @@ pads by itself. With `pip install onnxruntime tokenizers`:
 ```python
 {{ script }}```
 
+{{ served }}
+{{ wide }}
+## In a search engine
+
+With FAISS (`pip install faiss-cpu`):
+
+```python
+import faiss
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+documents = ["open(path)", "sorted(names)"]
+index = faiss.IndexFlatIP({{ parity.dimensions }})  # inner products are what this model is compared by
+index.add(model.encode_document(documents))
+scores, positions = index.search(model.encode_query(["how to open a file"]), 2)
+print([documents[i] for i in positions[0]])
+```
+
+With a vector database, here Milvus in a file of its own (`pip install pymilvus milvus-lite`):
+
+```python
+from pymilvus import MilvusClient
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/folder")
+documents = ["open(path)", "sorted(names)"]
+rows = zip(documents, model.encode_document(documents))
+client = MilvusClient("documents.db")  # or a server's address
+client.create_collection("documents", dimension={{ parity.dimensions }}, metric_type="IP")
+client.insert("documents", [{"id": i, "text": t, "vector": v} for i, (t, v) in enumerate(rows)])
+query = model.encode_query(["how to open a file"])
+(hits,) = client.search("documents", data=list(query), limit=2, output_fields=["text"])
+print([hit["entity"]["text"] for hit in hits])
+```
+
 ## Files, measured
 
 Each file against the checkpoint it was made from, on {{ parity.texts.compared }} texts of all
-lengths: cosine of the vectors, nDCG@10 with its 95 % interval, one query asked at a time, texts in
-batches.
+lengths: cosine of the vectors, the largest difference of a component, nDCG@10 with its 95 %
+interval, that of the checkpoint and the paired change, one query asked at a time, texts in batches.
 {{ machine }}. All figures are in `parity.json`.
 
 | {{ rows[0] | join(" | ") }} |
@@ -113,6 +151,17 @@ batches.
 | {{ row.values() | join(" | ") }} |
 {%- endfor %}
 <!-- exported files: end -->
+"""
+SERVED = """\
+text-embeddings-inference (`text-embeddings-router --model-id path/to/this/folder`) finds the graph by
+itself: it takes `sentence_embedding` or, before it knew of that output, pools `token_embeddings`."""
+NOT_SERVED = """\
+The graph gives nothing else, so text-embeddings-inference cannot serve it with its ONNX backend,
+except, if this is a transformer, in the versions that take `sentence_embedding`."""
+WIDE = """
+`onnx/model_int8.onnx` uses all 8 bits of its weights, which is right for the processor it was made
+on. On an x86 processor without VNNI sums of such products overflow and vectors go wrong: export
+again on one.
 """
 BEGIN, END = "<!-- exported files: begin -->", "<!-- exported files: end -->"
 SCRIPT = Path(__file__).with_name("without_torch.py")
@@ -147,9 +196,6 @@ def made_card(
     return strict.from_string(MADE).render(name=name, how=how, table=table, settings=asked)
 
 
-HUB_NAMES = {"embedded": "sentence-transformers/all-MiniLM-L6-v2"}
-
-
 def model_card(
     config: Config,
     *,
@@ -158,15 +204,21 @@ def model_card(
     data: Mapping[str, object],
     facts: Mapping[str, object],
     versions: Mapping[str, str],
+    base_model: str | None = None,
+    teachers: Sequence[str] = (),
     table: str = "",
     lines: Sequence[str] = (),
     dev: float | None = None,
+    cut: bool = False,
 ) -> str:
     """Markdown for the model folder's README.md.
 
-    data: what it was trained on (counts, fingerprint). facts: dimensions, max_length, similarity,
-    prompts, steps. table and lines: results as `report.table` renders them. Paths of the machine
-    it was trained on are cut to their last part.
+    config: what `tercet finetune` or `distil` is to be given to repeat it. base: what the model it
+    began with is called; base_model: its name on a hub; teachers: what they are called. data: what it was trained on (counts,
+    fingerprint). facts: dimensions, max_length, similarity, prompts, steps, kept_step. versions:
+    of the packages that trained it. table and lines: results as `report.table` renders them. dev:
+    the best score of the run, if it is that of these weights. cut: whether `facts["dimensions"]`
+    are fewer than were trained. Paths of the machine it was trained on are cut to their last part.
     """
     strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     settings = yaml.safe_dump(_without_paths(config.model_dump(mode="json")), sort_keys=False)
@@ -174,27 +226,50 @@ def model_card(
         config=config,
         name=name,
         base=base,
-        hub_name=HUB_NAMES.get(config.model.path),
+        origin=_origin(config, base, teachers),
+        base_model=base_model,
         data=data,
         facts=facts,
         versions=", ".join(f"{k} {v}" for k, v in versions.items()),
         table=table,
         lines=list(lines),
         dev=dev,
+        cut=cut,
         settings=settings,
-        sources=[(Path(source.path).name, source.licence) for source in config.data.train],
-        command="tercet distil" if config.distil.teacher else "tercet finetune",
+        sources=_sources(config.data),
+        command="tercet distil" if config.distil.active else "tercet finetune",
     )
+
+
+def _origin(config: Config, base: str, teachers: Sequence[str]) -> str:
+    """What was done to which model."""
+    if config.distil.active and config.student != StudentConfig():
+        made = f"a smaller model made of `{base}` and trained"
+    else:
+        made = f"fine-tuned from `{base}`"
+    if teachers:
+        return f"{made} to do as {' and '.join(f'`{name}`' for name in teachers)} does,"
+    return f"{made} on a teacher's scores" if config.distil.active else made
+
+
+def _sources(data: DataConfig) -> list[tuple[str, str | None]]:
+    """Every file that was trained on, and the licence that the config states."""
+    pairs = [(Path(source.path).name, source.licence) for source in data.train]
+    return [*pairs, *((Path(path).name, data.corpus_licence) for path in data.corpus)]
 
 
 def onnx_section(parity: Mapping[str, Any]) -> str:
     """What a card says of ONNX files: how to use them without torch, and what was measured."""
     machine = parity["machine"]
     told = f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+    ways = {found.get("quantisation") for found in parity["variants"].values() if found["kept"]}
+    wide = not machine["reduce_range"] and bool(ways & {"dynamic", "static"})
     strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     return strict.from_string(SECTION).render(
         parity=parity,
         rows=variant_rows(parity["variants"]),
+        served=SERVED if "token_embeddings" in parity["outputs"] else NOT_SERVED,
+        wide=WIDE if wide else "",
         machine=told + ("" if machine["vnni"] else ", without VNNI (8-bit products are slow)"),
         script=SCRIPT.read_text(encoding="utf-8"),
     )

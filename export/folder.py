@@ -1,15 +1,13 @@
 """A checkpoint's model as a folder that `SentenceTransformer(path)` loads, proven on real texts."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
@@ -17,20 +15,30 @@ from tercet.errors import UserError
 from tercet.export.card import onnx_section, without_section
 from tercet.export.graph import check_exportable
 from tercet.export.runtime import onnxruntime
-from tercet.export.sample import EDGE_TEXTS
+from tercet.export.sample import edge_texts
 from tercet.export.variants import OnnxOptions, write_variants
-from tercet.files import whole_folder, writable_folder, write_json
+from tercet.files import (
+    check_replaceable,
+    disk_errors,
+    library_errors,
+    whole_folder,
+    write_json,
+)
 from tercet.models import (
     Role,
     encode,
     load_encoder,
+    max_length,
     model_fingerprint,
     resolve,
+    route,
     truncate,
     vectors,
 )
 from tercet.models.quantise import Ranges, read_ranges, write_ranges
 
+MODULES = "modules.json"  # by which a folder is known to be a model's
+LONG = 2_000  # tokens that a text has at most here; graphs are asked with longer ones
 TOLERANCE = 1e-6  # largest difference of any component of a unit vector
 
 
@@ -53,68 +61,97 @@ def export_model(
     trust_remote_code: bool = False,
     truncate_dim: int | None = None,
     onnx: OnnxOptions | None = None,
+    keep: Sequence[str | Path] = (),
 ) -> Exported:
     """Write a model, or that of `checkpoint`, to `out`: `card` as README.md, `results` as JSON.
 
     The folder is loaded back with sentence-transformers alone and must give the vectors that
     Tercet and the untouched checkpoint give for `texts` and a few awkward ones, compared as unit
-    vectors, and cut to `truncate_dim` dimensions if it says so. Ranges of int8 vectors that were
-    stored with `checkpoint` come along. `onnx` adds graphs and parity.json, and what they measured
-    to the card.
+    vectors, and cut to `truncate_dim` dimensions if it says so, or else the model's own settings.
+    Ranges of int8 vectors that were stored with `checkpoint` come along. `onnx` adds graphs and
+    parity.json, and what they measured to the card.
     Raises UserError, leaving nothing behind, if the vectors differ by more than 1e-6 or a graph
-    is beyond its limit, if `checkpoint` is not a model, if `out` exists without `overwrite`, or
-    if the disk does not take the files.
+    is beyond its limit, if `checkpoint` is not a model, if the disk does not take the files, or if
+    `out` exists without `overwrite`, is no model's folder, or holds `checkpoint` or one of `keep`.
     """
-    if out.exists() and not overwrite:
-        raise UserError(f"{out}: exists; choose another folder or say --overwrite")
-    writable_folder(out.parent)
+    sources = [*keep, *(onnx.sources if onnx is not None else ())]
+    if not isinstance(checkpoint, SentenceTransformer):
+        sources.append(resolve(str(checkpoint), "model"))
+    check_replaceable(out, MODULES, overwrite=overwrite, keep=sources)
     if onnx is not None:
         onnxruntime()
     model, original = _load(checkpoint, trust_remote_code)
     ranges = _calibrated(checkpoint, model)
-    made = model
-    if truncate_dim is not None:
-        made = copy.deepcopy(model)
-        truncate(made, truncate_dim)
-    if onnx is not None:
-        check_exportable(made)
-    sample = [*EDGE_TEXTS, *texts]
-    with _disk(out), whole_folder(out) as partial:
-        made.save(str(partial), create_model_card=False)
-        if results is not None:
-            write_json(partial / "results.json", results)
-        exported = SentenceTransformer(
-            str(partial), device="cpu", trust_remote_code=trust_remote_code
-        )
-        queries, documents = exported.encode_query(sample), exported.encode_document(sample)
-        dims = truncate_dim
-        difference = max(
-            _difference(encode(model, sample, "query", truncate_dim=dims), queries),
-            _difference(encode(model, sample, "document", truncate_dim=dims), documents),
-            _difference(original.encode_query(sample, truncate_dim=dims), queries),
-            _difference(original.encode_document(sample, truncate_dim=dims), documents),
-        )
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"{out}: the exported model differs from its checkpoint by {difference:.2g} "
-                f"(limit {TOLERANCE:.0e}); nothing was written"
-            )
-        if ranges:
-            width = exported.get_embedding_dimension() or max(ranges)
-            kept = {w: found for w, found in ranges.items() if w <= width}
-            settings = ModelConfig(path=str(partial), trust_remote_code=trust_remote_code)
-            write_ranges(partial, kept, model_fingerprint(load_encoder(settings, "export")))
-        parity: dict[str, Any] = {}
+    dims = model.truncate_dim if truncate_dim is None else truncate_dim
+    with model.truncate_embeddings(None), original.truncate_embeddings(None):
+        made = model if dims is None else copy.deepcopy(model)
+        if dims is not None:
+            truncate(made, dims)
         if onnx is not None:
+            check_exportable(made)
+        with disk_errors(out), whole_folder(out) as partial:
+            made.save(str(partial), create_model_card=False)
+            if results is not None:
+                write_json(partial / "results.json", results)
+            longest = max(max_length(route(model, role)) for role in get_args(Role))
+            sample = [*edge_texts(min(longest, LONG)), *texts]
+            difference = _proven(partial, out, model, original, sample, dims, trust_remote_code)
+            _keep_ranges(ranges, partial, trust_remote_code)
+            parity: dict[str, Any] = {}
+            if onnx is not None:
 
-            def proven(texts: Sequence[str], role: Role) -> NDArray[np.float32]:
-                return np.asarray(vectors(model, texts, role, truncate_dim=truncate_dim))
+                def reference(texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+                    return np.asarray(vectors(model, texts, role, truncate_dim=dims))
 
-            parity = write_variants(made, partial, onnx, proven, trust_remote_code)
-            write_json(partial / "parity.json", parity)
-        whole = without_section(card) + (onnx_section(parity) if parity else "")
-        (partial / "README.md").write_text(whole, encoding="utf-8")
+                parity = write_variants(made, partial, onnx, reference, trust_remote_code)
+                write_json(partial / "parity.json", parity)
+            whole = without_section(card) + (onnx_section(parity) if parity else "")
+            (partial / "README.md").write_text(whole, encoding="utf-8")
     return Exported(difference, parity)
+
+
+def _proven(
+    folder: Path,
+    out: Path,
+    model: SentenceTransformer,
+    original: SentenceTransformer,
+    texts: Sequence[str],
+    dims: int | None,
+    trust_remote_code: bool,
+) -> float:
+    """The largest difference of a component between `folder` and both models cut to `dims`.
+
+    Raises UserError naming `out` if it is beyond the limit, or the folder cannot be loaded.
+    """
+    with library_errors(f"{out}: sentence-transformers cannot load it", "nothing was written"):
+        exported = SentenceTransformer(
+            str(folder), device="cpu", trust_remote_code=trust_remote_code
+        )
+    queries, documents = exported.encode_query(texts), exported.encode_document(texts)
+    found = max(
+        _difference(encode(model, texts, "query", truncate_dim=dims), queries),
+        _difference(encode(model, texts, "document", truncate_dim=dims), documents),
+        _difference(original.encode_query(texts, truncate_dim=dims), queries),
+        _difference(original.encode_document(texts, truncate_dim=dims), documents),
+    )
+    if not found <= TOLERANCE:
+        raise UserError(
+            f"{out}: the exported model differs from its checkpoint by {found:.2g} "
+            f"(limit {TOLERANCE:.0e}); nothing was written"
+        )
+    return found
+
+
+def _keep_ranges(ranges: Mapping[int, Ranges], folder: Path, trust_remote_code: bool) -> None:
+    """Store those of the checkpoint's ranges that are no wider than the model in `folder`."""
+    if not ranges:
+        return
+    settings = ModelConfig(path=str(folder), trust_remote_code=trust_remote_code)
+    model = load_encoder(settings, "export")
+    width = model.get_embedding_dimension() or max(ranges)
+    kept = {w: found for w, found in ranges.items() if w <= width}
+    if kept:
+        write_ranges(folder, kept, model_fingerprint(model))
 
 
 def _load(
@@ -147,16 +184,3 @@ def _difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Zero vectors, which a static model gives for a text without known tokens, stay zero."""
     units = [rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12) for rows in (a, b)]
     return float(np.abs(units[0] - units[1]).max())
-
-
-@contextmanager
-def _disk(out: Path) -> Iterator[None]:
-    """Say in one line that the disk did not take a file; safetensors has an error of its own."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(
-            f"{out}: cannot be written ({reason}); make room or choose another disk; nothing was "
-            "left behind"
-        ) from None

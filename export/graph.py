@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from tercet.errors import UserError
+from tercet.files import library_errors
 from tercet.models import max_length, prompt_of
 from tercet.models.encode import pools_without_prompt
 
@@ -31,6 +32,7 @@ OPSET = 17  # the first with LayerNormalization as one operator
 OUTPUT = "sentence_embedding"  # `embedding` would collide with the name of a node
 TOKENS = "token_embeddings"
 SUPPORTED = (Transformer, StaticEmbedding, Pooling, Dense, LayerNorm, Dropout, Normalize)
+POOLED = (Transformer, Pooling, Dropout, Normalize)  # pooling is the last that shapes a vector
 EXAMPLE = [[2, 3, 1, 4], [3, 2, 1, 0]], [[1, 1, 1, 1], [1, 1, 1, 0]]  # ids and mask to trace with
 
 
@@ -105,6 +107,11 @@ def is_static(model: SentenceTransformer) -> bool:
     return isinstance(model[0], StaticEmbedding)
 
 
+def gives_tokens(model: SentenceTransformer) -> bool:
+    """Whether token vectors are an output too: whoever pools them himself gets the right vectors."""
+    return all(isinstance(part, POOLED) for part in model)
+
+
 def write_graph(model: SentenceTransformer, path: Path, *, int8: bool = False) -> None:
     """Write the model as ONNX, opset 17, with dynamic batch and length.
 
@@ -112,16 +119,20 @@ def write_graph(model: SentenceTransformer, path: Path, *, int8: bool = False) -
     uses them, `token_type_ids`. Output `sentence_embedding` (batch_size, H) float32; before it,
     where no layer stands between pooling and vector, `token_embeddings`, as Hugging Face's tools
     name them. `int8` is for static models only: a transformer is quantised afterwards.
+    Raises UserError if the network does something that cannot be traced.
     """
     inputs = input_names(model)
     static = is_static(model)
-    with_tokens = not static and not any(isinstance(part, Dense) for part in model)
+    with_tokens = gives_tokens(model)
     graph = StaticGraph(model, int8) if static else Graph(model, with_tokens)
     outputs = [TOKENS, OUTPUT] if with_tokens else [OUTPUT]
     axes = {name: {0: "batch_size", 1: "sequence_length"} for name in (*inputs, TOKENS)}
     ids, mask = (torch.tensor(rows) for rows in EXAMPLE)
     example = (ids, mask, torch.zeros_like(ids))[: len(inputs)]
-    with _plain_attention(model), _quiet(), torch.no_grad():
+    traced = library_errors(
+        f"--onnx: {_body(model)} cannot be traced by torch.onnx", "export without --onnx"
+    )
+    with traced, _plain_attention(model), _quiet(), torch.no_grad():
         torch.onnx.export(
             graph.eval(),
             example,
@@ -166,6 +177,11 @@ def write_tokenizer(model: SentenceTransformer, path: Path) -> None:
             pad_id=model.tokenizer.pad_token_id or 0, pad_token=str(model.tokenizer.pad_token)
         )
     path.write_text(backend.to_str(pretty=True), encoding="utf-8")
+
+
+def _body(model: SentenceTransformer) -> str:
+    """The class of the network, as transformers calls it."""
+    return type(getattr(model[0], "auto_model", model[0])).__name__
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from tercet.evaluation import (
     score_task,
 )
 from tercet.export.sample import Sample
-from tercet.files import sha256
 from tercet.models import Role
 
 LEAST_COSINE = 0.99999  # of any text, for a float32 graph
+MOST_STRETCH = 1e-3  # share by which a vector may be longer or shorter: cosines do not see it
 MAX_LOSS = 0.01  # share of nDCG@10 that an int8 graph may lose
 ASKED = 200  # single queries that are timed, after a few that are not
 WARM_UP = 5
@@ -49,9 +49,10 @@ def measure(
 ) -> Measured:
     """One entry of parity.json under "variants".
 
-    cosine: min and mean over all texts; max_difference: of any component; tasks: nDCG@10 before
-    and after with 95 % intervals, and the share lost; megabytes (10 ** 6 bytes); seconds to load;
-    milliseconds of one query, tokenisation included; texts encoded per second in batches.
+    cosine: min and mean over all texts; max_difference: of any component; max_stretch: the share
+    by which any vector's length differs; tasks: nDCG@10 before and after with 95 % intervals, and
+    the share lost; megabytes (10 ** 6 bytes); seconds to load; milliseconds of one query,
+    tokenisation included; texts encoded per second in batches.
     """
     start = time.perf_counter()
     encode = load()
@@ -59,22 +60,18 @@ def measure(
     start = time.perf_counter()
     vectors = [encode(texts, role) for role, texts in reference.sample.parts]
     seconds = time.perf_counter() - start
-    cosines = np.concatenate(
-        [cosine(a, b) for a, b in zip(reference.vectors, vectors, strict=True)]
-    )
-    differences = [
-        np.abs(a - b).max(initial=0) for a, b in zip(reference.vectors, vectors, strict=True)
-    ]
+    pairs = list(zip(reference.vectors, vectors, strict=True))
+    cosines = np.concatenate([cosine(a, b) for a, b in pairs])
     results = _results(reference.sample, vectors, name)
     return {
         "cosine": {"min": float(cosines.min()), "mean": float(cosines.mean())},
-        "max_difference": float(max(differences)),
+        "max_difference": float(max(np.abs(a - b).max(initial=0) for a, b in pairs)),
+        "max_stretch": max(stretch(a, b) for a, b in pairs),
         "tasks": {
             before.task: _quality(before, after)
             for before, after in zip(reference.results, results, strict=True)
         },
         "megabytes": sum(file.stat().st_size for file in files) / 1e6,
-        "sha256": {file.name: sha256(file) for file in files},
         "load_seconds": loaded,
         "latency_ms": latency(encode, reference.sample.tasks[0].queries.texts),
         "texts_per_second": len(cosines) / seconds,
@@ -108,18 +105,29 @@ def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64
     return np.where(np.isfinite(found), found, -1.0)
 
 
+def stretch(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """The largest share by which the length of a row of b (N, H) differs from that of a (N, H)."""
+    lengths = [np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (a, b)]
+    return float((np.abs(lengths[1] - lengths[0]) / lengths[0].clip(1e-12)).max(initial=0))
+
+
 def loss(measured: Measured) -> float:
     """The largest share of nDCG@10 lost on any task."""
     return max(task["loss"] for task in measured["tasks"].values())
 
 
 def refuse_unlike(name: str, measured: Measured) -> None:
-    """Raise UserError unless every text's cosine is at least 0.99999."""
+    """Raise UserError unless every vector has cosine 0.99999 at least and its length, to 0.1 %."""
     found = measured["cosine"]["min"]
     if not found >= LEAST_COSINE:
         raise UserError(
             f"{name}: the least cosine with the checkpoint's vectors is {found:.6f} (limit "
             f"{LEAST_COSINE}); nothing was written"
+        )
+    if not measured["max_stretch"] <= MOST_STRETCH:
+        raise UserError(
+            f"{name}: the length of a vector differs from the checkpoint's by "
+            f"{measured['max_stretch']:.2%} (limit {MOST_STRETCH:.1%}); nothing was written"
         )
 
 
@@ -149,16 +157,21 @@ def variant_rows(variants: Mapping[str, Measured]) -> list[dict[str, str]]:
 
 
 def _figures(found: Measured) -> dict[str, str]:
-    means = {task: quality["after"] for task, quality in found["tasks"].items()}
-    return {
+    figures = {
         "MB": f"{found['megabytes']:.1f}",
         "cosine, least": f"{found['cosine']['min']:.6f}",
         "cosine, mean": f"{found['cosine']['mean']:.6f}",
-        **{f"nDCG@10, {task}": f"{mean['mean']:.3f}" for task, mean in means.items()},
-        **{
-            f"95 % of {task}": f"{mean['low']:.3f} to {mean['high']:.3f}"
-            for task, mean in means.items()
-        },
+        "largest difference": f"{found['max_difference']:.1e}",
+    }
+    for task, quality in found["tasks"].items():
+        after, change = quality["after"], quality["difference"]
+        figures |= {
+            f"nDCG@10, {task}": f"{after['mean']:.3f}",
+            f"95 % of {task}": f"{after['low']:.3f} to {after['high']:.3f}",
+            f"checkpoint, {task}": f"{quality['before']['mean']:.3f}",
+            f"change, {task}": f"{change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]",
+        }
+    return figures | {
         "load, s": f"{found['load_seconds']:.2f}",
         "query p50, ms": f"{found['latency_ms']['p50']:.1f}",
         "query p95, ms": f"{found['latency_ms']['p95']:.1f}",

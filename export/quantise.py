@@ -1,11 +1,15 @@
 """8-bit weights: dynamic quantisation, or static with ranges taken from the user's texts."""
 
+import errno
 import logging
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tercet.export.runtime import Feeds, onnxruntime
+from tercet.export.runtime import Feeds
+from tercet.files import library_errors
 from tercet.progress import progress
 
 OPERATORS = ["MatMul", "Gather"]  # products with weights, and the tables of embeddings
@@ -13,10 +17,9 @@ OPERATORS = ["MatMul", "Gather"]  # products with weights, and the tables of emb
 
 def quantise_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
     """Weights to int8, a scale per output channel; activations are scaled as they come."""
-    onnxruntime()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quiet():
+    with _quantiser(source):
         quantize_dynamic(
             source,
             target,
@@ -31,7 +34,6 @@ def quantise_static(
     source: Path, target: Path, feeds: Sequence[Feeds], *, reduce_range: bool
 ) -> None:
     """Weights as `quantise_dynamic` does; activations by the least and greatest seen in `feeds`."""
-    onnxruntime()
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -40,7 +42,7 @@ def quantise_static(
         quantize_static,
     )
 
-    with _quiet(), progress("calibrate", len(feeds)) as advance:
+    with _quantiser(source), progress("calibrate", len(feeds)) as advance:
 
         class Reader(CalibrationDataReader):
             """Hands out one batch after the other."""
@@ -69,10 +71,17 @@ def quantise_static(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser advises on the root logger; what it did is measured instead."""
+def _quantiser(source: Path) -> Iterator[None]:
+    """The quantiser advises on the root logger; what it did is measured instead.
+
+    A part of it is C++ that does not notice a full disk and reads back half a graph, so there has
+    to be room for a copy of the graph and for what is made of it before it starts.
+    """
+    if shutil.disk_usage(source.parent).free < 2 * source.stat().st_size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source.parent))
     logging.disable(logging.WARNING)
     try:
-        yield
+        with library_errors("--int8: the graph cannot be quantised", "export without --int8"):
+            yield
     finally:
         logging.disable(logging.NOTSET)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 from tercet.errors import UserError
 from tercet.export.graph import OUTPUT
+from tercet.files import library_errors
 from tercet.models import Role, encode, pad, token_batches, tokenise
 from tercet.models.encode import CPU_TOKENS
 from tercet.progress import progress
@@ -28,9 +30,11 @@ class OnnxEncoder:
         runtime = onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        self.session = runtime.InferenceSession(
-            str(folder / file), options, providers=["CPUExecutionProvider"]
-        )
+        self.file = file
+        with self._named():
+            self.session = runtime.InferenceSession(
+                str(folder / file), options, providers=["CPUExecutionProvider"]
+            )
         self.inputs = [given.name for given in self.session.get_inputs()]
         settings = (folder / "config_sentence_transformers.json").read_text(encoding="utf-8")
         self.prompts: dict[str, str] = json.loads(settings)["prompts"]
@@ -59,7 +63,11 @@ class OnnxEncoder:
 
     def run(self, tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """(B, H) vectors of one batch."""
-        return self.session.run([OUTPUT], self.feeds(tokens))[0]
+        with self._named():
+            return self.session.run([OUTPUT], self.feeds(tokens))[0]
+
+    def _named(self) -> AbstractContextManager[None]:
+        return library_errors(f"{self.file}: onnxruntime cannot run it", "export without --onnx")
 
     def feeds(self, tokens: Sequence[Sequence[int]]) -> Feeds:
         """What the session reads for a batch: each input (B, longest) int64."""

@@ -7,9 +7,10 @@ import numpy as np
 
 from tercet.data.code import docstring_task
 from tercet.data.rows import RetrievalTask
+from tercet.errors import UserError
 from tercet.models import Role
 
-EDGE_TEXTS = (
+EDGE_TEXTS = (  # and one longer than the maximum length: `edge_texts`
     "",  # no token but the special ones
     " \t\n\u200b",  # nothing once it is cleaned
     "a",
@@ -26,10 +27,15 @@ EDGE_TEXTS = (
     "def f(x):\n\treturn x ** 2  # squares",
     "https://example.org/a?b=c&d=%20",
     "pneumonoultramicroscopicsilicovolcanoconiosis" * 20,
-    "word " * 2_000,  # longer than any maximum length of a compact model
 )
+LONGEST = 8_192  # tokens: attention written out takes the square of it in memory
 LEAST = 1_000  # texts beside the edge ones
-STDLIB_PAIRS = 500
+STDLIB, STDLIB_PAIRS = "stdlib", 500
+
+
+def edge_texts(length: int) -> list[str]:
+    """The awkward texts, the last longer than `length` tokens, of which 8,192 are asked for."""
+    return [*EDGE_TEXTS, "word " * (min(length, LONGEST) + 1)]
 
 
 @dataclass(frozen=True)
@@ -54,8 +60,8 @@ class Sample:
         return len(self.texts) + sum(len(t.queries) + len(t.documents) for t in self.tasks)
 
 
-def make_sample(tasks: Sequence[RetrievalTask], texts: Sequence[str]) -> Sample:
-    """At least 1,000 real texts and the awkward ones.
+def make_sample(tasks: Sequence[RetrievalTask], texts: Sequence[str], length: int) -> Sample:
+    """At least 1,000 real texts and the awkward ones, for a model that reads `length` tokens.
 
     Without `tasks`: 500 docstrings of Python's standard library and their code, a task for any
     model, which also fills up where `tasks` and `texts` are too few.
@@ -63,8 +69,13 @@ def make_sample(tasks: Sequence[RetrievalTask], texts: Sequence[str]) -> Sample:
     chosen = spread(texts, LEAST)
     given = sum(len(t.queries) + len(t.documents) for t in tasks) + len(chosen)
     if not tasks or given < LEAST:
-        tasks = [*tasks, docstring_task("stdlib", STDLIB_PAIRS)]
-    return Sample(tuple(tasks), (*EDGE_TEXTS, *chosen))
+        if any(task.name == STDLIB for task in tasks):
+            raise UserError(
+                f"--data: too few texts, and the docstrings that fill up are called {STDLIB!r} like "
+                "a folder; rename it"
+            )
+        tasks = [*tasks, docstring_task(STDLIB, STDLIB_PAIRS)]
+    return Sample(tuple(tasks), (*edge_texts(length), *chosen))
 
 
 def spread(texts: Sequence[str], count: int) -> list[str]:

@@ -9,19 +9,16 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 folder = Path(sys.argv[1])
-settings = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+prompts = json.loads((folder / "config_sentence_transformers.json").read_text("utf-8"))["prompts"]
 tokenizer = Tokenizer.from_file(str(folder / "onnx" / "tokenizer.json"))  # cuts and pads
 session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx")
 
 
 def encode(texts, role):  # role: "query" or "document"
-    encoded = tokenizer.encode_batch([settings["prompts"].get(role, "") + text for text in texts])
-    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    feeds = {
-        given.name: np.array([getattr(e, fields[given.name]) for e in encoded], dtype=np.int64)
-        for given in session.get_inputs()
-    }
-    return np.asarray(session.run(["sentence_embedding"], feeds)[0])
+    found = tokenizer.encode_batch([prompts.get(role, "") + text for text in texts])
+    read = np.array([(e.ids, e.attention_mask, e.type_ids) for e in found], dtype=np.int64)
+    feeds = {given.name: read[:, i] for i, given in enumerate(session.get_inputs())}
+    return session.run(["sentence_embedding"], feeds)[0]
 
 
 if __name__ == "__main__":

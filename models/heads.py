@@ -34,12 +34,15 @@ def truncate(model: SentenceTransformer, dims: int) -> None:
     """Keep the first `dims` dimensions of the model's vectors, unit vectors again if they were.
 
     What `encode(..., truncate_dim=dims)` gives becomes the model's own: a static model's table is
-    cut, any other model gets a linear layer that selects. Raises UserError unless dims is at least
-    1 and at most the model's width.
+    cut, any other model gets a linear layer that selects. What the model's settings said of a
+    truncation no longer holds. Raises UserError unless dims is at least 1 and at most the width
+    that its modules give.
     """
-    width = model.get_embedding_dimension() or 0
+    with model.truncate_embeddings(None):
+        width = model.get_embedding_dimension() or 0
     if not 1 <= dims <= width:
         raise UserError(f"truncate: {dims} is not between 1 and the model's {width} dimensions")
+    model.truncate_dim = None
     if dims == width:
         return
     first, *rest = model

@@ -78,7 +78,7 @@ def on_disk(path: str, where: str) -> str:
     For models that are loaded after a run has begun, where a download would come as a surprise.
     """
     found = resolve(path, where)
-    if Path(found).exists() or _is_cached(found):
+    if Path(found).exists() or is_cached(found):
         return found
     raise UserError(
         f"{where}: {path} is not on this disk; name a folder, or fetch it first: hf download {path}"
@@ -124,7 +124,7 @@ def set_dropout(model: nn.Module, share: float) -> None:
             module.attention_dropout = share  # type: ignore[assignment]
 
 
-def _is_cached(name: str) -> bool:
+def is_cached(name: str) -> bool:
     """Whether the hub's cache holds a model of this name."""
     how = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
     try:

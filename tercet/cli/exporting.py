@@ -27,7 +27,9 @@ def export(
         typer.Option(help="A BEIR folder to compare nDCG@10 on; may be repeated."),
     ] = None,
     split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv of --data.")] = "test",
-    max_loss: Annotated[float, typer.Option(help="Share of nDCG@10 int8 may lose.")] = 0.01,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Share of nDCG@10 int8 may lose (0.01).")
+    ] = None,
     push: Annotated[
         str | None, typer.Option(help="Then upload it to a hub, as NAME or OWNER/NAME.")
     ] = None,
@@ -43,6 +45,8 @@ def export(
 
     if push is not None:
         check_push(push)
+    if public and push is None:
+        raise UserError("--public: is of what --push uploads; add it")
     if not (onnx or int8) and (calibrate or data):
         raise UserError("--calibrate and --data are for --onnx and --int8; add one of them")
     options = onnx_options(

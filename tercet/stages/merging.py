@@ -12,12 +12,12 @@ from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
 from tercet.errors import UserError
 from tercet.evaluation import MAIN_METRIC, Delta, PerQuery, bootstrap_interval, compare
-from tercet.export import export_model, made_card
-from tercet.files import writable_folder
+from tercet.export import MODULES, export_model, made_card
+from tercet.files import check_replaceable
 from tercet.models import default_device, load_encoder, merge_line, merge_models
 from tercet.progress import progress
 from tercet.report import curve_table, markdown_table
-from tercet.stages.names import name_of, refuse_existing, refuse_twice
+from tercet.stages.names import name_of, refuse_twice
 from tercet.stages.scoring import scores_of
 
 LEVEL = 0.05  # a loss is one if chance gives as large a difference less often than this
@@ -72,7 +72,7 @@ def merge(
     trust_remote_code: bool = False,
 ) -> None:
     """Average the weights of models of one architecture; write the result to `out`, proven."""
-    refuse_existing(out, overwrite)
+    check_replaceable(out, MODULES, overwrite=overwrite, keep=models)
     names = [name_of(path) for path in models]
     loaded = [_load(path, trust_remote_code) for path in models]
     merged = merge_models(loaded, weights, names)
@@ -104,8 +104,7 @@ def merge_curve(
     one nearest to the base. To `out` go the model, proven, its card with the table, and
     `results.json` (LM-Cocktail, arXiv:2311.13534, chooses by a dev set as well).
     """
-    refuse_existing(out, overwrite)
-    writable_folder(out.parent)
+    check_replaceable(out, MODULES, overwrite=overwrite, keep=[base, tuned, dev, *keep])
     if points < 2:
         raise UserError(f"--points: {points} is no curve; take 2 or more")
     tasks = [read_task(dev, split), *(read_task(folder, keep_split) for folder in keep)]

@@ -6,8 +6,8 @@ from pathlib import Path
 from tercet.configs import Config, ModelConfig, save
 from tercet.data import read_corpus
 from tercet.errors import UserError
-from tercet.export import export_model, made_card
-from tercet.files import writable_folder, write_json
+from tercet.export import MODULES, export_model, made_card
+from tercet.files import check_replaceable, writable_folder, write_json
 from tercet.models import (
     Corpus,
     Size,
@@ -50,6 +50,7 @@ def student(config: Config) -> Student:
         card=card,
         texts=texts,
         overwrite=True,
+        keep=[config.model.path],
         trust_remote_code=config.model.trust_remote_code,
     )
     facts = {"before": asdict(made.before), "after": asdict(made.after), "covered": made.covered}
@@ -86,7 +87,7 @@ def pair(
 
     Returns the sizes of the two.
     """
-    refuse_existing(out, overwrite)
+    check_replaceable(out, MODULES, overwrite=overwrite, keep=[query_model, document_model])
     names = name_of(query_model), name_of(document_model)
     sides = [
         load_encoder(ModelConfig(path=path, trust_remote_code=trust_remote_code), "pair")

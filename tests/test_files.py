@@ -1,0 +1,139 @@
+"""Folders that appear whole, what they may replace, and what disks and libraries complain of."""
+
+import errno
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tercet.errors import UserError
+from tercet.files import (
+    check_replaceable,
+    disk_errors,
+    disk_trouble,
+    library_errors,
+    whole_folder,
+)
+from tests.workers.launch import ROOT
+
+HOLDS = "modules.json"
+KILLED = """
+import os
+from pathlib import Path
+from tercet.files import whole_folder
+with whole_folder(Path("out")) as partial:
+    (partial / "half").write_text("x")
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory two levels down, so that what is above it can be named."""
+    place = tmp_path / "a" / "b"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    return place
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def model_in(folder: Path, *more: str) -> Path:
+    folder.mkdir(parents=True)
+    for name in (HOLDS, *more):
+        (folder / name).write_text("old")
+    return folder
+
+
+def test_a_killed_process_leaves_a_half_that_the_next_one_sweeps(here: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    (half,) = names(here)
+    assert ended.returncode == -9 and half.startswith(".out.") and half.endswith(".partial")
+    node = platform.node()
+    others = [f".out.{node}-{os.getppid()}.x.partial", ".out.elsewhere-1.x.partial", ".outer.partial"]
+    dead = half.removeprefix(f".out.{node}-").split(".")[0]
+    for name in (*others, f".out.{node}-{dead}.old"):
+        Path(name).mkdir()
+    with pytest.raises(ZeroDivisionError), whole_folder(Path("out")):
+        assert names(here) == sorted([*others, f".out.{node}-{dead}.old", own_partial(here)])
+        raise ZeroDivisionError
+    assert not Path("out").exists()
+    with whole_folder(Path("out")) as partial:
+        (partial / "whole").write_text("x")
+    assert names(here) == sorted([*others, "out"])  # of live processes and of other machines
+    assert names(Path("out")) == ["whole"]
+
+
+def own_partial(folder: Path) -> str:
+    return next(n for n in names(folder) if f"-{os.getpid()}." in n)
+
+
+def test_a_link_stays_a_link_and_dots_are_names(here: Path) -> None:
+    model_in(here / "real")
+    Path("link").symlink_to("real")
+    with whole_folder(Path("link")) as partial:
+        (partial / HOLDS).write_text("new")
+    assert Path("link").is_symlink() and Path("real", HOLDS).read_text() == "new"
+    with whole_folder(Path("./x/../y/.")) as partial:
+        (partial / "z").write_text("z")
+    assert names(here) == ["link", "real", "y"]
+
+
+def test_what_may_be_replaced(here: Path) -> None:
+    check_replaceable(Path("new/folder"), HOLDS)
+    assert not Path("new/folder").exists()
+    Path("empty").mkdir()
+    check_replaceable(Path("empty"), HOLDS, overwrite=True)
+    model_in(here / "model")
+    check_replaceable(Path("model"), HOLDS, overwrite=True, keep=["org/name", "absent", here / "x"])
+    check_replaceable(Path("model"), HOLDS, overwrite=True, keep=[here / "model2"])
+
+
+def test_what_is_never_replaced(here: Path) -> None:
+    file = here / "file"
+    file.write_text("x")
+    model_in(here / "model", "corpus.jsonl")
+    Path("link").symlink_to("model")
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/summary.json").write_text("{}")
+    refused: list[tuple[str, dict, str]] = [
+        ("model", {}, "model: exists; .* --overwrite"),
+        ("file", {"overwrite": True}, "file: is no folder"),
+        ("file/x", {}, "cannot write there"),
+        (".", {"overwrite": True}, r"^\.: replacing it would delete .*/a/b"),
+        ("..", {"overwrite": True}, r"^\.\.: replacing it would delete .*/a/b"),
+        ("runs", {"overwrite": True}, "runs: holds something else .no modules.json"),
+        ("runs/mine", {"overwrite": True}, "runs/mine: holds something else"),
+        ("model", {"overwrite": True, "keep": ["link/corpus.jsonl"]}, "would delete link/corpus"),
+        ("link", {"overwrite": True, "keep": [here / "model"]}, "would delete .*model; choose"),
+    ]
+    for out, how, expected in refused:
+        with pytest.raises(UserError, match=expected):
+            check_replaceable(Path(out), HOLDS, **how)
+    assert names(here) == ["file", "link", "model", "runs"]
+
+
+def test_disks_and_libraries_in_one_line() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    faiss = RuntimeError("Error in write_index: write error in /x: 1 != 2 (No space left on device)")
+    for error in (full, faiss):
+        with pytest.raises(UserError, match=r"^out: .*\(No space left on device.*make room"):
+            with disk_errors(Path("out")), library_errors("the index", "try again"):
+                raise error
+    with pytest.raises(UserError, match=r"\(Permission denied\); choose another folder; nothing"):
+        with disk_errors(Path("out")):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    for error in (OSError("no such model on the hub"), ConnectionRefusedError(errno.ECONNREFUSED, "x")):
+        assert disk_trouble(error) is None
+    with pytest.raises(UserError, match=r"^the graph failed \(ValueError: odd shape\); leave it out$"):
+        with disk_errors(Path("out")), library_errors("the graph failed", "leave it out"):
+            raise ValueError("odd shape\n  at node 7")
+    with pytest.raises(UserError, match="^mine$"), disk_errors(Path("out")), library_errors("", ""):
+        raise UserError("mine")
+    with pytest.raises(KeyError), disk_errors(Path("out")):
+        raise KeyError("a bug stays a bug")
