@@ -223,8 +223,8 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
     )
     limits = (
         f"The limits: a cosine of at least {LEAST_COSINE} for every text in fp32; in int8 at most "
-        f"{MAX_LOSS:.0%} of nDCG@10 lost on each task, and {MOST_SIZE:.0%} of the size. Differences "
-        "of nDCG@10 are paired, with 95 % intervals."
+        f"{MAX_LOSS:.0%} of nDCG@10 lost on each task, and {MOST_SIZE:.0%} of the size. "
+        "Differences of nDCG@10 are paired, with 95 % intervals."
     )
     first = found["round_trips"][0]
     asked = (

@@ -1,8 +1,7 @@
 """Vectors handed over to a search engine: a FAISS index file, and how much a search in it finds."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from tercet.data.rows import Texts
 from tercet.errors import UserError
-from tercet.files import disk_errors, disk_trouble, whole_folder, write_json
+from tercet.files import disk_errors, library_errors, whole_folder, write_json
 from tercet.mining import pair_scores, top_k
 from tercet.mining.ann import BLOCK, Index, build_index, import_faiss, search_index, settings_for
 from tercet.mining.search import Rows
@@ -79,8 +78,10 @@ def write_faiss(
     appears only whole. `facts` go into index.json beside the recall. Raises UserError if the disk
     does not take the files, or if FAISS refuses.
     """
+    broken = f"{out}: FAISS cannot write the index and read it back"
+    hint = "look whether the disk is full, or choose another --index; nothing was left behind"
     with disk_errors(out), whole_folder(out) as folder:
-        with _faiss_errors(out):
+        with library_errors(broken, hint):  # a disk that is full when a file is closed says nothing
             search = _written(folder / "index.faiss", vectors, index, kind, ranges)
         _write_documents(folder / "documents.jsonl", documents)
         recall = measure_recall(search, queries, vectors)
@@ -100,9 +101,7 @@ def measure_recall(search: Search, queries: NDArray[np.float32], vectors: Rows) 
     good = scores >= exact[:, -1:] - TIE
     among = np.minimum(good.sum(axis=1), k) / k
     same = (np.abs(scores[:, :k] - exact) <= TIE).all(axis=1)
-    return Recall(
-        float(good[:, :k].mean()), float(among.mean()), float(same.mean()), len(queries)
-    )
+    return Recall(float(good[:, :k].mean()), float(among.mean()), float(same.mean()), len(queries))
 
 
 def _written(file: Path, vectors: Rows, index: Index, kind: Kind, ranges: Ranges | None) -> Search:
@@ -127,25 +126,6 @@ def _binary_index(faiss: Any, vectors: Rows, index: Index) -> Any:
     for start in range(0, len(vectors), BLOCK):
         built.add(bits(vectors[start : start + BLOCK]))
     return built
-
-
-@contextmanager
-def _faiss_errors(out: Path) -> Iterator[None]:
-    """FAISS raises RuntimeError with a function's signature and a line of its source before it.
-
-    What a disk complains of passes on. A disk that is full when the file is closed says nothing:
-    the file is then too short to be read back.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if disk_trouble(error):
-            raise
-        words = str(error).rsplit("failed: ", 1)[-1].strip()
-        raise UserError(
-            f"{out}: FAISS cannot write the index and read it back ({words}); look whether the "
-            "disk is full, or choose another --index; nothing was left behind"
-        ) from None
 
 
 def _write_documents(path: Path, documents: Texts) -> None:

@@ -96,9 +96,7 @@ def import_milvus(embedded: bool) -> None:
         if embedded:
             import milvus_lite  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"--to milvus needs {error.name}: pip install 'tercet[vectordb]'"
-        ) from None
+        raise UserError(f"--to milvus needs {error.name}: pip install 'tercet[vectordb]'") from None
 
 
 @contextmanager

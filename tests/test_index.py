@@ -121,9 +121,9 @@ def test_ranges_that_were_stored_with_the_model_are_used(
     assert run(*words, "found", "--truncate", "16")[0] == 0
     encoder = load_encoder(ModelConfig(path=str(model)))
     ranges = read_ranges(model, model_fingerprint(encoder))[16]
-    trained = faiss.vector_to_array(faiss.read_index("found/index.faiss").sq.trained)
+    stored = faiss.read_index("found/index.faiss")
     want = np.concatenate([ranges.low, ranges.high - ranges.low])
-    np.testing.assert_allclose(trained, want, atol=1e-6)
+    np.testing.assert_allclose(faiss.vector_to_array(stored.sq.trained), want, atol=1e-6)
     told = [json.loads(Path(place, "index.json").read_text()) for place in ("measured", "found")]
     assert [one["int8_ranges"] for one in told] == ["the documents'", "the model's"]
 

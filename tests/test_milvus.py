@@ -118,6 +118,7 @@ def test_milvus_goes_on_where_it_was_stopped(
         assert again.fill() == 0
 
 
+@pytest.mark.faults
 def test_milvus_goes_on_after_kill_9(tmp_path: Path) -> None:
     """The process dies within a request, without closing the database."""
     command = [sys.executable, "-m", "tests.workers.milvus", str(tmp_path)]

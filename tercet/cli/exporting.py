@@ -80,7 +80,8 @@ def index(
     vectors: Annotated[str, typer.Option(help="float32, int8 or binary.")] = "float32",
     truncate: Annotated[int | None, typer.Option(help="Keep so many dimensions.")] = None,
     uri: Annotated[
-        str | None, typer.Option(help="A Milvus server (token: MILVUS_TOKEN); without: OUT/milvus.db.")
+        str | None,
+        typer.Option(help="A Milvus server (token: MILVUS_TOKEN); without: OUT/milvus.db."),
     ] = None,
     collection: Annotated[
         str | None, typer.Option(help="Its name in Milvus; without: the model's.")
