@@ -1,5 +1,6 @@
 """Vectors handed over to Milvus: a collection that is filled in bulk, and asked."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tercet.progress import progress, say
 from tercet.secret import masked
 
 BATCH = 1_000  # rows in one request
+PATIENCE = 3_600  # seconds that a server gets to finish its index
 LONGEST_TEXT = 65_535  # bytes, the most that Milvus takes
 FIELDS = {"float32": "FLOAT_VECTOR", "int8": "INT8_VECTOR", "binary": "BINARY_VECTOR"}
 NAMES = {"flat": "FLAT", "hnsw": "HNSW", "ivf_flat": "IVF_FLAT", "ivf_pq": "IVF_PQ"}
@@ -169,7 +171,22 @@ class Collection:
         if cut:
             say(f"{cut:,} texts are longer than {LONGEST_TEXT:,} bytes and were stored cut")
         self.client.flush(name)
+        self._wait_for_index(name)
         return made
+
+    def _wait_for_index(self, name: str) -> None:
+        """A server builds it afterwards; rows that are not in it are compared one by one till then.
+
+        A recall measured before would be that of exact search.
+        """
+        for second in range(PATIENCE):
+            waiting = self.client.describe_index(name, "vector").get("pending_index_rows")
+            if not waiting:
+                return
+            if second == 0:
+                say(f"the server has {waiting:,} rows to put into its index")
+            time.sleep(1)
+        say("the server has not finished its index: what is measured now is not its recall")
 
     def _missing(self, name: str, rows: range) -> list[int]:
         """Those of the documents at `rows` that are not in the collection."""
