@@ -131,12 +131,14 @@ class Collection:
         field = getattr(DataType, FIELDS[self.target.kind])
         schema.add_field("vector", field, dim=self.vectors.shape[1])
         how, form = self.client.prepare_index_params(), NAMES[self.target.index]
-        binary = self.target.kind == "binary"
+        binary, built = self.target.kind == "binary", self._built_how()
+        if self.target.embedded:  # which looks for them where the client does not put them
+            built = {"params": built}
         how.add_index(
             "vector",
             index_type=f"BIN_{form}" if binary else form,
             metric_type="HAMMING" if binary else "IP",
-            params=self._built_how(),
+            params=built,
         )
         self.client.create_collection(
             name,

@@ -19,6 +19,7 @@ from tercet.export.collection import Collection
 from tercet.export.index import Index, measure_recall
 from tercet.export.milvus import Target, connected
 from tercet.mining import top_k
+from tercet.mining.ann import settings_for
 from tercet.models import encode, load_encoder
 from tercet.models.quantise import bits, calibrate, int8_codes
 from tests.conftest import Run, answer, question
@@ -116,6 +117,10 @@ def test_milvus_goes_on_where_it_was_stopped(
         recall = measure_recall(again.search(), clustered(50, 2), vectors)
         assert recall.at_10 >= {"flat": 1, "hnsw": 0.97, "ivf_flat": 0.8}[index]
         assert again.fill() == 0
+        told, settings = client.describe_index("c", "vector"), settings_for(*vectors.shape)
+        built = {"hnsw": ("M", settings.neighbours), "ivf_flat": ("nlist", settings.lists)}
+        name, value = built.get(index, ("metric_type", "IP"))
+        assert str(told[name]) == str(value)
 
 
 @pytest.mark.faults
