@@ -136,6 +136,7 @@ class Collection:
             built = {"params": built}
         how.add_index(
             "vector",
+            index_name="vector",
             index_type=f"BIN_{form}" if binary else form,
             metric_type="HAMMING" if binary else "IP",
             params=built,
