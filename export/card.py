@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
 from tercet.configs import Config, DataConfig, StudentConfig
-from tercet.export.parity import variant_rows
 
 TEMPLATE = """\
 ---
@@ -52,7 +50,7 @@ document `{{ facts["document_prompt"] }}`.
 {% else %}
 No test set was scored for this card.
 {% endif %}{% if dev is not none %}
-Best {{ config.evaluation.metric }} on the development set{% if cut %}, with all dimensions{% endif %}: \
+Best {{ config.evaluation.metric }} on the development set{{ ", with all dimensions" if cut }}: \
 {{ "%.3f" | format(dev) }}.
 {% endif %}
 ## Training data
@@ -75,7 +73,7 @@ The fingerprint is a hash of every row: the same data gives the same one.
 Save the config below as `config.yaml`, put the data where it says, and run
 `{{ command }} config.yaml`. It trained for {{ facts["steps"] }} steps from seed
 {{ config.train.seed }}{% if facts["kept_step"] %}; these are the weights after step
-{{ facts["kept_step"] }}{% if dev is not none %}, the best on the dev set{% endif %}{% endif %}{% if cut %}.
+{{ facts["kept_step"] }}{{ ", the best on the dev set" if dev is not none }}{% endif %}{% if cut %}.
 Then all but the first {{ facts["dimensions"] }} dimensions were cut off (`tercet export --truncate
 {{ facts["dimensions"] }}`){% endif %}.
 Versions: {{ versions }}.
@@ -90,82 +88,6 @@ languages or domains than those under Results, and like every retriever it ranks
 which is not always what is true. Texts beyond {{ facts["max_length"] }} tokens are judged by their
 beginning.
 """
-
-SECTION = """\
-
-<!-- exported files: begin -->
-## Without PyTorch
-
-`onnx/model.onnx` is one graph from token ids to the final vector (opset {{ parity.opset }}; inputs
-{{ parity.inputs | join(", ") }}; output `sentence_embedding`), and `onnx/tokenizer.json` cuts and
-pads by itself. With `pip install onnxruntime tokenizers`:
-
-```python
-{{ script }}```
-
-{{ served }}
-{{ wide }}
-## In a search engine
-
-With FAISS (`pip install faiss-cpu`):
-
-```python
-import faiss
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-documents = ["open(path)", "sorted(names)"]
-index = faiss.IndexFlatIP({{ parity.dimensions }})  # inner products are what this model is compared by
-index.add(model.encode_document(documents))
-scores, positions = index.search(model.encode_query(["how to open a file"]), 2)
-print([documents[i] for i in positions[0]])
-```
-
-With a vector database, here Milvus in a file of its own (`pip install pymilvus milvus-lite`):
-
-```python
-from pymilvus import MilvusClient
-from sentence_transformers import SentenceTransformer
-
-model = SentenceTransformer("path/to/this/folder")
-documents = ["open(path)", "sorted(names)"]
-rows = zip(documents, model.encode_document(documents))
-client = MilvusClient("documents.db")  # or a server's address
-client.create_collection("documents", dimension={{ parity.dimensions }}, metric_type="IP")
-client.insert("documents", [{"id": i, "text": t, "vector": v} for i, (t, v) in enumerate(rows)])
-query = model.encode_query(["how to open a file"])
-(hits,) = client.search("documents", data=list(query), limit=2, output_fields=["text"])
-print([hit["entity"]["text"] for hit in hits])
-```
-
-## Files, measured
-
-Each file against the checkpoint it was made from, on {{ parity.texts.compared }} texts of all
-lengths: cosine of the vectors, the largest difference of a component, nDCG@10 with its 95 %
-interval, that of the checkpoint and the paired change, one query asked at a time, texts in batches.
-{{ machine }}. All figures are in `parity.json`.
-
-| {{ rows[0] | join(" | ") }} |
-| :-- |{% for _ in range(rows[0] | length - 1) %} --: |{% endfor %}
-{%- for row in rows %}
-| {{ row.values() | join(" | ") }} |
-{%- endfor %}
-<!-- exported files: end -->
-"""
-SERVED = """\
-text-embeddings-inference (`text-embeddings-router --model-id path/to/this/folder`) finds the graph by
-itself: it takes `sentence_embedding` or, before it knew of that output, pools `token_embeddings`."""
-NOT_SERVED = """\
-The graph gives nothing else, so text-embeddings-inference cannot serve it with its ONNX backend,
-except, if this is a transformer, in the versions that take `sentence_embedding`."""
-WIDE = """
-`onnx/model_int8.onnx` uses all 8 bits of its weights, which is right for the processor it was made
-on. On an x86 processor without VNNI sums of such products overflow and vectors go wrong: export
-again on one.
-"""
-BEGIN, END = "<!-- exported files: begin -->", "<!-- exported files: end -->"
-SCRIPT = Path(__file__).with_name("without_torch.py")
-
 
 MADE = """\
 ---
@@ -214,11 +136,12 @@ def model_card(
     """Markdown for the model folder's README.md.
 
     config: what `tercet finetune` or `distil` is to be given to repeat it. base: what the model it
-    began with is called; base_model: its name on a hub; teachers: what they are called. data: what it was trained on (counts,
-    fingerprint). facts: dimensions, max_length, similarity, prompts, steps, kept_step. versions:
-    of the packages that trained it. table and lines: results as `report.table` renders them. dev:
-    the best score of the run, if it is that of these weights. cut: whether `facts["dimensions"]`
-    are fewer than were trained. Paths of the machine it was trained on are cut to their last part.
+    began with is called; base_model: its name on a hub; teachers: what they are called. data: what
+    it was trained on (counts, fingerprint). facts: dimensions, max_length, similarity, prompts,
+    steps, kept_step. versions: of the packages that trained it. table and lines: results as
+    `report.table` renders them. dev: the best score of the run, if it is that of these weights.
+    cut: whether `facts["dimensions"]` are fewer than were trained. Paths of the machine it was
+    trained on are cut to their last part.
     """
     strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
     settings = yaml.safe_dump(_without_paths(config.model_dump(mode="json")), sort_keys=False)
@@ -256,29 +179,6 @@ def _sources(data: DataConfig) -> list[tuple[str, str | None]]:
     """Every file that was trained on, and the licence that the config states."""
     pairs = [(Path(source.path).name, source.licence) for source in data.train]
     return [*pairs, *((Path(path).name, data.corpus_licence) for path in data.corpus)]
-
-
-def onnx_section(parity: Mapping[str, Any]) -> str:
-    """What a card says of ONNX files: how to use them without torch, and what was measured."""
-    machine = parity["machine"]
-    told = f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
-    ways = {found.get("quantisation") for found in parity["variants"].values() if found["kept"]}
-    wide = not machine["reduce_range"] and bool(ways & {"dynamic", "static"})
-    strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    return strict.from_string(SECTION).render(
-        parity=parity,
-        rows=variant_rows(parity["variants"]),
-        served=SERVED if "token_embeddings" in parity["outputs"] else NOT_SERVED,
-        wide=WIDE if wide else "",
-        machine=told + ("" if machine["vnni"] else ", without VNNI (8-bit products are slow)"),
-        script=SCRIPT.read_text(encoding="utf-8"),
-    )
-
-
-def without_section(card: str) -> str:
-    """A card without the section that an earlier export added."""
-    before, begin, rest = card.partition(BEGIN)
-    return before.rstrip("\n") + "\n" + rest.partition(END)[2].lstrip("\n") if begin else card
 
 
 def _without_paths(value: object) -> object:

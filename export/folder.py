@@ -12,8 +12,8 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
-from tercet.export.card import onnx_section, without_section
 from tercet.export.graph import check_exportable
+from tercet.export.onnx_card import onnx_section, without_section
 from tercet.export.runtime import onnxruntime
 from tercet.export.sample import edge_texts
 from tercet.export.variants import OnnxOptions, write_variants

@@ -108,7 +108,7 @@ def is_static(model: SentenceTransformer) -> bool:
 
 
 def gives_tokens(model: SentenceTransformer) -> bool:
-    """Whether token vectors are an output too: whoever pools them himself gets the right vectors."""
+    """Whether token vectors are an output too: who pools them himself gets the right vectors."""
     return all(isinstance(part, POOLED) for part in model)
 
 

@@ -165,11 +165,12 @@ def _figures(found: Measured) -> dict[str, str]:
     }
     for task, quality in found["tasks"].items():
         after, change = quality["after"], quality["difference"]
+        interval = f"[{change['low']:+.4f}, {change['high']:+.4f}]"
         figures |= {
             f"nDCG@10, {task}": f"{after['mean']:.3f}",
             f"95 % of {task}": f"{after['low']:.3f} to {after['high']:.3f}",
             f"checkpoint, {task}": f"{quality['before']['mean']:.3f}",
-            f"change, {task}": f"{change['mean']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}]",
+            f"change, {task}": f"{change['mean']:+.4f} {interval}",
         }
     return figures | {
         "load, s": f"{found['load_seconds']:.2f}",

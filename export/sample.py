@@ -71,8 +71,8 @@ def make_sample(tasks: Sequence[RetrievalTask], texts: Sequence[str], length: in
     if not tasks or given < LEAST:
         if any(task.name == STDLIB for task in tasks):
             raise UserError(
-                f"--data: too few texts, and the docstrings that fill up are called {STDLIB!r} like "
-                "a folder; rename it"
+                f"--data: too few texts, and the docstrings that fill up are called {STDLIB!r} as "
+                "a folder is; rename it"
             )
         tasks = [*tasks, docstring_task(STDLIB, STDLIB_PAIRS)]
     return Sample(tuple(tasks), (*edge_texts(length), *chosen))

@@ -166,9 +166,7 @@ def _try_int8(
     return found
 
 
-def _int8_way(
-    model: SentenceTransformer, folder: Path
-) -> tuple[str, Callable[[Path], None]]:
+def _int8_way(model: SentenceTransformer, folder: Path) -> tuple[str, Callable[[Path], None]]:
     """What the int8 graph that needs no texts is called, and what writes it."""
     if is_static(model):
         return "rows", lambda path: write_graph(model, path, int8=True)

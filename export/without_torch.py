@@ -18,7 +18,7 @@ def encode(texts, role):  # role: "query" or "document"
     found = tokenizer.encode_batch([prompts.get(role, "") + text for text in texts])
     read = np.array([(e.ids, e.attention_mask, e.type_ids) for e in found], dtype=np.int64)
     feeds = {given.name: read[:, i] for i, given in enumerate(session.get_inputs())}
-    return session.run(["sentence_embedding"], feeds)[0]
+    return np.asarray(session.run(["sentence_embedding"], feeds)[0])
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tercet.export.card import SCRIPT
+from tercet.export.onnx_card import SCRIPT
 from tests.conftest import NAMES, Run, answer, write_lines
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,4 @@
-"""`tercet export`: a mistake, a limit or a full disk is one line, and nothing half written stays."""
+"""`tercet export`: a mistake, a limit or a full disk is one line, and nothing half made stays."""
 
 import re
 import resource

@@ -51,11 +51,17 @@ def model_in(folder: Path, *more: str) -> Path:
 
 
 def test_a_killed_process_leaves_a_half_that_the_next_one_sweeps(here: Path) -> None:
-    ended = subprocess.run([sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED], env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     (half,) = names(here)
     assert ended.returncode == -9 and half.startswith(".out.") and half.endswith(".partial")
     node = platform.node()
-    others = [f".out.{node}-{os.getppid()}.x.partial", ".out.elsewhere-1.x.partial", ".outer.partial"]
+    others = [
+        f".out.{node}-{os.getppid()}.x.partial",
+        ".out.elsewhere-1.x.partial",
+        ".outer.partial",
+    ]
     dead = half.removeprefix(f".out.{node}-").split(".")[0]
     for name in (*others, f".out.{node}-{dead}.old"):
         Path(name).mkdir()
@@ -120,19 +126,30 @@ def test_what_is_never_replaced(here: Path) -> None:
 
 def test_disks_and_libraries_in_one_line() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    faiss = RuntimeError("Error in write_index: write error in /x: 1 != 2 (No space left on device)")
+    faiss = RuntimeError(
+        "Error in write_index: write error in /x: 1 != 2 (No space left on device)"
+    )
     for error in (full, faiss):
-        with pytest.raises(UserError, match=r"^out: .*\(No space left on device.*make room"):
-            with disk_errors(Path("out")), library_errors("the index", "try again"):
-                raise error
-    with pytest.raises(UserError, match=r"\(Permission denied\); choose another folder; nothing"):
-        with disk_errors(Path("out")):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    for error in (OSError("no such model on the hub"), ConnectionRefusedError(errno.ECONNREFUSED, "x")):
+        expected = r"^out: .*\(No space left on device.*make room"
+        whole = disk_errors(Path("out"))
+        with pytest.raises(UserError, match=expected), whole, library_errors("x", "try again"):
+            raise error
+    expected = r"\(Permission denied\); choose another folder; nothing"
+    with pytest.raises(UserError, match=expected), disk_errors(Path("out")):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    for error in (
+        OSError("no such model on the hub"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "x"),
+    ):
         assert disk_trouble(error) is None
-    with pytest.raises(UserError, match=r"^the graph failed \(ValueError: odd shape\); leave it out$"):
-        with disk_errors(Path("out")), library_errors("the graph failed", "leave it out"):
-            raise ValueError("odd shape\n  at node 7")
+    with (
+        pytest.raises(
+            UserError, match=r"^the graph failed \(ValueError: odd shape\); leave it out$"
+        ),
+        disk_errors(Path("out")),
+        library_errors("the graph failed", "leave it out"),
+    ):
+        raise ValueError("odd shape\n  at node 7")
     with pytest.raises(UserError, match="^mine$"), disk_errors(Path("out")), library_errors("", ""):
         raise UserError("mine")
     with pytest.raises(KeyError), disk_errors(Path("out")):

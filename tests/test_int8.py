@@ -8,7 +8,7 @@ import pytest
 
 from tercet.configs import ModelConfig
 from tercet.export import cpu, variants
-from tercet.export.card import onnx_section
+from tercet.export.onnx_card import onnx_section
 from tercet.export.runtime import OnnxEncoder
 from tercet.models import load_encoder
 from tests.conftest import answer, question

@@ -114,8 +114,8 @@ def test_a_network_that_cannot_be_traced_is_named(tiny_model: Path, tmp_path: Pa
     class Odd(nn.Linear):
         """Ends in what ONNX has no operator for."""
 
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return torch.special.i0e(super().forward(hidden))
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return torch.special.i0e(super().forward(input))
 
     model[0].auto_model.encoder.layer[0].output.dense = Odd(64, 32)  # type: ignore[union-attr]
     with pytest.raises(UserError, match=r"BertModel cannot be traced by torch.onnx .*i0e") as found:

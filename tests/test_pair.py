@@ -128,7 +128,7 @@ def test_what_cannot_be_paired_is_one_line(
         last = err.strip().splitlines()[-1]
         assert status == 2 and complaint in last and not Path("other").exists(), last
     status, _, err = run("pair", student, tiny_model, "--out", "pair")
-    assert status == 2 and "pair exists" in err
+    assert status == 2 and "pair: exists" in err
     words = ["model.path=pair", f"data.train={pairs}", "model.max_length=null", "output=out"]
     for command in ("finetune", "student"):
         status, _, err = run(command, "tiny", *words, "student.layers=all")

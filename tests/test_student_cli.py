@@ -115,7 +115,9 @@ def test_merge_writes_the_mean(run: Run, tiny_model: Path, tmp_path: Path) -> No
             np.testing.assert_allclose(merged[name], tensor * 1.075, rtol=1e-5)
     assert "| tuned | 3 |" in Path("m/README.md").read_text()
     status, _, err = run("merge", tiny_model, "tuned", "--out", "m")
-    assert status == 2 and "m exists" in err
+    assert status == 2 and "m: exists" in err
+    status, _, err = run("merge", tiny_model, "tuned", "--out", "tuned", "--overwrite")
+    assert status == 2 and "tuned: replacing it would delete tuned" in err
     assert run("merge", tiny_model, "tuned", "--out", "m", "--overwrite")[0] == 0
 
 

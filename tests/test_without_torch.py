@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
-from tercet.export.card import SCRIPT
+from tercet.export.onnx_card import SCRIPT
 from tercet.export.parity import cosine
 from tercet.export.sample import edge_texts
 from tercet.export.variants import FULL, INT8, write_onnx
@@ -51,7 +51,9 @@ def model_of(form: str, tiny_model: Path, work: Path) -> SentenceTransformer:
     return model
 
 
-def asked(python: str, folder: Path, work: Path, file: str = FULL) -> dict[str, NDArray[np.float32]]:
+def asked(
+    python: str, folder: Path, work: Path, file: str = FULL
+) -> dict[str, NDArray[np.float32]]:
     """What the script gives with `python`, torch being out of reach."""
     script = SCRIPT.read_text(encoding="utf-8").replace(Path(FULL).name, Path(file).name)
     (work / "encode.py").write_text(script, encoding="utf-8")
