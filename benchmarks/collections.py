@@ -13,11 +13,18 @@ Grades = Mapping[str, Mapping[str, int]]  # query -> document -> grade
 EVERY = 10  # of so many answered documents one is for choosing, with the queries that ask for it
 
 
-def kept_json(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `work` returned when it ran first; it runs only if `path` is not there."""
-    if not path.exists():
-        write_json(path, work())
-    return json.loads(path.read_text(encoding="utf-8"))
+def kept_json(
+    path: Path, work: Callable[[], dict[str, Any]], made_by: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What `work` returned when it ran first; it runs only if `path` is not there.
+
+    With `made_by` (JSON), which is written beside the answer, also if that has changed since.
+    """
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if found is None or made_by is not None and found.get("made_by") != made_by:
+        write_json(path, work() | ({} if made_by is None else {"made_by": made_by}))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def write_collection(

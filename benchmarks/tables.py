@@ -27,7 +27,7 @@ from benchmarks import (
     scale,
     train_step,
 )
-from benchmarks.machine import RESULTS
+from benchmarks.machine import RESULTS, ratio
 from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
 
@@ -133,6 +133,10 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
             rows.append(_row(f"{what}, loss alone", one["times_faster"], share))
     if texts := results.get("encoding"):
         rows.append(_row("encode, its best batch size", texts["times_faster"]))
+    if used := results.get("inference"):
+        took, peer = used["seconds"]["queries"], inference.PEER
+        for graph in (inference.FULL, inference.INT8):
+            rows.append(_row(f"encode, one query; ours as {graph}", ratio(took, peer, graph)))
     if peer := results.get("mining", {}).get("peer"):
         what, memory = "mine_hard_negatives", peer["memory"]
         share = memory["ours"]["extra_mb"] / memory[what]["extra_mb"]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tercet.data.rows import RetrievalTask
 from tercet.errors import UserError
 from tercet.evaluation.compression import CANDIDATES, K, main_scores, mean_score, share_kept
-from tercet.evaluation.reduction import recall
 from tercet.mining.ann import (
     AnnSettings,
     add_all,
@@ -27,7 +26,7 @@ from tercet.mining.ann import (
     settings_for,
     training_sample,
 )
-from tercet.mining.pairs import best_first, pair_scores
+from tercet.mining.pairs import best_first, pair_scores, recall
 from tercet.mining.search import Found, Rows, top_k
 from tercet.models.quantise import Ranges, bits, calibrate, int8_codes, numbers
 from tercet.progress import say

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tercet.data.rows import RetrievalTask
 from tercet.evaluation.compression import DIMS, K, main_scores, mean_score, share_kept
+from tercet.mining.pairs import recall
 from tercet.mining.search import Rows, top_k
 from tercet.models.heads import principal_directions
 from tercet.models.quantise import Mapped, rows_at
@@ -128,11 +129,6 @@ def lemma_bound(points: int, dims: int) -> float | None:
         middle = (low + high) / 2
         low, high = (middle, high) if middle**2 / 2 - middle**3 / 3 < wanted else (low, middle)
     return round(high, 4)
-
-
-def recall(exact: NDArray[np.int64], found: NDArray[np.int64]) -> float:
-    """Mean share of each row of exact (Q, K) that is in the same row of found (Q, any)."""
-    return float(np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]))
 
 
 def _projected(rows: Rows, matrix: Floats) -> Mapped:

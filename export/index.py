@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,10 +12,11 @@ from numpy.typing import NDArray
 
 from tercet.data.rows import Texts
 from tercet.errors import UserError
-from tercet.files import whole_folder, write_json
+from tercet.files import disk_errors, library_errors, whole_folder, write_json
 from tercet.mining import pair_scores, top_k
-from tercet.mining.ann import ASKED, Index, build_index, import_faiss, settings_for
+from tercet.mining.ann import BLOCK, Index, build_index, import_faiss, search_index, settings_for
 from tercet.mining.search import Rows
+from tercet.models.quantise import Ranges, bits
 from tercet.progress import progress
 
 Kind = Literal["float32", "int8", "binary"]  # what a component of a stored vector is
@@ -22,15 +24,17 @@ KINDS, INDEXES = get_args(Kind), get_args(Index)
 ANSWERS = 10  # per query, of which recall is measured
 OVERSAMPLE = 4  # times as many candidates, for a reader who scores them again
 TIE = 1e-6  # scores this near are equal: engines add up in different orders
-Search = Callable[[NDArray[np.float32], int], NDArray[np.int64]]  # (Q, H), k -> positions (Q, k)
+FACTS = "index.json"
+Search = Callable[[Rows, int], NDArray[np.int64]]  # (Q, H), k -> positions (Q, k), -1 for none
 
 
 @dataclass(frozen=True)
 class Recall:
-    """Share of the exact ten best documents that a search returns, averaged over queries."""
+    """How much of what exact search finds a search returns, averaged over queries."""
 
-    at_10: float
-    among_40: float  # that are among 40 candidates: what scoring those again would return
+    at_10: float  # share of the ten best documents that is among the ten returned
+    among_40: float  # that is among 40 candidates: what scoring those again would return
+    same: float  # share of queries whose ten are the exact ten in their order, up to ties
     queries: int
 
     def line(self) -> str:
@@ -63,61 +67,55 @@ def write_faiss(
     *,
     index: Index,
     kind: Kind,
+    ranges: Ranges | None = None,
     facts: dict[str, Any],
 ) -> Recall:
     """Write `index.faiss`, `documents.jsonl` (line i is position i) and `index.json` to `out`.
 
     vectors (D, H) and queries (Q, H) float32. Bits are the signs of the components, compared by
-    Hamming distance; everything else by inner product. The folder is read back from disk, searched
-    with `queries`, and appears only whole. `facts` go into index.json beside the recall.
+    Hamming distance; everything else by inner product; `ranges` are those of int8 codes, as
+    `build_index` takes them. The folder is read back from disk, searched with `queries`, and
+    appears only whole. `facts` go into index.json beside the recall. Raises UserError if the disk
+    does not take the files, or if FAISS refuses.
     """
-    check_choice(index, kind, vectors.shape[1], len(documents))
-    faiss = import_faiss("--to faiss")
-    with whole_folder(out) as partial:
-        file = str(partial / "index.faiss")
-        if kind == "binary":
-            faiss.write_index_binary(_binary_index(faiss, vectors, index), file)
-            searched = binary_search(faiss.read_index_binary(file))
-        else:
-            settings = settings_for(*vectors.shape)
-            k = ANSWERS * OVERSAMPLE
-            built = build_index(vectors, index, settings, k=k, int8=kind == "int8")
-            faiss.write_index(built, file)
-            del built
-            searched = faiss_search(faiss.read_index(file))
-        _write_documents(partial / "documents.jsonl", documents)
-        recall = measure_recall(searched, queries, vectors)
-        made = {"index": index, "vectors": kind, "documents": len(documents), "engine": "faiss"}
-        write_json(partial / "index.json", {**facts, **made, "recall": vars(recall)})
+    broken = f"{out}: FAISS cannot write the index and read it back"
+    hint = "look whether the disk is full, or choose another --index; nothing was left behind"
+    with disk_errors(out), whole_folder(out) as folder:
+        with library_errors(broken, hint):  # a disk that is full when a file is closed says nothing
+            search = _written(folder / "index.faiss", vectors, index, kind, ranges)
+        _write_documents(folder / "documents.jsonl", documents)
+        recall = measure_recall(search, queries, vectors)
+        write_json(folder / FACTS, {**facts, "recall": vars(recall)})
     return recall
 
 
 def measure_recall(search: Search, queries: NDArray[np.float32], vectors: Rows) -> Recall:
-    """Ask `search` and exact search the same; what ties with the tenth best counts as found."""
+    """Ask `search` and exact search the same; what ties with the tenth best counts as found.
+
+    queries (Q, H), vectors (D, H) float32; scores that differ by at most 1e-6 tie.
+    """
     k = min(ANSWERS, len(vectors))
-    wide = min(k * OVERSAMPLE, len(vectors))
-    found = np.concatenate(
-        [search(queries[s : s + ASKED], wide) for s in range(0, len(queries), ASKED)]
-    )
+    found = search(queries, min(k * OVERSAMPLE, len(vectors)))
     exact, _ = top_k(queries, vectors, k)
-    good = pair_scores(queries, vectors, found) >= exact[:, -1:] - TIE
+    scores = pair_scores(queries, vectors, found)
+    good = scores >= exact[:, -1:] - TIE
     among = np.minimum(good.sum(axis=1), k) / k
-    return Recall(float(good[:, :k].mean()), float(among.mean()), len(queries))
+    same = (np.abs(scores[:, :k] - exact) <= TIE).all(axis=1)
+    return Recall(float(good[:, :k].mean()), float(among.mean()), float(same.mean()), len(queries))
 
 
-def faiss_search(index: Any) -> Search:
-    """Positions by inner product."""
-    return lambda asked, k: index.search(np.ascontiguousarray(asked, dtype=np.float32), k)[1]
-
-
-def binary_search(index: Any) -> Search:
-    """Positions by Hamming distance of the signs."""
-    return lambda asked, k: index.search(bits(asked), k)[1]
-
-
-def bits(vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(N, H) -> (N, H / 8): 1 where a component is above 0, the first in the highest bit."""
-    return np.packbits(vectors > 0, axis=1)
+def _written(file: Path, vectors: Rows, index: Index, kind: Kind, ranges: Ranges | None) -> Search:
+    """Build the index, write it, and search what is then on the disk."""
+    faiss = import_faiss("--to faiss")
+    if kind == "binary":
+        faiss.write_index_binary(_binary_index(faiss, vectors, index), str(file))
+        stored = faiss.read_index_binary(str(file))
+        return lambda asked, k: stored.search(bits(asked), k)[1]
+    settings, k = settings_for(*vectors.shape), ANSWERS * OVERSAMPLE
+    built = build_index(vectors, index, settings, k=k, int8=kind == "int8", ranges=ranges)
+    faiss.write_index(built, str(file))
+    del built
+    return partial(search_index, faiss.read_index(str(file)))
 
 
 def _binary_index(faiss: Any, vectors: Rows, index: Index) -> Any:
@@ -125,8 +123,8 @@ def _binary_index(faiss: Any, vectors: Rows, index: Index) -> Any:
     built = faiss.IndexBinaryFlat(width) if index == "flat" else faiss.IndexBinaryHNSW(width, 32)
     if index == "hnsw":
         built.hnsw.efSearch = 256
-    for start in range(0, len(vectors), ASKED):
-        built.add(bits(vectors[start : start + ASKED]))
+    for start in range(0, len(vectors), BLOCK):
+        built.add(bits(vectors[start : start + BLOCK]))
     return built
 
 

@@ -1,161 +1,82 @@
-"""Vectors handed over to Milvus: a file of its embedded edition, or a server anywhere."""
+"""Where a Milvus collection is: a file of its embedded edition, or a server anywhere."""
 
 import logging
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tercet.data.rows import Texts
 from tercet.errors import UserError
-from tercet.export.index import Kind, Search, bits
-from tercet.mining.ann import Index, settings_for
-from tercet.mining.search import Rows
-from tercet.progress import progress, say
+from tercet.export.index import Kind
+from tercet.files import disk_trouble
+from tercet.mining.ann import Index
 
-BATCH = 1_000  # rows in one request
-LONGEST_ID, LONGEST_TEXT = 512, 65_535  # bytes; the latter is the most that Milvus takes
+FILE = "milvus.db"
+TOKEN = "MILVUS_TOKEN"  # variable of the environment; a URI may hold user:password instead
+LONGEST_ID = 512  # bytes
+LONGEST_NAME = 255 - 17  # of a collection, so that its replacement's name fits as well
 MADE_OF = "tercet.made_of"
-FIELDS = {"float32": "FLOAT_VECTOR", "int8": "INT8_VECTOR", "binary": "BINARY_VECTOR"}
-NAMES = {"flat": "FLAT", "hnsw": "HNSW", "ivf_flat": "IVF_FLAT", "ivf_pq": "IVF_PQ"}
+EMBEDDED = ("flat", "hnsw", "ivf_flat")  # indexes of the embedded edition, over float32 alone
 
 
-class Collection:
-    """A collection of ids, texts and vectors that is filled in bulk and can be gone on with."""
+@dataclass(frozen=True)
+class Target:
+    """A collection: where it is, what is in it."""
 
-    def __init__(
-        self, uri: str, name: str, documents: Texts, vectors: Rows, index: Index, kind: Kind
-    ) -> None:
-        """Connect to `uri`: a path ending in .db, or a server's address."""
-        self.client, self.name, self.index, self.kind = _connect(uri), name, index, kind
-        self.documents, self.vectors = documents, vectors
-        self.scale = _int8_scale(vectors) if kind == "int8" else 1.0
+    uri: str  # a path ending in .db, or a server's address
+    name: str
+    index: Index
+    kind: Kind
+    made_of: str  # fingerprint of model, texts, ids and form
 
-    def fill(self, fingerprint: str, overwrite: bool = False) -> int:
-        """Insert what is not there yet; return how many rows that was.
+    @property
+    def embedded(self) -> bool:
+        """Whether it is a file of the embedded edition."""
+        return self.uri.endswith(".db")
 
-        `fingerprint` names model, texts and form of the vectors; a collection of this name that
-        was made of something else is refused, or dropped with `overwrite`.
-        """
-        with _milvus(self.name):
-            made_of = f"{MADE_OF} {fingerprint}"
-            if self.client.has_collection(self.name):
-                found = self.client.describe_collection(self.name)
-                told = found.get("description"), found.get("properties", {}).get(MADE_OF)
-                if overwrite:
-                    self.client.drop_collection(self.name)
-                elif made_of not in told:
-                    raise UserError(
-                        f"collection {self.name!r} exists and was made of something else; choose "
-                        "another --collection or say --overwrite"
-                    )
-            if not self.client.has_collection(self.name):
-                self._create(made_of)
-            return self._insert()
+    @property
+    def spare(self) -> str:
+        """The collection that grows while one that it will replace still answers."""
+        return f"{self.name}_{self.made_of[:16]}"
 
-    def search(self) -> Search:
-        """Positions of the documents that the database returns."""
-        with _milvus(self.name):
-            self.client.load_collection(self.name)
-        place = self.documents.index
-        metric = "HAMMING" if self.kind == "binary" else "IP"
+    def check(self, documents: Texts, overwrite: bool) -> None:
+        """Raise UserError for what can be told before any text is encoded."""
+        if not re.fullmatch(rf"[A-Za-z_][A-Za-z0-9_]{{0,{LONGEST_NAME - 1}}}", self.name):
+            raise UserError(
+                f"--collection {self.name!r}: letters, digits and underscores, no digit first, "
+                f"at most {LONGEST_NAME}"
+            )
+        if self.embedded and (self.kind != "float32" or self.index not in EMBEDDED):
+            raise UserError(
+                f"--index {self.index} --vectors {self.kind}: the embedded Milvus holds float32 "
+                f"vectors as {', '.join(EMBEDDED)}; name a server with --uri, or take --to faiss"
+            )
+        check_ids(documents)
+        import_milvus(self.embedded)
+        if overwrite or self.embedded and not Path(self.uri).exists():
+            return
+        with connected(self) as client:
+            self.refuse_other(client)
 
-        def positions(asked: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-            settings = {"metric_type": metric, "params": self._how_hard(k)}
-            with _milvus(self.name):
-                answers = self.client.search(
-                    self.name, data=self.stored(asked), limit=k, search_params=settings
-                )
-            found = np.full((len(asked), k), -1, dtype=np.int64)
-            for row, hits in enumerate(answers):
-                found[row, : len(hits)] = [place[hit["id"]] for hit in hits]
-            return found
+    def refuse_other(self, client: Any) -> None:
+        """Raise UserError if a collection of this name was made of something else."""
+        if not client.has_collection(self.name):
+            return
+        found = client.describe_collection(self.name)
+        if self.mark not in (found.get("description"), found.get("properties", {}).get(MADE_OF)):
+            raise UserError(
+                f"collection {self.name!r} exists and was made of something else; choose "
+                "another --collection or say --overwrite"
+            )
 
-        return positions
-
-    def close(self) -> None:
-        """End the connection; the embedded edition then lets go of its file."""
-        self.client.close()
-
-    def _create(self, made_of: str) -> None:
-        from pymilvus import DataType
-
-        schema = self.client.create_schema(auto_id=False, description=made_of)
-        schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=LONGEST_ID)
-        schema.add_field("text", DataType.VARCHAR, max_length=LONGEST_TEXT)
-        field = getattr(DataType, FIELDS[self.kind])
-        schema.add_field("vector", field, dim=self.vectors.shape[1])
-        how = self.client.prepare_index_params()
-        binary = self.kind == "binary"
-        how.add_index(
-            "vector",
-            index_type=f"BIN_{NAMES[self.index]}" if binary else NAMES[self.index],
-            metric_type="HAMMING" if binary else "IP",
-            params=self._built_how(),
-        )
-        self.client.create_collection(
-            self.name,
-            schema=schema,
-            index_params=how,
-            properties={MADE_OF: made_of},  # the embedded edition forgets descriptions
-        )
-
-    def _insert(self) -> int:
-        made, cut = 0, 0
-        with progress("insert", len(self.documents)) as advance:
-            for start in range(0, len(self.documents), BATCH):
-                rows = range(start, min(start + BATCH, len(self.documents)))
-                there = self.client.get(
-                    self.name, ids=[self.documents.ids[i] for i in rows], output_fields=["id"]
-                )
-                known = {row["id"] for row in there}
-                missing = [i for i in rows if self.documents.ids[i] not in known]
-                if missing:
-                    stored = self.stored(self.vectors[rows.start : rows.stop])
-                    texts = {i: _within(self.documents.texts[i]) for i in missing}
-                    cut += sum(len(texts[i]) < len(self.documents.texts[i]) for i in missing)
-                    self.client.insert(
-                        self.name,
-                        [
-                            {
-                                "id": self.documents.ids[i],
-                                "text": texts[i],
-                                "vector": stored[i - start],
-                            }
-                            for i in missing
-                        ],
-                    )
-                made += len(missing)
-                advance(len(rows))
-        if cut:
-            say(f"{cut:,} texts are longer than {LONGEST_TEXT:,} bytes and were stored cut")
-        self.client.flush(self.name)
-        return made
-
-    def stored(self, vectors: NDArray[np.float32]) -> list[Any]:
-        """Rows in the form that the field takes."""
-        if self.kind == "binary":
-            return [row.tobytes() for row in bits(vectors)]
-        if self.kind == "int8":
-            return list(np.rint(vectors * self.scale).clip(-127, 127).astype(np.int8))
-        return list(np.ascontiguousarray(vectors, dtype=np.float32))
-
-    def _built_how(self) -> dict[str, int]:
-        settings = settings_for(*self.vectors.shape)
-        return {
-            "flat": {},
-            "hnsw": {"M": settings.neighbours, "efConstruction": settings.ef_construction},
-            "ivf_flat": {"nlist": settings.lists},
-            "ivf_pq": {"nlist": settings.lists, "m": settings.code_bytes, "nbits": 8},
-        }[self.index]
-
-    def _how_hard(self, k: int) -> dict[str, int]:
-        settings = settings_for(*self.vectors.shape)
-        probes = {"nprobe": min(settings.probes, settings.lists)}
-        hnsw = {"ef": max(settings.ef_search, k)}
-        return {"flat": {}, "hnsw": hnsw, "ivf_flat": probes, "ivf_pq": probes}[self.index]
+    @property
+    def mark(self) -> str:
+        """By which a collection is known again."""
+        return f"{MADE_OF} {self.made_of}"
 
 
 def check_ids(documents: Texts) -> None:
@@ -167,43 +88,60 @@ def check_ids(documents: Texts) -> None:
             )
 
 
-def _connect(uri: str) -> Any:
+def import_milvus(embedded: bool) -> None:
+    """Raise UserError, saying how to install them, if the packages are missing."""
     try:
-        from pymilvus import MilvusClient
-    except ImportError:
-        raise UserError("--to milvus needs pymilvus: pip install 'tercet[vectordb]'") from None
-    with _milvus(uri):
-        return MilvusClient(uri)
+        import pymilvus  # noqa: F401
+
+        if embedded:
+            import milvus_lite  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--to milvus needs {error.name}: pip install 'tercet[vectordb]'") from None
 
 
 @contextmanager
-def _milvus(what: str) -> Iterator[None]:
-    """One line for whatever the database complains of, which also logs it with a traceback."""
-    from pymilvus import MilvusException
+def connected(target: Target) -> Iterator[Any]:
+    """A client; one line for whatever the database complains of in the block.
 
-    loggers = [logging.getLogger(name) for name in ("pymilvus", "grpc._server")]
+    The embedded edition, which runs inside this process, lets go of its file afterwards.
+    """
+    from pymilvus import MilvusClient, MilvusException
+
+    with _silent("pymilvus", "grpc._server", "milvus_lite"):
+        try:
+            client = MilvusClient(target.uri, token=os.environ.get(TOKEN, ""))
+            try:
+                yield client
+            finally:
+                client.close()
+        except MilvusException as error:
+            raise UserError(_complaint(target, error.message)) from None
+        finally:
+            if target.embedded:
+                from milvus_lite.server_manager import server_manager_instance
+
+                server_manager_instance.release_server(target.uri)
+
+
+@contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """They log with a traceback what they also raise."""
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
         yield
-    except MilvusException as error:
-        raise UserError(f"milvus, {what}: {error.message}") from None
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _int8_scale(vectors: Rows) -> float:
-    """What takes the largest component of any vector to 127."""
-    largest = max(
-        float(np.abs(vectors[start : start + BATCH]).max())
-        for start in range(0, len(vectors), BATCH)
-    )
-    return 127 / max(largest, 1e-12)
-
-
-def _within(text: str) -> str:
-    """The beginning of a text that fits into the field."""
-    data = text.encode()
-    return text if len(data) <= LONGEST_TEXT else data[:LONGEST_TEXT].decode(errors="ignore")
+def _complaint(target: Target, message: str) -> str:
+    where = f"milvus, collection {target.name!r} in {target.uri}: "
+    reason = disk_trouble(Exception(message))
+    if reason:
+        return where + f"cannot be written ({reason}); make room, and the same command goes on"
+    if target.embedded and message == "Open local milvus failed":
+        return where + "it cannot be opened; is another process using it?"
+    return where + message

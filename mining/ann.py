@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet.errors import UserError
-from tercet.mining.pairs import best_first, pair_scores
+from tercet.mining.pairs import best_first, pair_scores, recall
 from tercet.mining.search import Rows, check, check_rows, top_k
+from tercet.models.quantise import Ranges
 from tercet.progress import progress, say
 
 Index = Literal["flat", "hnsw", "ivf_flat", "ivf_pq"]
@@ -78,9 +79,9 @@ def ann_top_k(
     width = min(k * (settings.oversample if index == "ivf_pq" else 1), len(documents))
     found = search_index(built, queries, width)
     scores, positions = best_first(pair_scores(queries, documents, found), found, k)
-    recall = _recall(queries, documents, positions, sample, seed)
-    say(f"{index}, {len(documents):,} documents: recall@{k} {recall:.3f} against exact search")
-    return scores, positions, recall
+    share = _recall(queries, documents, positions, sample, seed)
+    say(f"{index}, {len(documents):,} documents: recall@{k} {share:.3f} against exact search")
+    return scores, positions, share
 
 
 def build_index(
@@ -91,17 +92,20 @@ def build_index(
     k: int,
     seed: int = 0,
     int8: bool = False,
+    ranges: Ranges | None = None,
 ) -> Any:
     """A trained FAISS index by inner product that holds all documents (D, H) in their order.
 
-    Ready to be asked for k at a time. With `int8` it keeps 8 bits a component, scaled to the range
-    that the component has in a sample of the documents (ivf_pq has codes of its own and takes no
-    notice).
+    Ready to be asked for k at a time. With `int8` it keeps 8 bits a component, scaled to `ranges`,
+    or, without them, to what the component reaches in a sample of the documents. ivf_flat codes
+    differences from its cells' centres, which `ranges` do not fit; ivf_pq has codes of its own.
     """
     faiss = import_faiss(f"index {index!r}")
     built = empty_index(faiss, index, documents.shape[1], settings, k, seed, int8)
-    if not built.is_trained:
-        say(f"{index}: training {settings.lists:,} cells")
+    if not built.is_trained and ranges is not None and index in ("flat", "hnsw"):
+        built.train(np.stack([ranges.low, ranges.high]))  # it takes the least and the largest
+    elif not built.is_trained:
+        say(f"{index}: training on {_sample_size(documents, settings):,} vectors")
         built.train(training_sample(documents, settings, seed))
     add_all(faiss, built, documents, settings.build_threads if index == "hnsw" else 0)
     return built
@@ -154,7 +158,7 @@ def empty_index(
 
 def training_sample(documents: Rows, settings: AnnSettings, seed: int) -> NDArray[np.float32]:
     """Seeded rows, in their order, enough for every cell and for the 256 codewords of ivf_pq."""
-    count = min(len(documents), PER_CENTROID * max(settings.lists, 256))
+    count = _sample_size(documents, settings)
     chosen = np.random.default_rng(seed).choice(len(documents), count, replace=False)
     chosen.sort()
     parts = []
@@ -164,6 +168,10 @@ def training_sample(documents: Rows, settings: AnnSettings, seed: int) -> NDArra
         check_rows(part, start, "document")
         parts.append(part[chosen[low:high] - start])
     return np.concatenate(parts)
+
+
+def _sample_size(documents: Rows, settings: AnnSettings) -> int:
+    return min(len(documents), PER_CENTROID * max(settings.lists, 256))
 
 
 def add_all(faiss: Any, built: Any, documents: Rows, threads: int) -> None:
@@ -202,5 +210,4 @@ def _recall(
     chosen = np.sort(np.random.default_rng(seed).choice(len(queries), count, replace=False))
     asked = np.concatenate([queries[query : query + 1] for query in chosen])
     _, exact = top_k(asked, documents, positions.shape[1])
-    hits = [np.isin(e, p).mean() for e, p in zip(exact, positions[chosen], strict=True)]
-    return float(np.mean(hits))
+    return recall(exact, positions[chosen])

@@ -1,4 +1,4 @@
-"""Scores of given pairs of queries and documents."""
+"""Scores of given pairs of queries and documents, and what they say of a search."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,3 +43,8 @@ def best_first(scores: NDArray[np.float32], positions: NDArray[np.int64], k: int
     """The k best columns of (Q, C) each, equal scores in the order of their positions."""
     order = np.lexsort((positions, -scores), axis=1)[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+
+def recall(exact: NDArray[np.int64], found: NDArray[np.int64]) -> float:
+    """Mean share of each row of exact (Q, K) that is in the same row of found (Q, any)."""
+    return float(np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]))

@@ -5,7 +5,7 @@ import re
 
 # What holds a secret, by the names that tools of the field read.
 NAMES = re.compile(
-    r"WANDB_API_KEY|(HF|HUGGING_?FACE\w*|GITHUB)_TOKEN|AWS_(SECRET\w*|SESSION_TOKEN)"
+    r"WANDB_API_KEY|MILVUS_TOKEN|(HF|HUGGING_?FACE\w*|GITHUB)_TOKEN|AWS_(SECRET\w*|SESSION_TOKEN)"
 )
 SHAPES = re.compile(
     r"hf_[A-Za-z0-9]{20,}|wandb_v\d_[A-Za-z0-9_]{20,}|gh[pousr]_[A-Za-z0-9]{30,}"

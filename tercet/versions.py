@@ -1,5 +1,6 @@
 """Which code is at work: versions of packages, and a hash of the sources that decide a step."""
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,10 +34,15 @@ def installed_versions() -> dict[str, str]:
 
 def code_version() -> dict[str, str]:
     """The same, and `source`: 12 hex digits that change with any file a training step runs."""
+    return installed_versions() | {"source": source_version(STEP)}
+
+
+def source_version(folders: Sequence[str]) -> str:
+    """12 hex digits that change with any Python file of these folders of ours."""
     parts: list[str | bytes] = []
-    for folder in STEP:
+    for folder in folders:
         spec = find_spec(f"tercet.{folder}")
         for place in (spec and spec.submodule_search_locations) or ():
             for file in sorted(Path(place).glob("*.py")):
                 parts += [file.name, file.read_bytes()]
-    return installed_versions() | {"source": fingerprint(parts)[:12]}
+    return fingerprint(parts)[:12]

@@ -164,6 +164,20 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lines(path, rows)
 
 
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A BEIR folder without judgements: 48 documents and 48 queries."""
+    folder = tmp_path / "animals"
+    folder.mkdir()
+    documents = ({"_id": f"d{n}", "title": "", "text": answer(n)} for n in range(len(NAMES)))
+    write_lines(folder / "corpus.jsonl", documents)
+    queries = ({"_id": f"q{n}", "text": question(n)} for n in range(len(NAMES)))
+    write_lines(folder / "queries.jsonl", queries)
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def judge(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A cross-encoder of two layers that has learnt to like earlier places better."""

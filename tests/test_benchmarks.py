@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.conftest import NAMES, answer
+from tests.conftest import NAMES, answer, question
 
 
 def test_encoding_is_compared_with_the_peer(
@@ -84,7 +85,7 @@ def test_exports_are_compared_with_torch(tmp_path: Path, one_thread: None) -> No
     pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
     from benchmarks import inference
     from benchmarks.machine import write_result
-    from benchmarks.tables import tables
+    from benchmarks.tables import summary, tables
     from tercet.configs import ModelConfig
     from tercet.models import load_encoder
 
@@ -96,6 +97,14 @@ def test_exports_are_compared_with_torch(tmp_path: Path, one_thread: None) -> No
     path = write_result("inference", found | {"corpus": "names", "model": "m"}, tmp_path)
     table = tables({"inference": json.loads(path.read_text(encoding="utf-8"))})["inference"]
     assert "| ONNX int8 |" in table and "2 queries asked one at a time" in table
+    full, small = summary({"inference": found})
+    assert [row["Against sentence-transformers"][-9:] for row in (full, small)] == [
+        "ONNX fp32",
+        "ONNX int8",
+    ]
+    took = found["seconds"]["queries"]
+    slower = took["sentence-transformers"][0] / took["ONNX fp32"][0]
+    assert full["Times faster"] == f"{slower:.1f}"
 
 
 def test_half_of_the_heads_are_taken_out(tiny_model: Path, tmp_path: Path) -> None:
@@ -124,3 +133,84 @@ def test_half_of_the_heads_are_taken_out(tiny_model: Path, tmp_path: Path) -> No
     zero_least(whole, 0.5)
     weight = whole[0].auto_model.encoder.layer[0].output.dense.weight  # type: ignore[union-attr]
     assert (weight == 0).float().mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_pruned_graphs_are_compared_with_the_whole_one(
+    tiny_model: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    from benchmarks import pruning
+    from benchmarks.machine import write_result
+    from benchmarks.tables import tables
+    from tercet.data import RetrievalTask, Texts
+
+    heads = "half of the heads"
+    settings: dict[str, Any] = {"EMBEDDED": str(tiny_model), "MAX_LENGTH": 32}
+    settings["QUERIES"] = 3
+    settings["CUTS"] = {name: pruning.CUTS[name] for name in (pruning.WHOLE, heads)}
+    for name, value in settings.items():
+        monkeypatch.setattr(pruning, name, value)
+    ids = [str(n) for n in range(len(NAMES))]
+    documents, queries = (Texts(ids, [f(n) for n in range(len(ids))]) for f in (answer, question))
+    task = RetrievalTask("pets", "test", documents, queries, {n: {n: 1} for n in ids})
+    found = pruning.measure(task, 1)
+    assert list(found["query_ms"]) == [
+        f"{cut}, {form}" for cut in (pruning.WHOLE, heads) for form in ("fp32", "int8")
+    ]
+    for name, delta in found["difference"].items():
+        change = found["ndcg@10"][name] - found["ndcg@10"]["whole, fp32"]
+        assert delta["mean"] == pytest.approx(change, abs=1e-9)
+        assert delta["low"] <= delta["mean"] <= delta["high"]
+    path = write_result("pruning", found, tmp_path)
+    table = tables({"pruning": json.loads(path.read_text(encoding="utf-8"))})["pruning"]
+    first = next(line for line in table.splitlines() if line.startswith("| whole, fp32 |"))
+    assert "+0.000 [+0.000, +0.000]" in first and first.count("| 1.00 |") == 2
+
+
+def test_exports_are_measured_anew_by_other_code(
+    tiny_model: Path, pairs: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnxruntime", "faiss"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    from benchmarks import exports
+    from benchmarks.machine import write_result
+    from tests.test_stages import small_task
+
+    pets = small_task(pairs, tmp_path / "pets", "test")
+    small_task(pairs, tmp_path / "demo" / "code", "test")
+    monkeypatch.setattr(exports, "models", lambda work: {"tuned": str(tiny_model)})
+    monkeypatch.setattr(exports, "FORMS", {"cut": exports.Form("tuned", 16)})
+    monkeypatch.setattr(exports, "TRIPS", [("faiss", "flat")])
+    plain, calls = exports.exported, []
+
+    def counted(*given: Any) -> dict[str, Any]:
+        calls.append(plain(*given) if not calls else calls[0])
+        return calls[-1]
+
+    monkeypatch.setattr(exports, "exported", counted)
+    found = exports.measure(tmp_path, pets)
+    assert exports.measure(tmp_path, pets) == found and len(calls) == 1
+    monkeypatch.setattr(exports, "source_version", lambda folders: "other")
+    assert exports.measure(tmp_path, pets)["exports"].keys() == {"cut"} and len(calls) == 2
+    (trip,) = found["round_trips"]
+    assert (trip["at_10"], trip["same"], trip["documents"]) == (1, 1, 48)
+    path = write_result("exports", found, tmp_path)
+    shown = exports.tables(json.loads(path.read_text(encoding="utf-8")))
+    assert shown["round_trips"].count("| faiss | flat | 1.0000 | 1.0000 | 100.0% |") == 1
+    assert "| cut | pets | " in shown["exports"] and "| cut | code | " in shown["exports"]
+    assert shown["export_speed"].count("| cut | ") == 3
+
+
+def test_the_limits_of_an_export_are_told() -> None:
+    from benchmarks.exports import beyond
+
+    tasks = {"a": {"loss": 0.01}, "b": {"loss": -0.02}}
+    full = {"cosine": {"min": 0.99999}, "megabytes": 10.0}
+    small = {"tasks": tasks, "megabytes": 3.0}
+    assert beyond(full, small) == []
+    worse = {"tasks": tasks | {"b": {"loss": 0.0101}}, "megabytes": 3.01}
+    assert beyond(full | {"cosine": {"min": float("nan")}}, worse) == [
+        "no: cosine of fp32",
+        "no: int8 on b",
+        "no: size of int8",
+    ]

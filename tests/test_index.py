@@ -1,34 +1,28 @@
-"""What is handed over to FAISS and Milvus is found there again: recall against exact search."""
+"""What is handed over to FAISS is found there again: recall against exact search."""
 
 import json
 import re
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tercet.configs import ModelConfig
-from tercet.data import Texts, read_documents
+from tercet.data import read_documents
 from tercet.errors import UserError
-from tercet.export.index import Index, Kind, bits, measure_recall, write_faiss
+from tercet.export.index import Index, Kind, measure_recall, write_faiss
 from tercet.mining import top_k
-from tercet.models import encode, load_encoder
-from tests.conftest import NAMES, Run, answer, question, write_lines
+from tercet.models import encode, load_encoder, model_fingerprint
+from tercet.models.quantise import read_ranges
+from tercet.stages import indexing
+from tests.conftest import NAMES, Run, answer, write_lines
+from tests.handover import COUNT, DOCUMENTS, clustered, no_file_beyond
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-COUNT, WIDTH = 1_500, 32
-
-
-def clustered(rows: int, seed: int) -> NDArray[np.float32]:
-    """Unit vectors round 60 centres, the same ones for any seed."""
-    centres = np.random.default_rng(0).normal(size=(60, WIDTH))
-    random = np.random.default_rng(seed)
-    vectors = centres[random.integers(0, 60, rows)] + 0.6 * random.normal(size=(rows, WIDTH))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-DOCUMENTS = Texts([f"d{n}" for n in range(COUNT)], [f"text {n}" for n in range(COUNT)])
+FLAT = ("flat", "float32")
 LEAST: dict[tuple[Index, Kind], tuple[float, float]] = {
     ("flat", "float32"): (1, 1),
     ("flat", "int8"): (0.93, 0.999),
@@ -53,7 +47,7 @@ def test_faiss_finds_what_exact_search_finds(index: Index, kind: Kind, tmp_path:
     least, least_among = LEAST[index, kind]
     assert recall.at_10 >= least and recall.among_40 >= max(least_among, recall.at_10)
     told = json.loads((out / "index.json").read_text())
-    assert told["recall"] == vars(recall) and told["model"] == "m" and told["vectors"] == kind
+    assert told == {"model": "m", "recall": vars(recall)}
     lines = (out / "documents.jsonl").read_text().splitlines()
     assert json.loads(lines[7]) == {"_id": "d7", "text": "text 7"} and len(lines) == COUNT
     exact = top_k(queries, vectors, 10)[1]
@@ -64,7 +58,8 @@ def test_faiss_finds_what_exact_search_finds(index: Index, kind: Kind, tmp_path:
         found = faiss.read_index(str(out / "index.faiss")).search(queries, 10)[1]
     hits = np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)])
     assert hits == pytest.approx(recall.at_10, abs=0.01)  # ties may count as found
-    if (index, kind) == ("flat", "float32"):
+    assert recall.same <= recall.at_10 and (recall.same == 1 or (index, kind) != FLAT)
+    if (index, kind) == FLAT:
         np.testing.assert_array_equal(found, exact)
 
 
@@ -74,22 +69,12 @@ def test_recall_by_hand() -> None:
     answers = np.array([[4, 3, -1, 1, 0]])
     recall = measure_recall(lambda asked, k: answers[:, :k], queries, documents)
     assert recall.at_10 == pytest.approx(4 / 5)  # k is 5: all but document 2, and -1 is none
-    assert measure_recall(lambda q, k: top_k(q, documents, k)[1], queries, documents).at_10 == 1
-    np.testing.assert_array_equal(bits(np.array([[1, -1, 0, 2, 0, 0, 0, 0.5]])), [[0b10010001]])
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """A BEIR folder without judgements: 48 documents and 48 queries."""
-    folder = tmp_path / "animals"
-    folder.mkdir()
-    documents = ({"_id": f"d{n}", "title": "", "text": answer(n)} for n in range(len(NAMES)))
-    write_lines(folder / "corpus.jsonl", documents)
-    queries = ({"_id": f"q{n}", "text": question(n)} for n in range(len(NAMES)))
-    write_lines(folder / "queries.jsonl", queries)
-    (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
-    return folder
+    exact = top_k(queries, documents, 5)[1]
+    tied = exact[:, [1, 0, 2, 3, 4]]  # documents 0 and 4 are equal
+    swapped = exact[:, [2, 1, 0, 3, 4]]
+    for answers, same in ((exact, 1), (tied, 1), (swapped, 0)):
+        recall = measure_recall(lambda asked, k, a=answers: a, queries, documents)
+        assert recall.at_10 == 1 and recall.same == same
 
 
 def test_the_command_with_faiss(run: Run, tiny_model: Path, corpus: Path) -> None:
@@ -110,94 +95,51 @@ def test_the_command_with_faiss(run: Run, tiny_model: Path, corpus: Path) -> Non
     assert run(*words, "--overwrite", "--index", "hnsw", "--vectors", "int8")[0] == 0
 
 
-@pytest.fixture
-def milvus() -> None:
-    pytest.importorskip("pymilvus", reason="the vectordb extra is not installed")
-    pytest.importorskip("milvus_lite", reason="the vectordb extra is not installed")
+@pytest.mark.parametrize("room", [150, 60_000, 192_000])  # index.faiss takes 192,045 bytes
+def test_a_full_disk_leaves_no_index(room: int, tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="the ann extra is not installed")
+    vectors, out = clustered(COUNT, 1), tmp_path / "out"
+    form: dict[str, Any] = {"index": "flat", "kind": "float32", "facts": {}}
+    with (
+        pytest.raises(UserError, match="out: .*(File too large|disk is full)") as told,
+        no_file_beyond(room),
+    ):
+        write_faiss(out, DOCUMENTS, vectors, vectors[:5], **form)
+    assert "nothing was left behind" in str(told.value) and not list(tmp_path.iterdir())
 
 
-def test_the_command_with_milvus(milvus: None, run: Run, tiny_model: Path, corpus: Path) -> None:
-    from pymilvus import MilvusClient
-
-    words = ["index", tiny_model, "--data", corpus, "--to", "milvus", "--out", "found"]
-    status, out, err = run(*words, "--collection", "animals")
-    assert status == 0, err
-    assert "recall@10 1.0000" in out and "collection animals in found/milvus.db" in out
-    model = load_encoder(ModelConfig(path=str(tiny_model)))
-    asked = encode(model, [question(5)], "query")
-    exact = top_k(asked, encode(model, list(map(answer, range(48))), "document"), 10)[1][0]
-    client = MilvusClient("found/milvus.db")
-    client.load_collection("animals")
-    (hits,) = client.search("animals", data=list(asked), limit=10, output_fields=["text"])
-    client.close()
-    assert [hit["id"] for hit in hits] == [f"d{n}" for n in exact]
-    assert hits[0]["entity"]["text"] == answer(int(exact[0]))
-    status, out, err = run(*words, "--collection", "animals")
-    assert status == 0 and "48 of the documents were there already" in err, err
-    status, _, err = run(*words, "--collection", "animals", "--truncate", 8)
-    assert status == 2 and "'animals' exists and was made of something else" in err
-    assert run(*words, "--collection", "animals", "--truncate", 8, "--overwrite")[0] == 0
-
-
-@pytest.mark.parametrize("index", ["flat", "hnsw", "ivf_flat"])
-def test_milvus_goes_on_where_it_was_stopped(
-    index: Index, milvus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ranges_that_were_stored_with_the_model_are_used(
+    run: Run, tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    from tercet.export import milvus as module
-
-    monkeypatch.setattr(module, "BATCH", 400)
-    vectors = clustered(COUNT, 1)
-
-    def collection() -> module.Collection:
-        uri = str(tmp_path / "m.db")
-        return module.Collection(uri, "c", DOCUMENTS, vectors, index, "float32")
-
-    stopped = collection()
-    insert = stopped.client.insert
-    calls: list[int] = []
-
-    def stop(name: str, rows: list[dict]) -> object:
-        calls.append(len(rows))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return insert(name, rows)
-
-    monkeypatch.setattr(stopped.client, "insert", stop)
-    with pytest.raises(KeyboardInterrupt):
-        stopped.fill("f")
-    stopped.close()
-    again = collection()
-    assert again.fill("f") == COUNT - 800
-    recall = measure_recall(again.search(), clustered(50, 2), vectors)
-    assert recall.at_10 >= {"flat": 1, "hnsw": 0.97, "ivf_flat": 0.8}[index]
-    again.close()
+    faiss = pytest.importorskip("faiss", reason="the ann extra is not installed")
+    model = tmp_path / "calibrated"
+    shutil.copytree(tiny_model, model)
+    words = ["index", model, "--data", corpus, "--vectors", "int8", "--out"]
+    assert run(*words, "measured")[0] == 0
+    other = write_lines(tmp_path / "other.jsonl", [{"text": answer(n)[:9]} for n in range(20)])
+    assert run("calibrate", model, "--data", other, "--dims", "16")[0] == 0
+    assert run(*words, "found", "--truncate", "16")[0] == 0
+    encoder = load_encoder(ModelConfig(path=str(model)))
+    ranges = read_ranges(model, model_fingerprint(encoder))[16]
+    stored = faiss.read_index("found/index.faiss")
+    want = np.concatenate([ranges.low, ranges.high - ranges.low])
+    np.testing.assert_allclose(faiss.vector_to_array(stored.sq.trained), want, atol=1e-6)
+    told = [json.loads(Path(place, "index.json").read_text()) for place in ("measured", "found")]
+    assert [one["int8_ranges"] for one in told] == ["the documents'", "the model's"]
 
 
-@pytest.mark.parametrize("kind", ["int8", "binary"])
-def test_what_the_embedded_milvus_cannot_hold_is_one_line(
-    kind: Kind, milvus: None, run: Run, tiny_model: Path, corpus: Path
+def test_two_folders_may_number_their_queries_alike(
+    run: Run, tiny_model: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    words = ["--to", "milvus", "--index", "hnsw" if kind == "int8" else "flat"]
-    status, _, err = run(
-        "index", tiny_model, "--data", corpus, "--out", "f", "--vectors", kind, *words
-    )
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert status == 2 and "Vector which MilvusLite does not support" in line
-    assert "Traceback" not in err
-
-
-def test_the_forms_that_a_milvus_server_is_sent(milvus: None) -> None:
-    """Rows of int8 keep the order of inner products; bits are those of the FAISS index."""
-    from tercet.export.milvus import Collection
-
-    vectors = clustered(200, 1)
-    place = Collection.__new__(Collection)
-    place.kind, place.scale = "int8", 127 / float(np.abs(vectors).max())
-    rows = np.stack(place.stored(vectors))
-    assert rows.dtype == np.int8 and np.abs(rows).max() == 127
-    np.testing.assert_allclose(rows / place.scale, vectors, atol=0.51 / place.scale)
-    place.kind = "binary"
-    assert place.stored(vectors[:2]) == [row.tobytes() for row in bits(vectors[:2])]
+    pytest.importorskip("faiss", reason="the ann extra is not installed")
+    other = tmp_path / "other"
+    other.mkdir()
+    write_lines(other / "corpus.jsonl", [{"_id": "e1", "text": "a cave"}])
+    write_lines(other / "queries.jsonl", [{"_id": "q1", "text": "what is a cave"}])
+    shutil.copytree(corpus / "qrels", other / "qrels")
+    words = ["index", tiny_model, "--data", corpus, "--data", other, "--out", "found"]
+    status, out, err = run(*words)
+    assert status == 0 and "(49 queries)" in out and "49 documents" in out, err
 
 
 MISTAKES = {
@@ -210,16 +152,71 @@ MISTAKES = {
     "half a byte": (["--truncate", "12", "--vectors", "binary"], "12 dimensions do not fill bytes"),
     "too many dimensions": (["--truncate", "33"], "truncate_dim: 33 is not between 1 and"),
     "no texts": (["--data", "absent.jsonl"], "absent.jsonl"),
+    "a form that the embedded Milvus has not": (
+        ["--to", "milvus", "--vectors", "int8"],
+        "embedded Milvus holds float32 vectors as flat, hnsw, ivf_flat",
+    ),
+    "an index that it has not": (
+        ["--to", "milvus", "--data", "many.txt", "--index", "ivf_pq"],
+        "--index ivf_pq --vectors float32: the embedded Milvus",
+    ),
+    "a name that Milvus does not take": (
+        ["--to", "milvus", "--collection", "my-texts"],
+        "--collection 'my-texts': letters, digits and underscores",
+    ),
+    "a long id": (["--to", "milvus", "--data", "long.jsonl"], "longer than 512 bytes"),
+    "the data itself": (["--out", "animals", "--overwrite"], "would delete .*animals"),
+    "a folder of something else": (
+        ["--out", "mine", "--overwrite"],
+        "mine: holds something else",
+    ),
+    "Milvus in a folder of something else": (
+        ["--to", "milvus", "--out", "mine", "--overwrite"],
+        "mine: holds notes.txt, which is no part of a collection",
+    ),
+    "a file": (["--to", "milvus", "--out", "many.txt"], "many.txt: is no folder"),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line(mistake: str, run: Run, tiny_model: Path, corpus: Path) -> None:
+def test_a_mistake_is_one_line_before_any_text_is_encoded(
+    mistake: str, run: Run, tiny_model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="the ann extra is not installed")
     words, expected = MISTAKES[mistake]
-    status, _, err = run("index", tiny_model, "--data", corpus, "--out", "found", *words)
+    if "milvus" in words:
+        pytest.importorskip("pymilvus", reason="the vectordb extra is not installed")
+    folder = corpus.parent
+    (folder / "many.txt").write_text("a text\n" * 300)
+    write_lines(folder / "long.jsonl", [{"_id": "x" * 513, "text": "a text"}])
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("mine\n")
+    there = sorted(folder.rglob("*"))
+    monkeypatch.setattr(indexing, "vectors", lambda *_, **__: pytest.fail("a text was encoded"))
+    given = [] if "--data" in words else ["--data", corpus]
+    status, _, err = run("index", tiny_model, "--out", "found", *given, *words)
     last = err.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: ") and re.search(expected, last), last
-    assert not Path("found").exists()
+    assert sorted(folder.rglob("*")) == there
+
+
+@pytest.mark.parametrize(
+    ("engine", "package", "extra"),
+    [("faiss", "faiss", "ann"), ("milvus", "pymilvus", "vectordb")],
+)
+def test_a_missing_package_is_named_at_once(
+    engine: str,
+    package: str,
+    extra: str,
+    run: Run,
+    tiny_model: Path,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(indexing, "vectors", lambda *_, **__: pytest.fail("a text was encoded"))
+    status, _, err = run("index", tiny_model, "--data", corpus, "--to", engine, "--out", "found")
+    assert status == 2 and f"pip install 'tercet[{extra}]'" in err and not Path("found").exists()
 
 
 def test_ids_of_documents(tmp_path: Path) -> None:

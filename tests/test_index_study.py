@@ -15,9 +15,9 @@ from tercet.evaluation.reduction import (
     distortion,
     lemma_bound,
     projection,
-    recall,
     reductions,
 )
+from tercet.mining.pairs import recall
 
 pytest.importorskip("faiss", reason="the ann extra is not installed")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -58,6 +58,9 @@ def test_a_result_is_computed_once(tmp_path: Path) -> None:
     calls: list[int] = []
     found = [kept_json(tmp_path / "a.json", lambda: calls.append(1) or {"a": 1}) for _ in range(2)]
     assert found == [{"a": 1}] * 2 and calls == [1]
+    for code, wanted in (("x", 2), ("x", 2), ("y", 3)):
+        made = kept_json(tmp_path / "a.json", lambda: calls.append(1) or {"a": 1}, {"code": code})
+        assert made == {"a": 1, "made_by": {"code": code}} and len(calls) == wanted
 
 
 def test_bytes_are_within_half_a_step() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ def out(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, pairs: Path)
             "evaluate": ["evaluate", str(tiny_model), *results],
             "mine": ["mine", "tiny", mined, *mining],
         }
+        if find_spec("faiss"):
+            place = ["--data", str(task), "--out", str(folder / f"index-{world}")]
+            typed["index"] = ["index", str(tiny_model), "--vectors", "int8", *place]
         for name, argv in typed.items():
             cache = {"TERCET_CACHE": str(folder / f"cache-{name}-{world}")}
             jobs.append(
@@ -151,10 +155,21 @@ def test_a_second_run_waits_and_finds_all_done(out: Path) -> None:
     assert len(bytes_of(out, "shared")) == 19
 
 
-@pytest.mark.parametrize("command", ["evaluate", "mine"])
+@pytest.mark.parametrize("command", ["evaluate", "mine", "index"])
 def test_commands_share_the_encoding_and_the_main_process_speaks(out: Path, command: str) -> None:
+    if command == "index":
+        pytest.importorskip("faiss", reason="the ann extra is not installed")
     assert (out / f"{command}-2-0.txt").read_text().splitlines()
     assert (out / f"{command}-2-1.txt").read_text() == ""
+
+
+def test_two_processes_index_the_same_bytes(out: Path) -> None:
+    pytest.importorskip("faiss", reason="the ann extra is not installed")
+    one, two = (out / f"index-{world}" for world in (1, 2))
+    names = ["documents.jsonl", "index.faiss", "index.json"]
+    assert sorted(file.name for file in two.iterdir()) == names
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes()
 
 
 def test_two_processes_evaluate_alike(out: Path) -> None:

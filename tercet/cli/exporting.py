@@ -80,7 +80,8 @@ def index(
     vectors: Annotated[str, typer.Option(help="float32, int8 or binary.")] = "float32",
     truncate: Annotated[int | None, typer.Option(help="Keep so many dimensions.")] = None,
     uri: Annotated[
-        str | None, typer.Option(help="A Milvus server; without: OUT/milvus.db, embedded.")
+        str | None,
+        typer.Option(help="A Milvus server (token: MILVUS_TOKEN); without: OUT/milvus.db."),
     ] = None,
     collection: Annotated[
         str | None, typer.Option(help="Its name in Milvus; without: the model's.")
@@ -89,6 +90,7 @@ def index(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the model.")] = False,
 ) -> None:
     """Encode documents into a FAISS index or a Milvus collection, and measure what it finds."""
+    from tercet.progress import is_main_process
     from tercet.stages import index as make_index
 
     made = make_index(
@@ -104,5 +106,7 @@ def index(
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
     )
+    if not is_main_process():
+        return
     print(made.recall.line())
     print(f"{made.documents:,} documents: {made.place}")

@@ -3,29 +3,43 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
-from tercet.data import read_documents
+from tercet.data import Texts, read_corpus, read_documents
 from tercet.errors import UserError
+from tercet.export.collection import write_milvus
 from tercet.export.index import (
+    FACTS,
     INDEXES,
     KINDS,
     Kind,
     Recall,
     check_choice,
-    measure_recall,
     write_faiss,
 )
-from tercet.export.milvus import Collection, check_ids
+from tercet.export.milvus import FILE, Target
 from tercet.export.sample import spread
-from tercet.files import fingerprint, writable_folder, write_json
-from tercet.mining.ann import Index
-from tercet.models import default_device, load_encoder, model_fingerprint, vectors
-from tercet.progress import say
+from tercet.files import check_replaceable, fingerprint, writable_folder
+from tercet.mining.ann import Index, import_faiss
+from tercet.models import (
+    Vectors,
+    default_device,
+    load_encoder,
+    model_fingerprint,
+    prompt_of,
+    resolve,
+    route,
+    vectors,
+)
+from tercet.models.encode import vector_width
+from tercet.models.quantise import Ranges, read_ranges
+from tercet.peers import together
+from tercet.processes import on_main
+from tercet.secret import masked
 from tercet.stages.names import name_of
 from tercet.versions import installed_versions
 
@@ -42,6 +56,7 @@ class Indexed:
     place: str  # a folder, or a collection and where it is
 
 
+@together()
 def index(
     model: str,
     data: Sequence[Path],
@@ -63,47 +78,55 @@ def index(
     gets `collection` (default: the model's name), and `out` index.json; a stopped run goes on
     where it was. The engine is then asked, and its recall@10 against exact search is measured: on
     the folders' own queries, or where there are none on documents as queries.
-    Raises UserError for whatever the user can mend.
+    Under `accelerate launch` the processes share the encoding, the main one writes, and all
+    return the same. Raises UserError for whatever the user can mend, before any text is encoded
+    where that can be told.
     """
     form, stored = _chosen(to, index, kind)
-    if to == "faiss" and out.exists() and not overwrite:
-        raise UserError(f"{out}: exists; choose another folder or say --overwrite")
     documents, asked = read_documents(data), _queries(data)
-    encoder = load_encoder(
-        ModelConfig(path=model, trust_remote_code=trust_remote_code), "model"
-    ).to(default_device())
-    writable_folder(out.parent)
+    encoder = load_encoder(ModelConfig(path=model, trust_remote_code=trust_remote_code), "model")
+    width = vector_width(route(encoder, "document"), truncate_dim)
+    check_choice(form, stored, width, len(documents))
+    fits = stored == "int8" and (to == "milvus" or form != "ivf_flat")
+    ranges = _stored_ranges(model, encoder, width) if fits else None
+    made_of = _made_of(encoder, documents, [str(width), index, kind], ranges)
+    name = collection or _collection_name(name_of(model))
+    milvus = Target(uri or str(out / FILE), name, form, stored, made_of) if to == "milvus" else None
+
+    def check() -> None:
+        if milvus is None:
+            _check_faiss(out, overwrite, [model, *data])
+        else:
+            _check_milvus(milvus, documents, out, overwrite)
+
+    on_main(check)
+    encoder = encoder.to(default_device())
     found = vectors(
         encoder, documents.texts, "document", truncate_dim=truncate_dim, title="documents"
     )
-    check_choice(form, stored, found.shape[1], len(documents))
     texts = asked or spread(documents.texts, ASKED)
     queries = np.asarray(
         vectors(encoder, texts, "query", truncate_dim=truncate_dim, title="queries")
     )
-    facts = {
-        "model": name_of(model),
-        "model_fingerprint": model_fingerprint(encoder),
-        "vectors_fingerprint": found.fingerprint,
-        "dimensions": found.shape[1],
+    facts = _facts(model, encoder, documents, found) | {
+        "engine": to,
+        "index": index,
+        "vectors": kind,
         "metric": "hamming" if kind == "binary" else "inner product",
-        "prompts": encoder.prompts,
         "recall_asked_with": "queries" if asked else "documents",
-        "versions": installed_versions(),
     }
-    if to == "faiss":
-        recall = write_faiss(out, documents, found, queries, index=form, kind=stored, facts=facts)
-        return Indexed(len(documents), recall, str(out))
-    name = collection or _collection_name(name_of(model))
-    address = uri or str(writable_folder(out) / "milvus.db")
-    check_ids(documents)
-    made_of = fingerprint([found.fingerprint, index, kind, *documents.ids])
-    place = Collection(address, name, documents, found, form, stored)
-    recall = _to_milvus(place, queries, made_of, overwrite)
-    made = {"index": index, "vectors": kind, "documents": len(documents), "engine": "milvus"}
-    facts |= {"uri": "milvus.db" if uri is None else uri, "collection": name}
-    write_json(writable_folder(out) / "index.json", {**facts, **made, "recall": vars(recall)})
-    return Indexed(len(documents), recall, f"collection {name} in {address}")
+    if stored == "int8":
+        facts["int8_ranges"] = "the model's" if ranges is not None else "the documents'"
+
+    def write() -> Recall:
+        given = (documents, found, queries)
+        how: dict[str, Any] = {"ranges": ranges, "facts": facts}
+        if milvus is None:
+            return write_faiss(out, *given, index=form, kind=stored, **how)
+        return write_milvus(out, milvus, *given, overwrite=overwrite, **how)
+
+    place = f"collection {name} in {masked(milvus.uri)}" if milvus else str(out)
+    return Indexed(len(documents), on_main(write), place)
 
 
 def _chosen(to: str, index: str, kind: str) -> tuple[Index, Kind]:
@@ -115,24 +138,61 @@ def _chosen(to: str, index: str, kind: str) -> tuple[Index, Kind]:
     return cast(Index, index), cast(Kind, kind)
 
 
-def _to_milvus(
-    place: Collection, queries: NDArray[np.float32], made_of: str, overwrite: bool
-) -> Recall:
-    """Fill the collection, as far as it is not full already, and ask it."""
-    try:
-        inserted = place.fill(made_of, overwrite)
-        if inserted < len(place.documents):
-            say(f"{len(place.documents) - inserted:,} of the documents were there already")
-        return measure_recall(place.search(), queries, place.vectors)
-    finally:
-        place.close()
+def _stored_ranges(model: str, encoder: SentenceTransformer, width: int) -> Ranges | None:
+    """Those that `tercet calibrate` left with the model for vectors of this width."""
+    folder = Path(resolve(model, "model"))
+    return read_ranges(folder, model_fingerprint(encoder)).get(width)
+
+
+def _made_of(
+    encoder: SentenceTransformer, documents: Texts, form: Sequence[str], ranges: Ranges | None
+) -> str:
+    """Fingerprint of all that decides what a collection holds."""
+    side = route(encoder, "document")
+    made_by = [model_fingerprint(side), prompt_of(side, "document"), *form]
+    scale = [] if ranges is None else [repr(ranges.largest)]
+    return fingerprint([*made_by, *scale, *documents.ids, *documents.texts])
+
+
+def _check_faiss(out: Path, overwrite: bool, keep: Sequence[str | Path]) -> None:
+    import_faiss("--to faiss")
+    check_replaceable(out, FACTS, overwrite=overwrite, keep=keep)
+
+
+def _check_milvus(target: Target, documents: Texts, out: Path, overwrite: bool) -> None:
+    """`out` may be gone on with, so it need not be new: only nothing else's."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is no folder; choose another name")
+    inside = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    strange = [name for name in inside if not name.startswith(".") and name not in (FILE, FACTS)]
+    if strange:
+        raise UserError(
+            f"{out}: holds {strange[0]}, which is no part of a collection; choose another folder"
+        )
+    writable_folder(out.resolve().parent)
+    target.check(documents, overwrite)
+
+
+def _facts(
+    model: str, encoder: SentenceTransformer, documents: Texts, found: Vectors
+) -> dict[str, Any]:
+    """What index.json says of model and vectors."""
+    return {
+        "model": name_of(model),
+        "model_fingerprint": model_fingerprint(encoder),
+        "vectors_fingerprint": found.fingerprint,
+        "documents": len(documents),
+        "dimensions": found.shape[1],
+        "prompts": encoder.prompts,
+        "versions": installed_versions(),
+    }
 
 
 def _queries(data: Sequence[Path]) -> list[str]:
     """The queries that lie beside the documents, at most a thousand."""
     names = ("queries.jsonl", "queries.jsonl.gz")
     files = [path / name for path in data for name in names if (path / name).exists()]
-    return spread(read_documents(files).texts, ASKED) if files else []
+    return spread(read_corpus(files), ASKED) if files else []
 
 
 def _collection_name(name: str) -> str:
