@@ -10,21 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import ModelConfig, Source, load
-from tercet.configs.load import recipes
+from tercet.configs import ModelConfig
 from tercet.configs.schema import Prompts
 from tercet.data import (
     Leakage,
     RetrievalTask,
     SimilarityTask,
-    leakage,
     read_similarity,
     read_task,
-    read_training,
 )
 from tercet.errors import UserError
 from tercet.evaluation import (
-    DEPTH,
     PLUS,
     PREDICTIONS,
     Ranking,
@@ -45,35 +41,24 @@ from tercet.evaluation import (
 )
 from tercet.evaluation.bm25 import NAME as BM25
 from tercet.files import writable_folder
-from tercet.mining.search import BLOCK_PAIRS, PAIR_BYTES
+from tercet.mining.search import PAIR_BYTES
 from tercet.models import (
     default_device,
     encode,
     load_encoder,
     model_fingerprint,
     prompt_of,
+    prompts_of,
     resolve,
     vectors,
 )
 from tercet.models.cross import CrossScorer, load_scorer
 from tercet.peers import together
 from tercet.processes import on_main
-from tercet.progress import say
 from tercet.report import delta_line
 from tercet.stages.names import name_of, refuse_twice
 from tercet.stages.official import evaluate_official, refuse_unknown
-
-
-@dataclass(frozen=True)
-class Search:
-    """How documents are looked for, and what is kept of them."""
-
-    depth: int = DEPTH  # documents a query
-    skip_self: bool = False  # leave out the document that has the query's own id
-    memory: int = BLOCK_PAIRS * PAIR_BYTES  # bytes for the candidates of the queries under way
-    predictions: bool = False  # also write them as MTEB does
-    rerank: str | None = None  # a cross-encoder that reads the first documents again
-    rerank_depth: int = 100  # how many of them
+from tercet.stages.tasks import PLAIN, Search, check, leaks
 
 
 @dataclass(frozen=True)
@@ -86,7 +71,6 @@ class _Second:
 
 
 DEV_DEPTH = 100  # documents a query that are looked at during a run
-PLAIN = Search()
 OWN = Prompts()  # the checkpoint's
 
 
@@ -125,9 +109,9 @@ def evaluate(
     pairs = [read_similarity(path) for path in similarity]
     refuse_twice("tasks", [f"{task.name}.{task.split}" for task in (*tasks, *pairs)])
     for task in tasks:
-        _check(task, how)
+        check(task, how)
     writable_folder(out)
-    leaks = _leaks(tasks, trained_on)
+    leaked = leaks(tasks, trained_on)
     second = _second(how, trust_remote_code)
     encoders = {
         name_of(path): _load(path, prompts if path == model else OWN, trust_remote_code)
@@ -138,7 +122,7 @@ def evaluate(
         for name, encoder in encoders.items():
             if name == name_of(model):
                 results.append(on_main(lambda task=task: evaluate_bm25(task, out, how)))
-                results += _evaluate(encoder, name, task, out, how, second, leaks.get(task.name))
+                results += _evaluate(encoder, name, task, out, how, second, leaked.get(task.name))
             else:
                 results.append(evaluate_model(encoder, name, task, out, how))
     on_main(lambda: write_comparisons(comparisons(results, name_of(model)), out))
@@ -172,7 +156,7 @@ def _evaluate(
 ) -> list[Result]:
     """The result of a model, and of what the second stage makes of its documents."""
     start = time.perf_counter()
-    facts: dict[str, Any] = {"prompts": _prompts(encoder), "leakage": leak}
+    facts: dict[str, Any] = {"prompts": prompts_of(encoder), "leakage": leak}
     made_by = {"model": model_fingerprint(encoder)}
     found = nearest(encoder, name, task, how)
     facts["seconds"] = time.perf_counter() - start
@@ -287,43 +271,8 @@ def _load(path: str, prompts: Prompts, trust_remote_code: bool) -> SentenceTrans
     return load_encoder(config, "model").to(default_device())
 
 
-def _prompts(encoder: SentenceTransformer) -> dict[str, str | None]:
-    return {role: prompt_of(encoder, role) for role in ("query", "document")}
-
-
 def _second(how: Search, trust_remote_code: bool) -> _Second | None:
     if how.rerank is None:
         return None
     scorer = load_scorer(how.rerank, trust_remote_code=trust_remote_code, where="--rerank")
     return _Second(scorer, name_of(how.rerank), how.rerank_depth)
-
-
-def _leaks(tasks: Sequence[RetrievalTask], trained_on: Sequence[str]) -> dict[str, Leakage]:
-    """What of each task is in the training data: files, BEIR folders, configs or recipes."""
-    if not trained_on:
-        return {}
-    sources: list[Source] = []
-    for path in trained_on:
-        is_recipe = path in recipes() and not Path(path).exists()
-        if is_recipe or path.endswith((".yaml", ".yml")):
-            sources += load(path).data.train
-        else:
-            sources.append(Source(path=path))
-    rows = read_training(sources)
-    return {task.name: leakage(rows, task) for task in tasks}
-
-
-def _check(task: RetrievalTask, how: Search) -> None:
-    """Say which queries are not scored; refuse to leave out a document that is an answer."""
-    if task.unjudged:
-        total = len(task.queries) + task.unjudged + task.answerless
-        say(
-            f"{task.name}: {task.unjudged:,} of {total:,} queries have no judgement in split "
-            f"{task.split!r} and are not scored"
-        )
-    own = [query for query, grades in task.qrels.items() if grades.get(query, 0) > 0]
-    if how.skip_self and own:
-        raise UserError(
-            f"{task.name}: document {own[0]!r} answers the query of the same id ({len(own)} such "
-            "queries); --skip-self would leave the answer out, so do without it"
-        )
