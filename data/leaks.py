@@ -36,12 +36,11 @@ class Leakage:
     touched: tuple[str, ...]  # queries that were seen, or one of whose answers was
 
 
-def leakage(rows: TrainingSet, task: RetrievalTask) -> Leakage:
-    """Look for the queries of `task`, and the documents that answer them, in what `rows` train on.
+def leakage(trained: Sequence[str], task: RetrievalTask) -> Leakage:
+    """Look for the queries of `task`, and the documents that answer them, in the texts `trained`.
 
-    A document that stands in a shared corpus and in no row is not looked at.
+    Of training rows those are `trained_texts`: a document of a shared corpus may be in no row.
     """
-    trained = trained_texts(rows)
     hashes = {text_hash(text) for text in trained}
     ids = {d for grades in task.qrels.values() for d, grade in grades.items() if grade > 0}
     documents = [i for i, id_ in enumerate(task.documents.ids) if id_ in ids]

@@ -12,6 +12,7 @@ from tercet.models.load import (
     max_length,
     on_disk,
     prompt_of,
+    prompts_of,
     resolve,
     set_dropout,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "pad",
     "pair_models",
     "prompt_of",
+    "prompts_of",
     "refuse_pair",
     "resolve",
     "route",

@@ -93,6 +93,11 @@ def prompt_of(model: SentenceTransformer, role: Role) -> str:
     return next((model.prompts[name] or "" for name in names if name in model.prompts), "")
 
 
+def prompts_of(model: SentenceTransformer) -> dict[str, str]:
+    """`prompt_of` both roles, as results and pages show them."""
+    return {"query": prompt_of(model, "query"), "document": prompt_of(model, "document")}
+
+
 def max_length(model: SentenceTransformer) -> int:
     """Longest input in tokens, special ones included."""
     length = model.max_seq_length or model.tokenizer.model_max_length

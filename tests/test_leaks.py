@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tercet.data import RetrievalTask, Texts, TrainingSet, leakage, normalise
-from tercet.data.leaks import covered
+from tercet.data.leaks import covered, trained_texts
 from tercet.data.rows import Ragged
 
 WORDS = [f"w{i}" for i in range(30)]
@@ -53,10 +53,10 @@ def test_a_run_does_not_reach_from_one_text_into_the_next() -> None:
     assert covered(["a b c"], [], n=3).tolist() == [0.0]
 
 
-def rows_of(queries: list[str], documents: list[str]) -> TrainingSet:
+def trained(queries: list[str], documents: list[str]) -> list[str]:
     """Query i is answered by document i; documents after the last query are in no row."""
     count = np.arange(len(queries))
-    return TrainingSet(
+    rows = TrainingSet(
         Texts([f"q{i}" for i in count], queries),
         Texts([f"d{i}" for i in range(len(documents))], documents),
         count,
@@ -64,6 +64,7 @@ def rows_of(queries: list[str], documents: list[str]) -> TrainingSet:
         Ragged.of([[] for _ in count]),
         np.array([0, len(queries)]),
     )
+    return trained_texts(rows)
 
 
 LONG = "the quick brown fox jumps over the lazy dog and runs into the forest at night"
@@ -78,7 +79,7 @@ TASK = RetrievalTask(
 
 def test_queries_and_answers_are_found_by_hash_and_by_words() -> None:
     edited = LONG.replace("night", "dawn, they say")
-    found = leakage(rows_of(["FIRST?  ", "other"], ["unseen", edited, "gamma"]), TASK)
+    found = leakage(trained(["FIRST?  ", "other"], ["unseen", edited, "gamma"]), TASK)
     assert (found.of_queries, found.of_documents) == (3, 3)  # d answers nothing
     assert found.queries == ("1",) and found.queries_by_hash == 1
     assert found.documents == ("b",) and found.documents_by_hash == 0
@@ -86,7 +87,7 @@ def test_queries_and_answers_are_found_by_hash_and_by_words() -> None:
 
 
 def test_an_answer_that_was_a_training_query_counts() -> None:
-    found = leakage(rows_of(["ALPHA"], ["x"]), TASK)
+    found = leakage(trained(["ALPHA"], ["x"]), TASK)
     assert found.documents == ("a",) and found.documents_by_hash == 1
     assert found.touched == ("1",)
 
@@ -94,7 +95,7 @@ def test_an_answer_that_was_a_training_query_counts() -> None:
 def test_less_than_half_of_a_text_is_no_leak() -> None:
     some = " ".join(LONG.split()[:8])  # half of the 16 words
     assert len(LONG.split()) == 16
-    assert leakage(rows_of(["x"], [some]), TASK).documents == ("b",)
+    assert leakage(trained(["x"], [some]), TASK).documents == ("b",)
     longer = Texts(TASK.documents.ids, [*TASK.documents.texts])
     longer.texts[1] = LONG + " without a sound"
-    assert leakage(rows_of(["x"], [some]), replace(TASK, documents=longer)).documents == ()
+    assert leakage(trained(["x"], [some]), replace(TASK, documents=longer)).documents == ()

@@ -40,8 +40,8 @@ from tercet.models.quantise import Ranges, read_ranges
 from tercet.processes import on_main
 from tercet.progress import say
 from tercet.report.comparison import FORMAT, comparison_page
+from tercet.stages.measuring import evaluate_bm25, evaluate_model
 from tercet.stages.names import name_of, refuse_twice
-from tercet.stages.scoring import evaluate_bm25, evaluate_model
 from tercet.versions import installed_versions
 
 RESULTS = "results.json"
