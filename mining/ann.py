@@ -78,7 +78,7 @@ def ann_top_k(
     width = min(k * (settings.oversample if index == "ivf_pq" else 1), len(documents))
     found = search_index(built, queries, width)
     scores, positions = best_first(pair_scores(queries, documents, found), found, k)
-    recall = _recall(queries, documents, positions, sample, seed)
+    recall = _sampled_recall(queries, documents, positions, sample, seed)
     say(f"{index}, {len(documents):,} documents: recall@{k} {recall:.3f} against exact search")
     return scores, positions, recall
 
@@ -192,15 +192,23 @@ def search_index(built: Any, queries: Rows, width: int) -> NDArray[np.int64]:
     return found
 
 
-def _recall(
+def mean_recall(exact: NDArray[np.int64], found: NDArray[np.int64]) -> float:
+    """Mean share of each row of exact (Q, k) that is in the same row of found (Q, any); 1 if Q = 0.
+
+    Position -1, no document, is not counted in `exact`.
+    """
+    rows = zip(exact, found, strict=True)
+    shares = [np.isin(e[e >= 0], f).mean() for e, f in rows if (e >= 0).any()]
+    return float(np.mean(shares)) if shares else 1.0
+
+
+def _sampled_recall(
     queries: Rows, documents: Rows, positions: NDArray[np.int64], sample: int, seed: int
 ) -> float:
-    """Mean share of the exact k best that is in positions (Q, k); 1.0 without queries."""
-    if not len(queries):
-        return 1.0
+    """`mean_recall` of positions (Q, k) against exact search, over a seeded sample of queries."""
     count = min(sample, len(queries))
+    if not count:
+        return 1.0
     chosen = np.sort(np.random.default_rng(seed).choice(len(queries), count, replace=False))
     asked = np.concatenate([queries[query : query + 1] for query in chosen])
-    _, exact = top_k(asked, documents, positions.shape[1])
-    hits = [np.isin(e, p).mean() for e, p in zip(exact, positions[chosen], strict=True)]
-    return float(np.mean(hits))
+    return mean_recall(top_k(asked, documents, positions.shape[1])[1], positions[chosen])
