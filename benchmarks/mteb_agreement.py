@@ -3,28 +3,26 @@
 python -m benchmarks.mteb_agreement --shared FOLDER [--tasks scifact cranfield stackfaq]
                                     [--model NAME] [--out FOLDER]
 
-MTEB gets the folder as an AbsTaskRetrieval and the model as sentence-transformers loads it, so that
-neither reading, encoding, search nor scoring is shared. Writes mteb_agreement.json.
+What `tercet evaluate --check-with-mteb` does: MTEB gets the folder as an AbsTaskRetrieval and the
+model as sentence-transformers loads it, so that neither encoding, search nor scoring is shared.
+Writes mteb_agreement.json.
 """
 
 import argparse
 import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers import SentenceTransformer
-
 from benchmarks.machine import RESULTS, write_result
 from tercet import stages
-from tercet.data import read_task
 from tercet.evaluation import Result
-from tercet.evaluation.official import Scored, as_mteb_task, run_mteb
-from tercet.models import default_device, resolve
+from tercet.evaluation.official import disagreement
 from tercet.report.table import Row, console_table, markdown_table
 
 TASKS = ("scifact", "cranfield", "stackfaq")
 SHOWN = {"ndcg@10": "nDCG@10", "map": "MAP", "mrr@10": "MRR@10", "recall@100": "Recall@100"}
-NAMES = {"map": "map_at_1000"}  # where MTEB calls it otherwise
 
 
 def main() -> None:
@@ -43,33 +41,27 @@ def main() -> None:
 
 
 def agreement(model: str, folders: list[Path]) -> dict[str, Any]:
-    """Both sides' numbers on every folder."""
+    """Both sides' numbers on every folder. Raises UserError if they are not the same."""
     with tempfile.TemporaryDirectory() as out:
-        results = stages.evaluate(model, folders, Path(out))
-    name = stages.name_of(model)
-    ours = {result.task: result for result in results if result.model == name}
-    peer = SentenceTransformer(resolve(model), device=str(default_device()))
-    theirs = [run_mteb(peer, as_mteb_task(read_task(folder)))[0] for folder in folders]
+        results = stages.evaluate(model, folders, Path(out), check_with_mteb=True)
     return {
-        "model": name,
-        "mteb": theirs[0].mteb_version,
-        "tasks": [_both(ours[one.name], one) for one in theirs],
+        "model": stages.name_of(model),
+        "mteb": version("mteb"),
+        "tasks": [_both(result, result.by_mteb) for result in results if result.by_mteb],
     }
 
 
-def _both(ours: Result, theirs: Scored) -> dict[str, Any]:
+def _both(result: Result, theirs: Mapping[str, float]) -> dict[str, Any]:
     """Every metric that both sides have."""
-    both = {
-        metric: {"ours": mean.mean, "mteb": theirs.row[name]}
-        for metric, mean in ours.means.items()
-        if (name := NAMES.get(metric, metric.replace("@", "_at_"))) in theirs.row
-    }
     return {
-        "task": ours.task,
-        "queries": ours.counts["queries"],
-        "documents": ours.counts["documents"],
-        "metrics": both,
-        "largest_difference": max(abs(b["ours"] - b["mteb"]) for b in both.values()),
+        "task": result.task,
+        "queries": result.counts["queries"],
+        "documents": result.counts["documents"],
+        "metrics": {
+            metric: {"ours": result.means[metric].mean, "mteb": mean}
+            for metric, mean in theirs.items()
+        },
+        "largest_difference": disagreement(result)[0],
     }
 
 

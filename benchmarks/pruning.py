@@ -21,7 +21,7 @@ from benchmarks.machine import RESULTS, alternate, medians, ratio, write_result
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask
 from tercet.data.code import docstring_task
-from tercet.evaluation import MAIN_METRIC, comparison, evaluate_vectors, score_task
+from tercet.evaluation import MAIN_METRIC, comparison, score_task, search
 from tercet.export.cpu import int8_saturates
 from tercet.export.graph import write_graph, write_tokenizer
 from tercet.export.quantise import quantise_dynamic
@@ -104,7 +104,7 @@ def measure(task: RetrievalTask, rounds: int) -> dict[str, Any]:
         results = {
             name: score_task(
                 task,
-                evaluate_vectors(task, run(queries, "query"), run(documents, "document")),
+                search(task, run(queries, "query"), run(documents, "document"), 100),
                 model=name,
             )
             for name, run in encoders.items()

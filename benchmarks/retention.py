@@ -29,8 +29,8 @@ from tercet.evaluation import (
     PerQuery,
     bootstrap_interval,
     compare,
-    evaluate_vectors,
-    score_runs,
+    score_ranking,
+    search,
 )
 from tercet.files import whole_file, write_json
 from tercet.models import Role, Size, default_device, encode, load_encoder, vectors
@@ -118,8 +118,8 @@ def score(models: Models, variant: Variant, task: RetrievalTask) -> dict[str, fl
     """nDCG@10 of every query."""
     queries = cut(stored(models[variant.queries], task, "query"), variant.dims)
     documents = cut(stored(models[variant.documents], task, "document"), variant.dims)
-    run = evaluate_vectors(task, queries, as_bytes(documents) if variant.int8 else documents)
-    values = score_runs(task.qrels, run)[MAIN_METRIC].tolist()
+    found = search(task, queries, as_bytes(documents) if variant.int8 else documents, 100)
+    values = score_ranking(task, found, [MAIN_METRIC])[MAIN_METRIC].tolist()
     return dict(zip(task.qrels, values, strict=True))
 
 

@@ -1,7 +1,14 @@
 """Scores per query, error bars, and the baseline beside them."""
 
 from tercet.evaluation.bm25 import bm25_ranking
-from tercet.evaluation.comparisons import PLUS, Comparison, comparisons, write_comparisons
+from tercet.evaluation.comparisons import (
+    PLUS,
+    Comparison,
+    comparisons,
+    comparisons_in,
+    read_comparisons,
+    write_comparisons,
+)
 from tercet.evaluation.handover import score_ranking
 from tercet.evaluation.metrics import (
     METRICS,
@@ -12,21 +19,25 @@ from tercet.evaluation.metrics import (
     metrics_within,
     score_runs,
 )
-from tercet.evaluation.ranking import DEPTH, Ranking, run_of, run_rows, search
+from tercet.evaluation.ranking import (
+    DEPTH,
+    Ranking,
+    ranking_of,
+    run_of,
+    run_rows,
+    search,
+)
 from tercet.evaluation.rerank import rerank
-from tercet.evaluation.retrieval import (
-    MAIN_METRIC,
+from tercet.evaluation.results import (
     PREDICTIONS,
-    Mean,
-    Result,
-    comparison,
-    evaluate_vectors,
+    place_of,
     read_result,
     result_files,
     result_path,
-    score_task,
+    safe_name,
     write_result,
 )
+from tercet.evaluation.retrieval import MAIN_METRIC, Mean, Result, comparison, score_task
 from tercet.evaluation.runs import read_run, write_predictions, write_run
 from tercet.evaluation.significance import (
     Delta,
@@ -60,14 +71,17 @@ __all__ = [
     "compare",
     "comparison",
     "comparisons",
+    "comparisons_in",
     "cosines",
     "cut_of",
     "effect_size",
-    "evaluate_vectors",
     "holm",
     "known_metric",
     "metrics_within",
+    "place_of",
     "randomisation_test",
+    "ranking_of",
+    "read_comparisons",
     "read_result",
     "read_run",
     "rerank",
@@ -75,6 +89,7 @@ __all__ = [
     "result_path",
     "run_of",
     "run_rows",
+    "safe_name",
     "score_ranking",
     "score_runs",
     "score_similarity",

@@ -5,6 +5,8 @@ scoring them. No metric here depends on what stands below a query's last relevan
 what stands above it is handed over; which that is, is found in arrays.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,16 +19,19 @@ QUERIES = 512  # handed over at a time: bounds the dictionaries
 PAIRS = 4_096  # judgements looked up at a time: bounds a table of (pairs, depth)
 
 
-def score_ranking(task: RetrievalTask, found: Ranking) -> Scores:
+def score_ranking(
+    task: RetrievalTask, found: Ranking, metrics: Sequence[str] | None = None
+) -> Scores:
     """`score_runs` of the same run: each metric's value (Q,), in the order of `task.qrels`.
 
-    The metrics are those that the ranking is deep enough for: all, if it holds every document.
+    `metrics` None: those that the ranking is deep enough for; all, if it holds every document.
     Raises UserError naming a score that is NaN, and for a task without judgements.
     """
     refuse_nan(task, found)
     depth = found.scores.shape[1]
-    whole = depth >= len(task.documents)
-    scorer = Scorer(task.qrels, METRICS if whole else metrics_within(depth))
+    if metrics is None:
+        metrics = METRICS if depth >= len(task.documents) else metrics_within(depth)
+    scorer = Scorer(task.qrels, metrics)
     ordered = in_trec_order(found, task.documents.ids)
     needed = down_to_last_relevant(task, ordered)
     cut = np.arange(depth) < needed[:, None]
@@ -61,7 +66,7 @@ def down_to_last_relevant(task: RetrievalTask, found: Ranking) -> NDArray[np.int
 
 
 def unanswered(task: RetrievalTask, found: Ranking) -> int:
-    """How many judged queries have no document at all; `absent` of the same run."""
+    """How many judged queries have no document at all."""
     answered = np.any(found.positions >= 0, axis=1).tolist()
     return sum(not answered[task.queries.index[query]] for query in task.qrels)
 

@@ -38,17 +38,19 @@ _TREC = {  # our name -> the measure asked for, the name it is returned under
     _MRR: ("recip_rank", "recip_rank"),
 }
 METRICS = tuple(_TREC)
+_MAP_DEPTH = 1_000  # documents of each query, as TREC's runs hold and MTEB looks at
 
 
 def score_runs(qrels: Qrels, run: Run, metrics: Sequence[str] = METRICS) -> Scores:
     """Each metric's value (Q,) for each query, in the order of `qrels`.
 
-    A query without an answer in the run, or without a relevant document, scores 0 and is counted
-    (see `absent`). `map` is over all the run holds, so it grows with the depth of the run.
+    A query without an answer in the run, or without a relevant document, scores 0 and counts all
+    the same. `map` is over all the run holds, so it grows with the depth of the run.
     trec_eval cuts recip_rank nowhere; the first relevant document stands within rank 10 exactly
     when it is at least 1/10, which makes mrr@10. Raises UserError naming a score that is NaN and
     an empty `qrels`.
     """
+    _refuse_nan(run)
     return Scorer(qrels, metrics)(run)
 
 
@@ -64,8 +66,7 @@ class Scorer:
         self._queries = list(qrels)
 
     def __call__(self, run: Run, queries: Sequence[str] | None = None) -> Scores:
-        """Scores (Q,) in the order of `queries`; None: of the judgements."""
-        _refuse_nan(run)
+        """Scores (Q,) in the order of `queries`; None: of the judgements. No score may be NaN."""
         found = self._evaluator.evaluate({query: docs for query, docs in run.items() if docs})
         nothing: dict[str, float] = {}
         rows = [found.get(query, nothing) for query in queries or self._queries]
@@ -92,12 +93,12 @@ def known_metric(name: str) -> str:
 
 
 def cut_of(metric: str) -> int:
-    """The last rank that the metric looks at; 0 if it looks at all.
+    """How many documents of a query have to be looked at to tell the metric.
 
     >>> cut_of("recall@100"), cut_of("map")
-    (100, 0)
+    (100, 1000)
     """
-    return int(metric.partition("@")[2] or 0)
+    return int(metric.partition("@")[2] or _MAP_DEPTH)
 
 
 def metrics_within(depth: int) -> tuple[str, ...]:
@@ -107,15 +108,6 @@ def metrics_within(depth: int) -> tuple[str, ...]:
     (False, True)
     """
     return tuple(metric for metric in METRICS if cut_of(metric) <= depth)
-
-
-def absent(qrels: Qrels, run: Run) -> int:
-    """How many judged queries the run does not answer.
-
-    >>> absent({"a": {"d": 1}, "b": {"d": 1}}, {"a": {"d": 0.5}, "c": {}})
-    1
-    """
-    return sum(not run.get(query) for query in qrels)
 
 
 def _refuse_nan(run: Mapping[str, Mapping[str, float]]) -> None:

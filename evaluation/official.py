@@ -9,8 +9,8 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,15 @@ from sentence_transformers import SentenceTransformer
 from tercet.data.rows import RetrievalTask, Texts
 from tercet.errors import UserError
 from tercet.evaluation.metrics import Run
+from tercet.evaluation.ranking import DEPTH, Ranking, ranking_of
+from tercet.evaluation.retrieval import UNKNOWN_LANGUAGE, Result
 from tercet.models import Role, prompt_of, vectors
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask, AbsTaskRetrieval
 
-LANGUAGE = "und-Zyyy"  # ISO's codes for an unknown language and script
+AGREEMENT = 1e-5  # within which mteb's means, which it rounds to 5 digits, are ours
+_NAMES = {"map": "map_at_1000"}  # of our metrics, where mteb's is not `recall_at_10`
 _ROLES: dict[str, Role] = {"query": "query", "document": "document"}  # what mteb calls them
 
 
@@ -34,14 +37,16 @@ _ROLES: dict[str, Role] = {"query": "query", "document": "document"}  # what mte
 class Scored:
     """What mteb made of one split and subset of a task."""
 
-    task: RetrievalTask | None  # with the run below: of retrieval tasks only
-    run: Run
     name: str  # of the task, and of its subset unless it has one only
     split: str
     row: dict[str, Any]  # mteb's scores; null for what is not a number
     dataset_revision: str
     mteb_version: str | None
     seconds: float | None
+    task: RetrievalTask | None = None  # these two of text retrieval only
+    found: Ranking | None = None  # what mteb scored
+    skip_self: bool = False  # the documents of the queries' own ids were left out
+    searched: bool = False  # among all documents; False where mteb gives candidates to be ordered
 
 
 def require_mteb() -> None:
@@ -81,7 +86,7 @@ def as_mteb_task(task: RetrievalTask, *, skip_self: bool = False) -> "AbsTaskRet
             type="Retrieval",
             category="t2t",
             eval_splits=[task.split],
-            eval_langs=[LANGUAGE],
+            eval_langs=[*UNKNOWN_LANGUAGE],
             main_score="ndcg_at_10",
         )
         ignore_identical_ids = skip_self
@@ -107,19 +112,20 @@ def as_mteb_task(task: RetrievalTask, *, skip_self: bool = False) -> "AbsTaskRet
 def run_mteb(model: Any, task: "AbsTask") -> list[Scored]:
     """Everything `mteb.evaluate` says of `model` (what it takes) on one task, split by split.
 
-    Raises UserError if the data cannot be had.
+    Raises UserError if the data cannot be had, or the model and the task do not fit.
     """
     require_mteb()
     import mteb
     from mteb.abstasks import AbsTaskRetrieval
 
     name = task.metadata.name
+    told = f"--mteb {name}: mteb cannot run it"
     retrieval = task if isinstance(task, AbsTaskRetrieval) else None
     with tempfile.TemporaryDirectory() as folder:
         try:
             if retrieval is not None:
-                retrieval.load_data()
-            found = mteb.evaluate(
+                retrieval.load_data()  # so that mteb does not forget it
+            report = mteb.evaluate(
                 model,
                 task,
                 cache=None,
@@ -127,38 +133,84 @@ def run_mteb(model: Any, task: "AbsTask") -> list[Scored]:
                 overwrite_strategy="always",
                 prediction_folder=folder,
                 show_progress_bar=False,
-            ).task_results[0]
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            )
+        except (OSError, ValueError, RuntimeError, LookupError, ImportError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"--mteb {name}: mteb cannot run it: {reason}") from None
+            raise UserError(f"{told}: {reason}") from None
+        if not report.task_results:
+            reasons = [" ".join(one.exception.split()) for one in report.exceptions or ()]
+            raise UserError(f"{told}: {next(iter(reasons), 'it gives no result')}")
         said = Path(folder) / f"{name}_predictions.json"
         runs = json.loads(said.read_text(encoding="utf-8")) if said.exists() else {}
-    rows = [(split, row) for split, part in found.scores.items() for row in part]
-    return [
-        Scored(
-            _task_of(retrieval, name, split, row["hf_subset"]) if retrieval else None,
-            runs.get(row["hf_subset"], {}).get(split, {}),
-            name if row["hf_subset"] == "default" else f"{name}.{row['hf_subset']}",
-            split,
-            _without_nan(dict(row)),
-            found.dataset_revision,
-            found.mteb_version,
-            found.evaluation_time,
-        )
-        for split, row in rows
-    ]
+    result = report.task_results[0]
+    of_texts = retrieval is not None and set(task.metadata.modalities) == {"text"}
+    found = []
+    for split, rows in result.scores.items():
+        for row in rows:
+            subset = row["hf_subset"]
+            one = Scored(
+                name if subset == "default" else f"{name}.{subset}",
+                split,
+                _without_nan(dict(row)),
+                result.dataset_revision,
+                result.mteb_version,
+                result.evaluation_time,
+            )
+            if retrieval is not None and of_texts:
+                one = _with_ranking(one, retrieval, subset, runs.get(subset, {}).get(split, {}))
+            found.append(one)
+    return found
+
+
+def _with_ranking(one: Scored, task: "AbsTaskRetrieval", subset: str, run: Run) -> Scored:
+    """With what was found: mteb keeps it as it was before it leaves documents out."""
+    task.convert_v1_dataset_format_to_v2(None)
+    ours = _task_of(task, one.name, one.split, subset)
+    if task.ignore_identical_ids:
+        for query, documents in run.items():
+            documents.pop(query, None)
+    if task.skip_first_result:
+        best = {query: sorted(docs, key=docs.__getitem__)[-1:] for query, docs in run.items()}
+        run = {q: {d: s for d, s in docs.items() if d not in best[q]} for q, docs in run.items()}
+    return replace(
+        one,
+        task=ours,
+        found=ranking_of(ours, run),
+        skip_self=task.ignore_identical_ids,
+        searched=task.dataset[subset][one.split]["top_ranked"] is None
+        and not task.skip_first_result,
+    )
+
+
+def by_mteb(row: Mapping[str, Any], metrics: Iterable[str], depth: int) -> dict[str, float]:
+    """mteb's own means of those of our `metrics` that it has: metric -> mean.
+
+    `depth`: how many documents of a query we look at. Of more than mteb's 1,000 MAP is another.
+    """
+    names = {metric: _NAMES.get(metric, metric.replace("@", "_at_")) for metric in metrics}
+    if depth > DEPTH:
+        names.pop("map", None)
+    return {metric: row[name] for metric, name in names.items() if row.get(name) is not None}
+
+
+def disagreement(result: Result) -> tuple[float, str]:
+    """The largest difference between mteb's means and ours, and the metric it is of."""
+    theirs = result.by_mteb or {}
+    return max(
+        ((abs(mean - result.means[metric].mean), metric) for metric, mean in theirs.items()),
+        default=(0.0, result.main),
+    )
 
 
 def _task_of(task: "AbsTaskRetrieval", name: str, split: str, subset: str) -> RetrievalTask:
     """What mteb has loaded, as a task of ours."""
-    task.convert_v1_dataset_format_to_v2(None)
     data = task.dataset[subset][split]
     corpus, queries, qrels = data["corpus"], data["queries"], data["relevant_docs"]
     columns = [list(corpus[c]) for c in ("title", "text") if c in corpus.column_names]
     texts = [" ".join(part or "" for part in parts).strip() for parts in zip(*columns, strict=True)]
     asked = [i for i, query in enumerate(queries["id"]) if qrels.get(query)]
     return RetrievalTask(
-        name if subset == "default" else f"{name}.{subset}",
+        name,
         split,
         Texts(list(corpus["id"]), texts),
         Texts([queries["id"][i] for i in asked], [str(queries["text"][i]) for i in asked]),

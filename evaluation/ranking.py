@@ -92,3 +92,20 @@ def run_rows(task: RetrievalTask, found: Ranking) -> Iterator[tuple[str, dict[st
 def run_of(task: RetrievalTask, found: Ranking) -> Run:
     """The same as trec_eval's dictionary."""
     return dict(run_rows(task, found))
+
+
+def ranking_of(task: RetrievalTask, run: Run) -> Ranking:
+    """trec_eval's dictionary in arrays, best first; as wide as its longest answer.
+
+    Raises KeyError for a document that the task does not hold.
+    """
+    depth = max((len(documents) for documents in run.values()), default=0)
+    scores = np.full((len(task.queries), depth), -np.inf, dtype=np.float32)
+    positions = np.full(scores.shape, -1, dtype=np.int64)
+    for row, query in enumerate(task.queries.ids):
+        documents = run.get(query, {})
+        values = np.array(list(documents.values()), dtype=np.float32)
+        places = np.array([task.documents.index[id_] for id_ in documents], dtype=np.int64)
+        order = np.argsort(-values, kind="stable")
+        scores[row, : len(order)], positions[row, : len(order)] = values[order], places[order]
+    return Ranking(scores, positions)

@@ -10,13 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet.errors import UserError
-from tercet.evaluation import (
-    MAIN_METRIC,
-    Result,
-    comparison,
-    evaluate_vectors,
-    score_task,
-)
+from tercet.evaluation import MAIN_METRIC, Result, comparison, score_task, search
 from tercet.export.sample import Sample
 from tercet.files import sha256
 from tercet.models import Role
@@ -169,7 +163,7 @@ def _figures(found: Measured) -> dict[str, str]:
 def _results(sample: Sample, vectors: Sequence[NDArray[np.float32]], name: str) -> list[Result]:
     pairs = zip(vectors[::2], vectors[1::2], strict=True)
     return [
-        score_task(task, evaluate_vectors(task, queries, documents), model=name)
+        score_task(task, search(task, queries, documents, 100), model=name)
         for task, (queries, documents) in zip(sample.tasks, pairs, strict=False)
     ]
 

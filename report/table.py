@@ -18,8 +18,6 @@ HEADINGS = {
     "recall@100": "Recall@100",
     "precision@10": "P@10",
 }
-
-
 STS_HEADINGS = {"spearman": "Spearman", "pearson": "Pearson"}
 
 
@@ -59,10 +57,11 @@ def delta_line(
     """
     adjusted = "" if holm is None else f" (Holm {_p(holm).removeprefix('p ').removeprefix('= ')})"
     effect = "" if delta.effect is None else f", d = {delta.effect:+.2f}"
+    heading = (HEADINGS | STS_HEADINGS).get(metric, metric)
     return (
-        f"{new} - {base}: {HEADINGS.get(metric, metric)} {delta.mean:+.3f} "
+        f"{new} - {base}: {heading} {delta.mean:+.3f} "
         f"[{delta.low:+.3f}, {delta.high:+.3f}], {_p(delta.p)}{adjusted}{effect}, "
-        f"{delta.queries} queries"
+        f"{delta.queries} {'pairs' if metric in STS_HEADINGS else 'queries'}"
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tercet import stages
 from tercet.configs import Columns, Config, Source, load
-from tercet.data import RetrievalTask, normalise, read_task
+from tercet.data import RetrievalTask, read_task
 from tercet.data.code import IGNORE, CodeCounts, code_task
 from tercet.errors import UserError
 from tercet.evaluation import (
@@ -24,7 +24,7 @@ from tercet.evaluation import (
 )
 from tercet.files import writable_folder, write_json, write_text
 from tercet.progress import say
-from tercet.report import console_table, model_table
+from tercet.report import console_table, leak_line, model_table
 from tercet.versions import installed_versions
 
 # Installed with Tercet, written by different people, and none of them part of the standard
@@ -64,15 +64,22 @@ def run_demo(out: Path, *, overwrite: bool = False) -> dict[str, Any]:
     data = config.data.model_copy(update={"mined": str(mined.path)})
     model = stages.finetune(config.model_copy(update={"data": data}))
     say("4/5  evaluate: base, BM25 and the tuned model on the standard library")
-    results = stages.evaluate(str(model), [out / "code"], out / "results", against=["embedded"])
+    results = stages.evaluate(
+        str(model),
+        [out / "code"],
+        out / "results",
+        against=["embedded"],
+        trained_on=[str(out / "config.yaml")],
+    )
     say("5/5  export with the results on its card")
     stages.export_run(out, model, results=results, overwrite=True)
 
     base, bm25, tuned = results
     delta = comparison(base, tuned)
     task = read_task(out / "code")
-    leaked = _leaked(out / "code", task)
-    _show(out, results, task, leaked)
+    leaked = tuned.leakage
+    assert leaked is not None  # of every task, as trained_on was given
+    _show(out, results, task)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     summary |= {
         "base": _scores(base),
@@ -83,7 +90,7 @@ def run_demo(out: Path, *, overwrite: bool = False) -> dict[str, Any]:
         "queries": len(task.queries),
         "documents": len(task.documents),
         "train_pairs": counts.kept("train"),
-        "test_functions_in_training": leaked,
+        "test_functions_in_training": leaked.queries_by_hash + leaked.documents_by_hash,
         "seconds": round(time.perf_counter() - start, 1),
         "versions": installed_versions(),
     }
@@ -129,17 +136,6 @@ def _build(folder: Path) -> CodeCounts:
     )
 
 
-def _leaked(folder: Path, task: RetrievalTask) -> int:
-    """Test functions whose code or docstring occurs in training, by normalised text."""
-    seen = set()
-    with (folder / "train.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            seen |= {normalise(row["query"]), normalise(row["positive"])}
-    texts = (*task.documents.texts, *task.queries.texts)
-    return sum(normalise(text) in seen for text in texts)
-
-
 def _scores(result: Result) -> dict[str, float]:
     return {metric: mean.mean for metric, mean in result.means.items()}
 
@@ -148,15 +144,15 @@ def _delta(delta: Delta) -> dict[str, Any]:
     return {"ndcg@10": delta.mean, "ci95": [delta.low, delta.high], "p": delta.p}
 
 
-def _show(out: Path, results: list[Result], task: RetrievalTask, leaked: int) -> None:
+def _show(out: Path, results: list[Result], task: RetrievalTask) -> None:
     console = Console(highlight=False, record=True, soft_wrap=True)
     if not console.is_terminal:
         console.width = 100
     console.print(console_table(model_table(results), title="Code search, standard library"))
     for line in stages.delta_lines(results, results[-1].model):
         console.print(line)
-    console.print(f"test functions found in training, by text hash: {leaked}\n")
     base, tuned = results[0], results[-1]
+    console.print(f"{leak_line(tuned)}\n")
     before, after = _hits(out, base), _hits(out, tuned)
     for query in _examples(base, tuned):
         console.print(task.queries.texts[task.queries.index[query]], style="bold", markup=False)

@@ -7,7 +7,7 @@ import pytest
 import pytrec_eval
 
 from tercet.errors import UserError
-from tercet.evaluation.metrics import METRICS, Qrels, Run, absent, known_metric, score_runs
+from tercet.evaluation.metrics import METRICS, Qrels, Run, known_metric, score_runs
 from tercet.evaluation.retrieval import MAIN_METRIC
 
 
@@ -107,7 +107,6 @@ def test_a_query_the_run_does_not_answer_scores_zero_in_its_place() -> None:
     for values in score_runs(qrels, run).values():
         assert values[:3].tolist() == [0.0, 0.0, 0.0] and values[3] > 0
         assert values.shape == (4,) and values.dtype == np.float64
-    assert absent(qrels, run) == 2
 
 
 def test_nan_is_refused_by_query_and_document() -> None:

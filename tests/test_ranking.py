@@ -13,8 +13,8 @@ from tercet.errors import UserError
 from tercet.evaluation import handover
 from tercet.evaluation.bm25 import bm25_ranking
 from tercet.evaluation.handover import down_to_last_relevant, score_ranking, unanswered
-from tercet.evaluation.metrics import METRICS, absent, cut_of, score_runs
-from tercet.evaluation.ranking import Ranking, in_trec_order, run_of, search
+from tercet.evaluation.metrics import METRICS, cut_of, score_runs
+from tercet.evaluation.ranking import Ranking, in_trec_order, ranking_of, run_of, search
 from tercet.evaluation.retrieval import score_task
 
 
@@ -37,7 +37,7 @@ def task_of(queries: int, documents: int, seed: int) -> RetrievalTask:
     )
 
 
-def ranking_of(task: RetrievalTask, depth: int, seed: int) -> Ranking:
+def random_ranking(task: RetrievalTask, depth: int, seed: int) -> Ranking:
     """Scores with many ties; some rows short, one empty."""
     generator = np.random.default_rng(seed)
     rows, columns = len(task.queries), len(task.documents)
@@ -58,17 +58,20 @@ def test_scores_are_those_of_the_whole_run(
     monkeypatch.setattr(handover, "QUERIES", 7)  # several pieces, the last one short
     monkeypatch.setattr(handover, "PAIRS", 50)
     task = task_of(40, 150, seed)
-    found = ranking_of(task, depth, seed)
+    found = random_ranking(task, depth, seed)
     got, want = score_ranking(task, found), score_runs(task.qrels, run_of(task, found))
     assert set(got) == {m for m in METRICS if depth == 150 or cut_of(m) <= depth}
     for metric, values in got.items():
         assert values.tolist() == want[metric].tolist(), metric
-    assert unanswered(task, found) == absent(task.qrels, run_of(task, found)) == 1
+    run = run_of(task, found)
+    assert unanswered(task, found) == sum(not run[query] for query in task.qrels) == 1
+    for metric, values in score_ranking(task, ranking_of(task, run), METRICS).items():
+        assert values.tolist() == want[metric].tolist(), metric
 
 
 def test_equal_to_trec_eval_run_directly() -> None:
     task = task_of(30, 150, 5)
-    found = ranking_of(task, 150, 5)
+    found = random_ranking(task, 150, 5)
     measures = {"ndcg_cut.1,3,5,10,20,100", "map", "recall.10,100,1000", "P.1,10", "success.10,100"}
     whole = pytrec_eval.RelevanceEvaluator(task.qrels, measures).evaluate(run_of(task, found))
     got = score_ranking(task, found)
@@ -85,7 +88,7 @@ def test_equal_to_trec_eval_run_directly() -> None:
 
 def test_only_what_stands_above_the_last_relevant_document_is_handed_over() -> None:
     task = task_of(20, 150, 6)
-    found = in_trec_order(ranking_of(task, 150, 6), task.documents.ids)
+    found = in_trec_order(random_ranking(task, 150, 6), task.documents.ids)
     needed = down_to_last_relevant(task, found)
     for row, query in enumerate(task.queries.ids):
         documents = [task.documents.ids[d] for d in found.positions[row] if d >= 0]
@@ -95,7 +98,7 @@ def test_only_what_stands_above_the_last_relevant_document_is_handed_over() -> N
 
 def test_judgements_of_documents_outside_the_corpus_still_count_as_missed() -> None:
     task = task_of(3, 20, 7)
-    found = ranking_of(task, 20, 7)
+    found = random_ranking(task, 20, 7)
     more = replace(task, qrels={q: grades | {"gone": 1} for q, grades in task.qrels.items()})
     got, want = score_ranking(more, found), score_runs(more.qrels, run_of(more, found))
     assert got["recall@100"].tolist() == want["recall@100"].tolist()
@@ -104,7 +107,7 @@ def test_judgements_of_documents_outside_the_corpus_still_count_as_missed() -> N
 
 def test_nan_is_refused_by_query_and_document() -> None:
     task = task_of(3, 20, 8)
-    found = ranking_of(task, 20, 8)
+    found = random_ranking(task, 20, 8)
     found.scores[2, 1] = np.nan
     name = task.documents.ids[found.positions[2, 1]]
     with pytest.raises(UserError, match=f"query 'q2', document '{name}': the score is NaN"):
@@ -138,8 +141,8 @@ def test_skip_self_leaves_out_the_query_and_nothing_else() -> None:
 
 def test_a_ranking_is_scored_only_as_deep_as_it_is() -> None:
     task = task_of(10, 150, 9)
-    shallow = score_task(task, ranking_of(task, 20, 9), model="m")
-    assert "recall@10" in shallow.means and "recall@100" not in shallow.means
+    shallow = score_task(task, random_ranking(task, 20, 9), model="m")
+    assert "recall@10" in shallow.means and not {"recall@100", "map"} & shallow.means.keys()
     assert shallow.counts["depth"] == 20 and shallow.counts["unanswered"] == 1
 
 
@@ -165,7 +168,7 @@ def test_queries_without_judgement_or_answer_are_counted(tmp_path: Path) -> None
     grades = {first: {"d0": 1}, second: {"d1": 0}}
     write_task(replace(task, qrels=grades), tmp_path / "some")
     read = read_task(tmp_path / "some")
-    result = score_task(read, ranking_of(read, 20, 0), model="m")
+    result = score_task(read, random_ranking(read, 20, 0), model="m")
     assert result.counts["queries"] == 1
     assert result.counts["without_judgement"] == 2 and result.counts["without_answer"] == 1
 

@@ -10,16 +10,12 @@ import pytest
 
 from tercet.data.rows import RetrievalTask, Texts
 from tercet.errors import UserError
-from tercet.evaluation.retrieval import (
-    Result,
-    comparison,
-    evaluate_vectors,
-    read_result,
-    score_task,
-    task_fingerprint,
-    write_result,
-)
+from tercet.evaluation.metrics import METRICS
+from tercet.evaluation.ranking import ranking_of, run_of, search
+from tercet.evaluation.results import FORMAT, read_result, write_result
+from tercet.evaluation.retrieval import Result, comparison, score_task, task_fingerprint
 from tercet.evaluation.runs import read_run, write_run
+from tests.test_ranking import random_ranking, task_of
 
 TASK = RetrievalTask(
     "toy",
@@ -35,10 +31,9 @@ QUERIES = np.array([[1.0, 0.5, 0.0], [0.9, 0.5, 0.1]], dtype=np.float32)
 
 
 def result(model: str = "org/model") -> Result:
-    run = evaluate_vectors(TASK, QUERIES, DOCUMENTS)
     return score_task(
         TASK,
-        run,
+        search(TASK, QUERIES, DOCUMENTS, 100),
         model=model,
         fingerprints={"model": "abc"},
         prompts={"query": "query: ", "document": None},
@@ -47,11 +42,11 @@ def result(model: str = "org/model") -> Result:
 
 
 def test_each_query_gets_its_nearest_documents() -> None:
-    run = evaluate_vectors(TASK, QUERIES, DOCUMENTS, k=2)
+    run = run_of(TASK, search(TASK, QUERIES, DOCUMENTS, 2))
     assert [list(run[q]) for q in ("q0", "q1")] == [["d0", "d1"], ["d0", "d1"]]
     assert run["q1"] == pytest.approx({"d0": 0.9, "d1": 0.5})
     with pytest.raises(ValueError, match="2 document vectors for 3 texts"):
-        evaluate_vectors(TASK, QUERIES, DOCUMENTS[:2])
+        search(TASK, QUERIES, DOCUMENTS[:2], 2)
 
 
 def test_scores_stand_under_their_own_query() -> None:
@@ -95,6 +90,15 @@ def test_another_file_is_not_a_result(tmp_path: Path, text: str) -> None:
         read_result(tmp_path / "nothing.json")
 
 
+def test_a_result_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = write_result(result(), tmp_path)
+    written = json.loads(path.read_text())
+    written["tercet"]["format"] = FORMAT + 1
+    path.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=rf"newer version of tercet \(format {FORMAT + 1}, this"):
+        read_result(path)
+
+
 def test_the_task_fingerprint_changes_with_any_of_its_parts() -> None:
     parts = [
         TASK,
@@ -106,7 +110,8 @@ def test_the_task_fingerprint_changes_with_any_of_its_parts() -> None:
 
 
 def test_comparison_is_the_second_against_the_first() -> None:
-    worse = score_task(TASK, {"q0": {"d0": 1.0}, "q1": {}}, model="worse")
+    one = ranking_of(TASK, {"q0": {"d0": 1.0}, "q1": {}})
+    worse = score_task(TASK, one, model="worse", metrics=METRICS)
     delta = comparison(worse, result())
     assert delta.mean == pytest.approx(SECOND / 2) and delta.queries == 2
 
@@ -124,7 +129,10 @@ def test_results_of_other_tasks_splits_data_or_metrics_are_refused() -> None:
 
 
 def test_a_trec_run_ranks_by_score_then_id_descending(tmp_path: Path) -> None:
-    write_run({"q": {"a": 0.5, "c": 0.25, "b": 0.5}}, tmp_path / "run.txt", "my model")
+    ids = ["a", "b", "c"]
+    task = replace(TASK, documents=Texts(ids, ids), queries=Texts(["q"], ["q"]), qrels={"q": {}})
+    run = {"q": {"a": 0.5, "c": 0.25, "b": 0.5}}
+    write_run(task, ranking_of(task, run), tmp_path / "run.txt", "my model")
     assert (tmp_path / "run.txt").read_text().splitlines() == [
         "q Q0 b 1 0.5 my_model",
         "q Q0 a 2 0.5 my_model",
@@ -133,8 +141,26 @@ def test_a_trec_run_ranks_by_score_then_id_descending(tmp_path: Path) -> None:
 
 
 def test_ids_of_any_characters_survive_a_trec_run(tmp_path: Path) -> None:
-    ids = ["a b", "a_b", "a%20b", "100%", "tab\tline\n\x1c\u2028\xa0end", "größe/ü"]
+    ids = ["a b", "a_b", "a%20b", "100%", "tab\tline\n\x1c\u2028\xa0end", "größe/ü", '"quoted",']
+    task = replace(TASK, documents=Texts(ids, ids), queries=Texts(ids, ids), qrels={})
     run = {query: {document: 0.5 for document in ids} for query in ids}
-    write_run(run, tmp_path / "run.txt")
+    write_run(task, ranking_of(task, run), tmp_path / "run.txt", 'a "b"')
     assert "a%20b Q0 " in (tmp_path / "run.txt").read_text(encoding="utf-8")
     assert read_run(tmp_path / "run.txt") == run
+
+
+def test_a_trec_run_is_that_of_a_plain_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sorted and formatted one line after the other; with ties, short rows and an empty one."""
+    monkeypatch.setattr("tercet.evaluation.runs.QUERIES", 7)
+    task = task_of(20, 60, 1)
+    found = random_ranking(task, 40, 1)
+    write_run(task, found, tmp_path / "run.txt", "m")
+    lines = []
+    for query, documents in run_of(task, found).items():
+        best = sorted(documents.items(), key=lambda item: (item[1], item[0]), reverse=True)
+        lines += [(query, "Q0", d, n, np.float32(s), "m") for n, (d, s) in enumerate(best, 1)]
+    cells = [line.split(" ") for line in (tmp_path / "run.txt").read_text().splitlines()]
+    assert [(q, z, d, int(n), np.float32(s), m) for q, z, d, n, s, m in cells] == lines
+    assert len(lines) > 300

@@ -10,9 +10,15 @@ from scipy import stats
 from tercet.data import read_similarity
 from tercet.data.sts import SimilarityTask
 from tercet.errors import UserError
-from tercet.evaluation import cosines, read_result, score_similarity
-from tercet.evaluation.similarity import pearson, spearman
+from tercet.evaluation import cosines, read_comparisons, read_result, score_similarity
+from tercet.evaluation.correlation import (
+    compare_correlations,
+    correlation_interval,
+    pearson,
+    spearman,
+)
 from tests.conftest import Run, answer
+from tests.encoders import save_encoder
 
 HEADER = "score\tsentence1\tsentence2\n"
 GOOD = HEADER + "".join(f"{n % 4}\t{answer(n)}\t{answer(n * 3 % 40)}\n" for n in range(12))
@@ -43,10 +49,7 @@ def score(gold: np.ndarray, given: np.ndarray):
     return score_similarity(task_of(gold), given, model="m", fingerprints={}, prompts={})
 
 
-def test_the_interval_holds_the_truth_about_95_times_in_100(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("tercet.evaluation.similarity.DRAWS", 300)
+def test_the_interval_holds_the_truth_about_95_times_in_100() -> None:
     generator = np.random.default_rng(2)
     rho = 0.7
     truth = 6 / np.pi * np.arcsin(rho / 2)  # Spearman's of two normal variables
@@ -54,10 +57,43 @@ def test_the_interval_holds_the_truth_about_95_times_in_100(
     for _ in range(120):
         x = generator.normal(size=120)
         y = rho * x + np.sqrt(1 - rho**2) * generator.normal(size=120)
-        mean = score(x, y).means["spearman"]
-        assert mean.low <= mean.mean <= mean.high
-        held += mean.low <= truth <= mean.high
+        low, high = correlation_interval(spearman, x, y, draws=300)
+        assert low <= spearman(x, y) <= high
+        held += low <= truth <= high
     assert 0.88 <= held / 120 <= 0.99
+
+
+def test_a_difference_is_that_of_the_same_drawn_pairs() -> None:
+    """The definition, a draw at a time, with scipy's correlation."""
+    generator = np.random.default_rng(4)
+    gold = generator.integers(0, 6, 40).astype(float)
+    a, b = (gold + generator.normal(0, noise, 40) for noise in (3.0, 2.0))
+    found = compare_correlations(gold, a, b, draws=60, seed=5)
+    drawn = np.random.default_rng(5).integers(0, 40, (60, 40))
+
+    def difference(some: np.ndarray) -> float:
+        near, far = (stats.spearmanr(gold[some], side[some])[0] for side in (a, b))
+        return float(far) - float(near)  # type: ignore[arg-type]
+
+    want = [difference(some) for some in drawn]
+    assert found.mean == pytest.approx(difference(np.arange(40)))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(want, [0.025, 0.975])))
+    beyond = min(np.sum(np.array(want) <= 0), np.sum(np.array(want) >= 0))
+    assert found.p == pytest.approx(2 * (beyond + 1) / 61)
+    assert found.queries == 40 and found.effect is None
+    assert compare_correlations(gold, a, a, draws=60).p == 1.0
+
+
+def test_models_that_are_as_good_are_seldom_called_different() -> None:
+    generator = np.random.default_rng(6)
+    called = 0
+    truth = generator.normal(size=(150, 80))
+    for one in truth:
+        gold, a, b = (one + generator.normal(0, 0.8, 80) for _ in range(3))
+        called += compare_correlations(gold, a, b, draws=200).p < 0.05
+    assert called / 150 <= 0.1
+    good, better = (truth[0] + generator.normal(0, noise, 80) for noise in (0.8, 0.1))
+    assert compare_correlations(truth[0], good, better, draws=200).p < 0.05
 
 
 def test_equal_similarities_have_no_order() -> None:
@@ -81,6 +117,29 @@ def test_the_command_scores_a_file(run: Run, tiny_model: Path, tmp_path: Path) -
     first, second = model.encode(task.first), model.encode(task.second)
     want = stats.spearmanr((first * second).sum(axis=1), task.scores)[0]
     assert result.means["spearman"].mean == pytest.approx(want, abs=1e-3)
+
+
+def test_a_model_is_compared_with_another_on_pairs(
+    run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "animals").mkdir()
+    (tmp_path / "animals" / "test.tsv").write_text(GOOD)
+    other = save_encoder("bert", tmp_path / "other")
+    words = ("evaluate", tiny_model, "--against", other, "--sts", "animals/test.tsv")
+    status, out, err = run(*words)
+    assert status == 0, err
+    (found,) = read_comparisons(tmp_path / "results")
+    name = tiny_model.parent.name
+    mine, theirs = (
+        read_result(tmp_path / "results" / folder / "animals.test.json")
+        for folder in (name, other.parent.name)
+    )
+    assert mine.similarities is not None and len(mine.similarities.gold) == 12
+    difference = mine.means["spearman"].mean - theirs.means["spearman"].mean
+    assert found.delta.mean == pytest.approx(difference)
+    assert found.delta.low <= found.delta.mean <= found.delta.high
+    line = f"{name} - {other.parent.name}: Spearman {difference:+.3f} ["
+    assert line in out and "12 pairs" in out
 
 
 @pytest.mark.parametrize(

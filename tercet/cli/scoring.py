@@ -41,11 +41,14 @@ def evaluate(
     skip_self: Annotated[
         bool, typer.Option(help="Leave out the document with the query's id (ArguAna, Quora).")
     ] = False,
-    depth: Annotated[int, typer.Option(min=1, help="Documents of each query looked at.")] = 1000,
+    depth: Annotated[int, typer.Option(help="Documents of each query looked at.")] = 1000,
     search_memory: Annotated[
         str, typer.Option(help="What candidates may take while they are searched for.")
     ] = "512MB",
     predictions: Annotated[bool, typer.Option(help="Write MTEB's predictions too.")] = False,
+    check_with_mteb: Annotated[
+        bool, typer.Option(help="Also run --data through mteb: the numbers must be the same.")
+    ] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """Quality with 95 % intervals on BEIR folders, MTEB tasks and STS, beside BM25 and others."""
@@ -74,13 +77,14 @@ def evaluate(
         similarity=sts or (),
         official=mteb or (),
         trained_on=trained_on or (),
+        check_with_mteb=check_with_mteb,
         trust_remote_code=trust_remote_code,
     )
     if not is_main_process():
         return
     for main in dict.fromkeys(result.main for result in results):
         show(console_table(model_table([result for result in results if result.main == main])))
-    for line in delta_lines(results, name_of(model)):
+    for line in delta_lines(results, name_of(model), out):
         print(line)
     for result in results:
         if result.leakage is not None:

@@ -9,21 +9,21 @@ from tercet.stages.checking import check_data
 from tercet.stages.comparing import compare
 from tercet.stages.exporting import export, export_run, onnx_options
 from tercet.stages.indexing import index
+from tercet.stages.measuring import (
+    evaluate_bm25,
+    evaluate_model,
+    evaluate_similarity,
+    evaluate_stages,
+    scores_of,
+)
 from tercet.stages.merging import Curve, merge, merge_curve
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
 from tercet.stages.official import evaluate_official
-from tercet.stages.scoring import (
-    Search,
-    delta_lines,
-    evaluate,
-    evaluate_bm25,
-    evaluate_model,
-    evaluate_similarity,
-    scores_of,
-)
+from tercet.stages.scoring import delta_lines, evaluate
 from tercet.stages.serving import serve
 from tercet.stages.students import pair, student
+from tercet.stages.tasks import Search
 from tercet.stages.training import distil, finetune
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "evaluate_model",
     "evaluate_official",
     "evaluate_similarity",
+    "evaluate_stages",
     "export",
     "export_run",
     "finetune",

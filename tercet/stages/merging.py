@@ -17,8 +17,8 @@ from tercet.files import writable_folder
 from tercet.models import default_device, load_encoder, merge_line, merge_models
 from tercet.progress import progress
 from tercet.report import curve_table, markdown_table
+from tercet.stages.measuring import scores_of
 from tercet.stages.names import name_of, refuse_existing, refuse_twice
-from tercet.stages.scoring import scores_of
 
 LEVEL = 0.05  # a loss is one if chance gives as large a difference less often than this
 

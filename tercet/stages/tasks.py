@@ -83,7 +83,9 @@ def _is_config(path: str) -> bool:
 def _texts_of(config: Config, path: str) -> list[str]:
     data = config.data
     if not data.train and not data.corpus:
-        raise UserError(f"--trained-on {path}: this config names neither data.train nor data.corpus")
+        raise UserError(
+            f"--trained-on {path}: this config names neither data.train nor data.corpus"
+        )
     rows = read_rows(data)
     if data.mined is not None:
         rows = with_mined(rows, data.mined)

@@ -15,8 +15,8 @@ from tercet.models import max_length, prompt_of
 from tercet.processes import on_main
 from tercet.progress import is_main_process, say
 from tercet.stages.exporting import export_run
+from tercet.stages.measuring import DEV_DEPTH, scores_of
 from tercet.stages.mining import remine_stage
-from tercet.stages.scoring import DEV_DEPTH, scores_of
 from tercet.stages.students import student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model

@@ -1,0 +1,106 @@
+"""Results on disk, in the shape that MTEB's have."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from tercet.errors import UserError
+from tercet.evaluation.retrieval import Result
+from tercet.files import write_json
+
+FORMAT = 2  # of what stands under "tercet"; raised when a reader of today could not read it
+COMPARISONS = "comparisons.json"  # beside the folders of the models
+PREDICTIONS = "_predictions.json"  # after TASK.SPLIT
+ALONE = ".mteb.json"  # likewise
+_OUTSIDE = ("task", "mteb")  # of a result: they stand beside "tercet" in the file
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Write the result to its `result_path` and return that."""
+    path = result_path(result, folder)
+    write_json(path, _to_json(result))
+    return path
+
+
+def result_path(result: Result, folder: Path) -> Path:
+    """`folder/MODEL/TASK.SPLIT.json`, slashes in names become __."""
+    return place_of(folder, result.model, result.task, result.split)
+
+
+def place_of(folder: Path, model: str, task: str, split: str) -> Path:
+    """Where the result of a model on a task is written."""
+    return folder / safe_name(model) / f"{safe_name(task)}.{safe_name(split)}.json"
+
+
+def write_mteb(facts: Mapping[str, Any], model: str, task: str, split: str, folder: Path) -> Path:
+    """Write MTEB's TaskResult alone, of a task that has no scores of single queries."""
+    path = place_of(folder, model, task, split).with_suffix(ALONE)
+    write_json(path, facts)
+    return path
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The results below a folder, without what stands beside them."""
+    return [
+        file
+        for file in sorted(folder.rglob("*.json"))
+        if file.name != COMPARISONS and not file.name.endswith((PREDICTIONS, ALONE))
+    ]
+
+
+def read_result(path: Path) -> Result:
+    """Read what `write_result` wrote. Raises UserError if the file is anything else."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        ours = dict(whole["tercet"])
+        written = ours.pop("format", 1)
+        if written > FORMAT:
+            raise UserError(
+                f"{path}: written by a newer version of tercet (format {written}, this one reads "
+                f"{FORMAT}); update tercet, or choose another folder"
+            )
+        return TypeAdapter(Result).validate_python({"task": whole["task_name"], **ours})
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"tercet.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (ValueError, TypeError) as error:
+        reason = str(error)
+    except KeyError as error:
+        reason = f"no key {error}"
+    raise UserError(f"{path}: not a result of `tercet evaluate` ({reason}); name another")
+
+
+def _to_json(result: Result) -> dict[str, Any]:
+    """MTEB's TaskResult, with all that is ours under one key of its own."""
+    shown = {_mteb_name(metric): mean.mean for metric, mean in result.means.items()}
+    main = {"main_score": result.means[result.main].mean, "hf_subset": "default"}
+    said = result.mteb or {}
+    row = {**shown, **main, "languages": [*result.languages], **said.get("row", {})}
+    ours = {name: value for name, value in asdict(result).items() if name not in _OUTSIDE}
+    return {
+        "dataset_revision": said.get("dataset_revision", result.fingerprints["task"]),
+        "task_name": result.task,
+        "mteb_version": said.get("mteb_version"),
+        "scores": {result.split: [row]},
+        "evaluation_time": result.seconds,
+        "kg_co2_emissions": None,
+        "tercet": {"format": FORMAT, **ours},
+    }
+
+
+def _mteb_name(metric: str) -> str:
+    """As MTEB calls it; its correlations are of cosines."""
+    prefix = "cosine_" if metric in ("spearman", "pearson") else ""
+    return prefix + metric.replace("@", "_at_")
+
+
+def safe_name(name: str) -> str:
+    """A file name: `a/b` becomes `a__b`, as MTEB writes it."""
+    return re.sub(r"[^\w.\-]+", "_", name.strip("/").replace("/", "__")) or "_"
