@@ -85,9 +85,10 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What docs/comparing.md shows."""
     machine = found["machine"]
     note = (
-        f"{', '.join(found['models'])}: the whole command takes {found['compare_seconds'] / 60:.1f} "
-        f"minutes, speed and memory, {found['forms']} forms of each model's vectors, page and plots "
-        f"included ({machine['processor']}, {machine['threads']} threads)."
+        f"{', '.join(found['models'])}: the whole command takes "
+        f"{found['compare_seconds'] / 60:.1f} minutes; speed and memory, {found['forms']} forms of "
+        f"each model's vectors, page and plots included ({machine['processor']}, "
+        f"{machine['threads']} threads)."
     )
     return {"compare_time": f"{markdown_table(rows(found))}\n\n{note}"}
 

@@ -216,8 +216,8 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What docs/comparing.md shows."""
     note = (
-        f"Model: {found['model']}. Share of the float32 vectors' nDCG@10 that is kept; last the mean "
-        "difference over the collections, each weighing the same, with its 95 % interval."
+        f"Model: {found['model']}. Share of the float32 vectors' nDCG@10 that is kept; last the "
+        "mean difference over the collections, each weighing the same, with its 95 % interval."
     )
     return {"quantised": f"{markdown_table(rows(found))}\n\n{note}"}
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet.data.rows import RetrievalTask
-from tercet.evaluation.metrics import score_runs
-from tercet.evaluation.ranking import Ranking, run_of, search
+from tercet.evaluation.handover import score_ranking
+from tercet.evaluation.ranking import Ranking, search
 from tercet.evaluation.retrieval import MAIN_METRIC, Mean
 from tercet.evaluation.significance import bootstrap_interval
 from tercet.mining.pairs import best_first, pair_scores
@@ -98,7 +98,7 @@ def main_scores(task: RetrievalTask, found: Ranking) -> dict[str, float]:
     More than K documents a query matter where scores are equal, as those of bits often are: which
     of them are the first K is then trec_eval's to say, and not the order of the corpus.
     """
-    scores = score_runs(task.qrels, run_of(task, found), (MAIN_METRIC,))[MAIN_METRIC]
+    scores = score_ranking(task, found, (MAIN_METRIC,))[MAIN_METRIC]
     return dict(zip(task.qrels, scores.tolist(), strict=True))
 
 

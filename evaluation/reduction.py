@@ -72,8 +72,8 @@ def reductions(
     pairs = _pairs(shown, seed)
     found = []
     for method, width, matrix in _projections(task.name, shown, dims, seed):
-        sides = (_projected(rows, matrix) for rows in (asked, shown))
-        reduced = search(task, *sides, K, skip_self=skip_self)
+        left, right = (_projected(rows, matrix) for rows in (asked, shown))
+        reduced = search(task, left, right, K, skip_self=skip_self)
         mean = mean_score(main_scores(task, reduced))
         after = distortion(*pairs, matrix)
         random = method == "random projection"

@@ -70,7 +70,7 @@ def mean_over_tasks(
 def compare_over_tasks(
     differences: Sequence[Floats], *, draws: int = DRAWS, seed: int = SEED
 ) -> Delta:
-    """The mean over tasks of the paired differences b - a (Q,) of each, every task weighing the same.
+    """Mean over tasks of the paired differences b - a (Q,) of each, every task weighing the same.
 
     The randomisation test turns the sign of each query's difference, weighed as the mean weighs it.
     The effect is that of the weighed differences.

@@ -75,6 +75,18 @@ def summary_rows(found: Json) -> list[dict[str, str]]:
     return rows
 
 
+def leak_lines(found: Json) -> Iterator[str]:
+    """What of each collection was seen in training, where that was asked for."""
+    for task in found["tasks"]:
+        if leak := task["leakage"]:
+            seen = leak["seen"]
+            yield (
+                f"{task['name']}: seen in training: {seen['queries']:,} of {leak['of_queries']:,} "
+                f"queries, {seen['documents']:,} of {leak['of_documents']:,} answers; queries "
+                f"concerned: {seen['touched']:,}"
+            )
+
+
 def facts(found: Json) -> Iterator[tuple[str, Cell]]:
     """What the figures depend on: its name, and the text with the place it was read from."""
     yield "written", Cell(found["created"], pointer=pointer(("created",)))

@@ -117,6 +117,9 @@ class Numbers(HTMLParser):
         found = dict(attrs)
         self._open = found if tag == "td" and found.get("class") == "number" else None
 
+    def handle_endtag(self, tag: str) -> None:
+        self._open = None
+
     def handle_data(self, data: str) -> None:
         if self._open is not None:
             self.cells.append((self._open, data))
@@ -220,6 +223,7 @@ def test_what_is_typed_and_what_comes(run: Run, tmp_path: Path, judge: Path) -> 
     status, out, err = run("compare", "many/model", *words)
     assert status == 0, err
     assert "│ many" in out and "│ BM25" in out and "page: page/report.html" in out
+    assert "few: seen in training: 5 of 48 queries, 0 of 48 answers" in out
     assert "Against many" in out and "1 of 49 queries have no judgement" in err
     found = json.loads((tmp_path / "page/results.json").read_text())
     assert {form["dims"] for form in found["compression"][0]} == {16, 8}

@@ -127,7 +127,7 @@ def compare(
     from tercet.configs import Prompts
     from tercet.progress import is_main_process
     from tercet.report import console_table
-    from tercet.report.comparison import summary_rows
+    from tercet.report.comparison import leak_lines, summary_rows
     from tercet.stages import Search, compare
 
     queries = _by_model(query_prompt or (), "--query-prompt")
@@ -150,6 +150,8 @@ def compare(
     if not is_main_process():
         return
     show(console_table(summary_rows(found)))
+    for line in leak_lines(found):
+        print(line)
     print(f"results: {out / 'results.json'}\npage: {out / 'report.html'}")
 
 

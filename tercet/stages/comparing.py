@@ -11,7 +11,14 @@ from typing import Any
 from tercet.configs.schema import Prompts
 from tercet.data import Leakage, RetrievalTask, read_task
 from tercet.errors import UserError
-from tercet.evaluation import MAIN_METRIC, Result, read_result, result_files
+from tercet.evaluation import (
+    MAIN_METRIC,
+    PLUS,
+    Result,
+    read_result,
+    result_files,
+    safe_name,
+)
 from tercet.evaluation.bm25 import NAME as BM25
 from tercet.evaluation.compression import DIMS, compressions
 from tercet.evaluation.contrast import contrast
@@ -35,8 +42,15 @@ from tercet.stages.figures import (
     overall,
     quality,
 )
+from tercet.stages.measuring import (
+    Second,
+    Sides,
+    evaluate_bm25,
+    evaluate_stages,
+    second_stage,
+    sides_of,
+)
 from tercet.stages.names import name_of, refuse_twice
-from tercet.stages.scoring import Second, Sides, evaluate_bm25, load_second, score_model
 from tercet.stages.tasks import PLAIN, Search, check, leaks
 
 RESULTS = "results.json"
@@ -84,7 +98,8 @@ def compare(
     """
     start = time.perf_counter()
     names = [name_of(path) for path in models]
-    refuse_twice("models", [*names, BM25])
+    reranked = [f"{name}{PLUS}{name_of(how.rerank)}" for name in names if how.rerank]
+    refuse_twice("models", [safe_name(name) for name in (*names, *reranked, BM25)])
     if strange := sorted(set(prompts) - set(names)):
         raise UserError(f"prompts for {strange[0]!r}: no such model; there are {', '.join(names)}")
     for path in models:
@@ -94,19 +109,20 @@ def compare(
     tasks = _read(folders, split, how, index)
     refuse_foreign(out)
     leaked = leaks(tasks, trained_on)
-    study = Study(out, how, dims, index, load_second(how, trust_remote_code))
+    study = Study(out, how, dims, index, second_stage(how, trust_remote_code))
     compared = [
         load_contestant(path, name, prompts.get(name, Prompts()), trust_remote_code)
         for path, name in zip(models, names, strict=True)
     ]
     say_widths(compared)
-    facts = on_main(lambda: [what_it_costs(model, tasks) for model in compared])  # may fail, so it is first
+    # Speed first, since measuring it may fail.
+    costs = on_main(lambda: [what_it_costs(model, tasks) for model in compared])
     measured = [_measure(task, compared, study, leaked.get(task.name)) for task in tasks]
 
     def finish() -> Json:
         from tercet.report.plots import write_plots  # matplotlib takes a while to import
 
-        found = _found(facts, measured)
+        found = _found(costs, measured)
         found["seconds"] = {"total": time.perf_counter() - start}
         write_json(out / RESULTS, found)
         plots = write_plots(found, out / PLOTS)
@@ -117,14 +133,14 @@ def compare(
 
 
 def refuse_foreign(out: Path) -> None:
-    """Raise UserError if `out` cannot be written or holds what no comparison of ours wrote there."""
+    """Raise UserError if `out` cannot be written or holds what no comparison of ours wrote."""
     writable_folder(out)
     path = out / RESULTS
     for theirs in (out / PAGE, out / PLOTS):
         if theirs.exists() and not path.exists():
             raise UserError(
-                f"{theirs}: is there without {RESULTS} beside it, so no comparison wrote it; choose "
-                "another --out, or remove it"
+                f"{theirs}: is there without {RESULTS} beside it, so no comparison wrote it; "
+                "choose another --out, or remove it"
             )
     if path.exists() and (written := _format(path)) != FORMAT:
         raise UserError(
@@ -146,7 +162,7 @@ def _read(
     folders: Sequence[str | Path], split: str, how: Search, index: bool
 ) -> list[RetrievalTask]:
     tasks = [read_task(folder, split) for folder in folders]
-    refuse_twice("tasks", [task.name for task in tasks])
+    refuse_twice("tasks", [safe_name(task.name) for task in tasks])
     for task in tasks:
         check(task, how)
     if index and all(len(task.documents) < LEAST for task in tasks):
@@ -160,9 +176,13 @@ def _measure(
     """All that is measured on one task, and the results: of models, reranked ones, and BM25."""
     start = time.perf_counter()
     scores, how = study.out / SCORES, study.how
-    scored = [score_model(m.encoder, m.name, task, scores, how, study.second, leak) for m in compared]
-    sides = [one.sides for one in scored]
-    ours = [result for stage in zip(*(one.results for one in scored), strict=True) for result in stage]
+    sides = [sides_of(model.encoder, model.name, task) for model in compared]
+    more: Any = {"second": study.second, "leak": leak}
+    stages = [
+        evaluate_stages(model.encoder, model.name, task, scores, how, sides=pair, **more)
+        for model, pair in zip(compared, sides, strict=True)
+    ]
+    ours = [result for stage in zip(*stages, strict=True) for result in stage]
 
     def measure() -> tuple[Json, list[Result]]:
         results = [*ours, evaluate_bm25(task, scores, how)]
@@ -176,9 +196,7 @@ def _measure(
             "leakage": leak_facts(leak, results),
             "quality": [quality(result) for result in results],
             "deltas": [delta(results[0], other) for other in results[1:]],
-            "contrast": [
-                asdict(contrast(task, *pair, skip_self=how.skip_self)) for pair in sides
-            ],
+            "contrast": [asdict(contrast(task, *pair, skip_self=how.skip_self)) for pair in sides],
             "compression": [
                 _compressions(m, task, pair, study) for m, pair in zip(compared, sides, strict=True)
             ],
