@@ -124,9 +124,7 @@ def methods(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges) 
     }
 
 
-def _int8(
-    queries: Floats, documents: Floats, ranges: Ranges, others: Ranges, size: int
-) -> Methods:
+def _int8(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges, size: int) -> Methods:
     both = np.stack([ranges.low, ranges.high])
     sides = (queries, documents)
 

@@ -95,7 +95,9 @@ def test_what_quantised_vectors_keep_is_told_over_all_collections(
         assert whole["delta"]["mean"] == pytest.approx(np.mean(means) - np.mean(exact))
     text = tables(found)["quantised"]
     assert text.startswith("| Vectors | Bytes | a | b | Mean | nDCG@10 lost or won |")
-    assert "| int8, one scale | 32 |" in text and "| int8, one scale of another collection |" in text
+    assert (
+        "| int8, one scale | 32 |" in text and "| int8, one scale of another collection |" in text
+    )
     assert "| bits | 4 |" in text and "+0.0000 [+0.0000, +0.0000]" in text
 
 
