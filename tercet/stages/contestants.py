@@ -76,4 +76,4 @@ def _some(texts: Sequence[str], count: int) -> list[str]:
     chosen = np.random.default_rng(SEED).choice(
         len(texts), min(count, len(texts)), replace=False, shuffle=False
     )
-    return [texts[i] for i in chosen.tolist()]
+    return [texts[int(i)] for i in chosen]
