@@ -154,8 +154,8 @@ def test_a_second_run_adds_to_the_comparisons(
     assert status == 0, err
     found = read_comparisons(tmp_path / "results")
     assert [(c.task, c.model, c.base) for c in found] == [
-        ("pets", name, "BM25"),
         ("more", name, "BM25"),
+        ("pets", name, "BM25"),
     ]
     assert found[0].holm >= found[0].delta.p
     assert out.count(f"{name} - BM25: nDCG@10") == 1  # of this run's task alone

@@ -78,9 +78,15 @@ def test_the_card_holds_data_config_prompts_and_results(
 ) -> None:
     test = small_task(pairs, tmp_path / "small", "test")
     results = stages.evaluate(
-        str(finished / "model"), [test], tmp_path / "results", against=[str(tiny_model)]
+        str(finished / "model"),
+        [test],
+        tmp_path / "results",
+        against=[str(tiny_model)],
+        trained_on=[str(finished / "config.yaml")],
     )
     base, bm25, tuned = results
+    assert tuned.leakage is not None  # its test is what it was trained on
+    assert tuned.leakage.queries_by_hash == tuned.leakage.documents_by_hash == 48
     assert bm25.model == "BM25"
     assert tuned.means["ndcg@10"].mean > base.means["ndcg@10"].mean
     stages.export(str(finished), tmp_path / "out", results=[tmp_path / "results"])
