@@ -89,6 +89,8 @@ def test_the_report_asks_for_nothing_and_complains_of_nothing(
     assert report.requests == [(comparison.out / "report.html").as_uri()]
     assert report.problems == []
     assert report.overflow() <= 0
+    names = "cells => Math.min(...cells.map(cell => cell.clientWidth))"
+    assert report.page.eval_on_selector_all("td:first-child", names) >= 80  # no letter by letter
     shown = report.page.evaluate("getComputedStyle(document.body).backgroundColor")
     images = report.page.eval_on_selector_all(
         "img", "found => found.map(i => [i.alt, i.naturalWidth, i.clientWidth, i.currentSrc])"
