@@ -2,25 +2,28 @@
 
 Our codes beside those of sentence-transformers (its `quantize_embeddings`, and its own search with
 rescoring), on the same float32 vectors of every BEIR folder in DIR. Ranges are calibrated on each
-corpus. Writes benchmarks/results/quantised.json.
+corpus, and where a row says "of another collection" on the documents of the next folder. Writes
+benchmarks/results/quantised.json.
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 from sentence_transformers.util.quantization import semantic_search_faiss
 
 from benchmarks.machine import RESULTS, write_result
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
-from tercet.evaluation.compression import CANDIDATES, K, main_scores, mean_score, share_kept
-from tercet.evaluation.significance import compare
+from tercet.evaluation.compression import CANDIDATES, K, main_scores, share_kept
+from tercet.evaluation.ranking import Ranking
+from tercet.evaluation.significance import compare_over_tasks
 from tercet.mining.pairs import best_first, pair_scores
 from tercet.mining.search import Found, Rows, top_k
 from tercet.models import EMBEDDED, default_device, load_encoder, vectors
@@ -36,11 +39,12 @@ from tercet.models.quantise import (
     vector_bytes,
 )
 from tercet.progress import say
-from tercet.report.table import markdown_table
+from tercet.report.table import Row, console_table, markdown_table
 from tercet.stages.names import name_of
 
 Floats = NDArray[np.float32]
 FLOAT = "float32"
+PerMethod = dict[str, NDArray[np.float64]]  # name -> nDCG@10 (Q,)
 Methods = dict[str, tuple[Callable[[], Found], float]]  # name -> search, bytes per vector
 
 
@@ -51,50 +55,76 @@ def main() -> None:
     parser.add_argument("--model", default=EMBEDDED)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    found = {
-        folder.name: measure(read_task(folder), arguments.model)
-        for folder in sorted(arguments.shared.iterdir())
-        if (folder / "corpus.jsonl").exists()
-    }
-    model = name_of(arguments.model)
-    write_result("quantised", {"model": model, "collections": found}, arguments.out)
+    folders = [f for f in sorted(arguments.shared.iterdir()) if (f / "corpus.jsonl").exists()]
+    found = measure([read_task(folder) for folder in folders], arguments.model)
+    path = write_result("quantised", found, arguments.out)
+    from rich import print as show
+
+    show(console_table(rows(found)))
+    print(path)
 
 
-def measure(task: RetrievalTask, model: str) -> dict[str, Any]:
-    """nDCG@10 of every method, and how it differs from float32's."""
+def measure(tasks: Sequence[RetrievalTask], model: str) -> dict[str, Any]:
+    """nDCG@10 of every method on every task, and how it differs from float32's over all."""
     encoder = load_encoder(ModelConfig(path=model)).to(default_device())
-    queries = np.asarray(vectors(encoder, task.queries.texts, "query"))
-    documents = np.asarray(vectors(encoder, task.documents.texts, "document"))
-    scores, sizes = {}, {}
-    for name, (search, size) in methods(queries, documents).items():
-        say(f"{task.name}: {name}")
-        scores[name], sizes[name] = main_scores(task, search()), size
-    exact = mean_score(scores[FLOAT])
+    sides = [_sides(encoder, task) for task in tasks]
+    ranges = [calibrate(documents) for _, documents in sides]
+    scores: list[PerMethod] = []
+    sizes: dict[str, float] = {}
+    for place, (task, pair) in enumerate(zip(tasks, sides, strict=True)):
+        ways = methods(*pair, ranges[place], ranges[(place + 1) % len(tasks)])
+        sizes = {name: size for name, (_, size) in ways.items()}
+        scores.append({name: _scores(task, name, find) for name, (find, _) in ways.items()})
     return {
-        name: {
-            "mean": mean_score(found),
-            "kept": share_kept(mean_score(found), exact),
-            "bytes": sizes[name],
-            "delta": asdict(compare(scores[FLOAT], found)),
-        }
-        for name, found in scores.items()
+        "model": name_of(model),
+        "collections": {
+            task.name: {name: _facts(found, name, sizes[name]) for name in sizes}
+            for task, found in zip(tasks, scores, strict=True)
+        },
+        "overall": {name: _overall(scores, name) for name in sizes},
     }
 
 
-def methods(queries: Floats, documents: Floats) -> Methods:
-    """Every way to search, ours and sentence-transformers'."""
-    width, ranges = documents.shape[1], calibrate(documents)
+def _sides(encoder: SentenceTransformer, task: RetrievalTask) -> tuple[Floats, Floats]:
+    queries = vectors(encoder, task.queries.texts, "query", title=f"{task.name}: queries")
+    documents = vectors(encoder, task.documents.texts, "document", title=task.name)
+    return np.asarray(queries[:]), np.asarray(documents[:])
+
+
+def _scores(task: RetrievalTask, name: str, find: Callable[[], Found]) -> NDArray[np.float64]:
+    say(f"{task.name}: {name}")
+    return np.array(list(main_scores(task, Ranking(*find())).values()))
+
+
+def _facts(found: PerMethod, name: str, size: float) -> dict[str, float]:
+    mean, exact = float(found[name].mean()), float(found[FLOAT].mean())
+    return {"mean": mean, "kept": share_kept(mean, exact), "bytes": size}
+
+
+def _overall(scores: Sequence[PerMethod], name: str) -> dict[str, Any]:
+    """Mean share kept, and the mean difference over the collections with its interval."""
+    kept = [share_kept(float(one[name].mean()), float(one[FLOAT].mean())) for one in scores]
+    delta = compare_over_tasks([one[name] - one[FLOAT] for one in scores])
+    return {"kept": float(np.mean(kept)), "delta": asdict(delta)}
+
+
+def methods(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges) -> Methods:
+    """Every way to search, ours and sentence-transformers'.
+
+    `ranges` of these documents, `others` of those of another collection.
+    """
+    width = documents.shape[1]
     whole, byte, bit = (vector_bytes(p, width) for p in ("float32", "int8", "binary"))
     return {
         FLOAT: (lambda: top_k(queries, documents, K), whole),
-        **_int8(queries, documents, ranges, byte),
+        **_int8(queries, documents, ranges, others, byte),
         "bits": (lambda: _exact(signs(bits(v), width) for v in (queries, documents)), bit),
         "bits, rescored from int8": (lambda: _rescored(queries, documents, ranges), bit + byte),
         "ST bits, its rescoring": (lambda: _theirs(queries, documents, "ubinary", None), bit),
     }
 
 
-def _int8(queries: Floats, documents: Floats, ranges: Ranges, size: int) -> Methods:
+def _int8(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges, size: int) -> Methods:
     both = np.stack([ranges.low, ranges.high])
     sides = (queries, documents)
 
@@ -106,6 +136,10 @@ def _int8(queries: Floats, documents: Floats, ranges: Ranges, size: int) -> Meth
 
     return {
         "int8, one scale": (coded(lambda side: int8_codes(side, ranges)), size),
+        "int8, one scale of another collection": (
+            coded(lambda side: int8_codes(side, others)),
+            size,
+        ),
         "int8, one scale, float query": (
             lambda: top_k(queries, numbers(int8_codes(documents, ranges)), K),
             size,
@@ -113,6 +147,10 @@ def _int8(queries: Floats, documents: Floats, ranges: Ranges, size: int) -> Meth
         "int8, a scale for each vector": (per_vector, size + 4),
         "int8, min and max of each dimension": (
             coded(lambda side: int8_codes_min_max(side, ranges)),
+            size,
+        ),
+        "int8, min and max of another collection": (
+            coded(lambda side: int8_codes_min_max(side, others)),
             size,
         ),
         "ST int8, ranges given": (
@@ -159,17 +197,27 @@ def _theirs(queries: Floats, documents: Floats, precision: Any, ranges: Any) -> 
     return scores, positions
 
 
+def rows(found: Mapping[str, Any]) -> list[Row]:
+    """A row for each method."""
+    collections = found["collections"]
+    table = []
+    for method, facts in next(iter(collections.values())).items():
+        row = {"Vectors": method, "Bytes": f"{facts['bytes']:,}"}
+        row |= {name: f"{one[method]['kept']:.1%}" for name, one in collections.items()}
+        whole = found["overall"][method]
+        mean, low, high = (whole["delta"][key] for key in ("mean", "low", "high"))
+        row |= {"Mean": f"{whole['kept']:.2%}"}
+        table.append(row | {"nDCG@10 lost or won": f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"})
+    return table
+
+
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What docs/comparing.md shows."""
-    collections = found["collections"]
-    rows = []
-    for method, facts in next(iter(collections.values())).items():
-        kept = {name: one[method]["kept"] for name, one in collections.items()}
-        row = {"Vectors": method, "Bytes": f"{facts['bytes']:,}"}
-        row |= {name: f"{share:.1%}" for name, share in kept.items()}
-        rows.append(row | {"Mean": f"{np.mean(list(kept.values())):.2%}"})
-    note = f"Model: {found['model']}. Share of the float32 vectors' nDCG@10 that is kept."
-    return {"quantised": f"{markdown_table(rows)}\n\n{note}"}
+    note = (
+        f"Model: {found['model']}. Share of the float32 vectors' nDCG@10 that is kept; last the "
+        "mean difference over the collections, each weighing the same, with its 95 % interval."
+    )
+    return {"quantised": f"{markdown_table(rows(found))}\n\n{note}"}
 
 
 if __name__ == "__main__":

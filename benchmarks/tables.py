@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    comparison,
     distillation_tables,
     encoding,
     evaluation,
@@ -71,6 +72,8 @@ def main() -> None:
         _fill(ROOT / "docs" / "export.md", exports.tables(found["exports"]))
     if "quantised" in found:
         _fill(ROOT / "docs" / "comparing.md", quantised.tables(found["quantised"]))
+    if "comparison" in found:
+        _fill(ROOT / "docs" / "comparing.md", comparison.tables(found["comparison"]))
     if "demo" in found:
         printed = f"```text\n{found['demo']['printed'].rstrip()}\n```"
         seconds = f"It took {found['demo']['seconds']:.0f} seconds after the installation."

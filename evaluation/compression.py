@@ -3,12 +3,16 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tercet.data.rows import RetrievalTask
-from tercet.evaluation.metrics import score_runs
-from tercet.evaluation.retrieval import MAIN_METRIC
-from tercet.evaluation.significance import Delta, compare
+from tercet.evaluation.handover import score_ranking
+from tercet.evaluation.ranking import Ranking, search
+from tercet.evaluation.retrieval import MAIN_METRIC, Mean
+from tercet.evaluation.significance import bootstrap_interval
 from tercet.mining.pairs import best_first, pair_scores
-from tercet.mining.search import Found, Rows, top_k
+from tercet.mining.search import Rows
 from tercet.models.quantise import (
     Precision,
     Ranges,
@@ -38,7 +42,7 @@ class Compressed:
     rescoring_bytes: int  # more for each document, read for candidates alone; may be on a disk
     mean: float  # MAIN_METRIC
     kept: float  # mean / that of the full float32 vectors; 1 where that is 0
-    delta: Delta  # to the full float32 vectors
+    delta: Mean  # difference to the full float32 vectors, over queries
 
 
 def compressions(
@@ -49,12 +53,14 @@ def compressions(
     unit: bool,
     dims: Sequence[int] = DIMS,
     ranges: Mapping[int, Ranges] | None = None,
+    skip_self: bool = False,
 ) -> list[Compressed]:
     """MAIN_METRIC for every width, precision, and with and without rescoring; the full one first.
 
     queries (Q, H), documents (D, H). Widths of H or more are left out. `unit`: cut vectors are made
     unit vectors again. `ranges` by width, where they were calibrated before; others are
-    calibrated on these documents. Both sides are coded by the same ranges.
+    calibrated on these documents. Both sides are coded by the same ranges. `skip_self` is that of
+    `search`.
     """
     full = documents.shape[1]
     widths = [full, *sorted({width for width in dims if width < full}, reverse=True)]
@@ -63,10 +69,10 @@ def compressions(
     scores: dict[tuple[int, Precision, bool], dict[str, float]] = {}
     for width in widths:
         for precision, (asked, shown) in _forms(queries, documents, width, unit, given.get(width)):
-            found = top_k(asked, shown, CANDIDATES)
+            found = search(task, asked, shown, CANDIDATES, skip_self=skip_self)
             scores[width, precision, False] = main_scores(task, found)
             if (width, precision) != (full, "float32"):
-                again = best_first(pair_scores(queries, fine, found[1]), found[1], K)
+                again = scored_again(queries, fine, found.positions)
                 scores[width, precision, True] = main_scores(task, again)
     exact = scores[full, "float32", False]
     return [_compressed(form, exact, found, full) for form, found in scores.items()]
@@ -79,18 +85,21 @@ def coded(vectors: Rows, precision: Precision, ranges: Ranges) -> Rows:
     return signs(bits(vectors), vectors.shape[1]) if precision == "binary" else vectors
 
 
-def main_scores(task: RetrievalTask, found: Found) -> dict[str, float]:
-    """MAIN_METRIC of each query of scores (Q, k) and positions (Q, k), -1 being no document.
+def scored_again(
+    queries: Rows, documents: Rows, positions: NDArray[np.int64], k: int = K
+) -> Ranking:
+    """The k best of positions (Q, C) by inner products of queries (Q, H) and documents (D, H)."""
+    return Ranking(*best_first(pair_scores(queries, documents, positions), positions, k))
 
-    k of more than K matters where scores are equal, as those of bits often are: which of them
-    are the first K is then trec_eval's to say, and not the order of the corpus.
+
+def main_scores(task: RetrievalTask, found: Ranking) -> dict[str, float]:
+    """MAIN_METRIC of each query.
+
+    More than K documents a query matter where scores are equal, as those of bits often are: which
+    of them are the first K is then trec_eval's to say, and not the order of the corpus.
     """
-    ids = task.documents.ids
-    run = {
-        query: {ids[d]: float(s) for d, s in zip(row, values, strict=True) if d >= 0}
-        for query, values, row in zip(task.queries.ids, *found, strict=True)
-    }
-    return dict(zip(task.qrels, score_runs(task.qrels, run)[MAIN_METRIC].tolist(), strict=True))
+    scores = score_ranking(task, found, (MAIN_METRIC,))[MAIN_METRIC]
+    return dict(zip(task.qrels, scores.tolist(), strict=True))
 
 
 def mean_score(scores: Mapping[str, float]) -> float:
@@ -127,6 +136,7 @@ def _compressed(
 ) -> Compressed:
     width, precision, rescored = form
     mean, best = mean_score(found), mean_score(exact)
+    differences = np.array([found[query] - exact[query] for query in exact])
     return Compressed(
         dims=width,
         precision=precision,
@@ -135,5 +145,5 @@ def _compressed(
         rescoring_bytes=vector_bytes("int8", full) if rescored else 0,
         mean=mean,
         kept=share_kept(mean, best),
-        delta=compare(exact, found),
+        delta=Mean(float(differences.mean()), *bootstrap_interval(differences)),
     )

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from tercet.data.rows import RetrievalTask
 from tercet.errors import UserError
+from tercet.evaluation.retrieval import Mean
 from tercet.evaluation.significance import bootstrap_interval
 from tercet.mining.pairs import pair_scores
 from tercet.mining.search import Rows
@@ -31,9 +32,7 @@ class Contrast:
 
     similar: Spread
     dissimilar: Spread
-    contrast: float  # mean of the similar minus mean of the dissimilar
-    low: float  # 95 % bootstrap interval over queries
-    high: float
+    contrast: Mean  # mean of the similar minus mean of the dissimilar, over queries
     separation: float  # share of (similar, dissimilar) of a query in that order; ties count half
 
 
@@ -43,17 +42,19 @@ def contrast(
     documents: Rows,
     *,
     sampled: int = SAMPLED,
+    skip_self: bool = False,
     seed: int = SEED,
 ) -> Contrast:
     """Scores of every pair judged relevant and of `sampled` random others of each query.
 
     queries (Q, H), documents (D, H). The others are drawn with replacement from the documents of
     the corpus that are not judged relevant for the query; they are easy ones, which is what an
-    absolute threshold meets most. Separation depends on no scale (the area under the ROC
-    curve within a query), contrast does: compare it within models of one kind. Raises UserError
-    if every document is relevant for every query.
+    absolute threshold meets most. `skip_self`: nor is the document with the query's own id drawn.
+    Separation depends on no scale (the area under the ROC curve within a query), contrast does:
+    compare it within models of one kind. Raises UserError if every document is relevant for every
+    query.
     """
-    similar, dissimilar = sampled_pairs(task, sampled, seed)
+    similar, dissimilar = sampled_pairs(task, sampled, seed, skip_self)
     both = (similar >= 0).any(axis=1) & (dissimilar >= 0).any(axis=1)
     if not both.any():
         raise UserError(f"{task.name}: every document is relevant; nothing to contrast with")
@@ -62,19 +63,17 @@ def contrast(
         for p in (similar, dissimilar)
     )
     means = [np.nanmean(rows, axis=1) for rows in (near, far)]
-    low, high = bootstrap_interval(means[0] - means[1])
+    difference = means[0] - means[1]
     return Contrast(
         similar=_spread(near),
         dissimilar=_spread(far),
-        contrast=float((means[0] - means[1]).mean()),
-        low=low,
-        high=high,
+        contrast=Mean(float(difference.mean()), *bootstrap_interval(difference)),
         separation=float(np.mean([_separation(*pair) for pair in zip(near, far, strict=True)])),
     )
 
 
 def sampled_pairs(
-    task: RetrievalTask, sampled: int, seed: int
+    task: RetrievalTask, sampled: int, seed: int, skip_self: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions (R, most relevant) and (R, sampled) of documents; -1 fills rows that are shorter.
 
@@ -84,9 +83,10 @@ def sampled_pairs(
     similar, dissimilar = [], []
     for query in task.queries.ids:
         relevant = sorted(index[d] for d, grade in task.qrels[query].items() if grade > 0)
-        others = len(task.documents) - len(relevant)
+        out = {*relevant, index[query]} if skip_self and query in index else relevant
+        others = len(task.documents) - len(out)
         drawn = random.integers(0, others, sampled) if others else np.zeros(0, dtype=np.int64)
-        before = np.array(relevant) - np.arange(len(relevant))  # others that stand before each
+        before = np.array(sorted(out)) - np.arange(len(out))  # others that stand before each
         similar.append(relevant)
         dissimilar.append((drawn + np.searchsorted(before, drawn, side="right")).tolist())
     return _padded(similar), _padded(dissimilar)

@@ -16,18 +16,26 @@ from numpy.typing import NDArray
 
 from tercet.data.rows import RetrievalTask
 from tercet.errors import UserError
-from tercet.evaluation.compression import CANDIDATES, K, main_scores, mean_score, share_kept
+from tercet.evaluation.compression import (
+    CANDIDATES,
+    K,
+    main_scores,
+    mean_score,
+    scored_again,
+    share_kept,
+)
+from tercet.evaluation.ranking import Ranking, search, without_self
 from tercet.mining.ann import (
     AnnSettings,
     add_all,
-    empty_index,
+    build_index,
     import_faiss,
     search_index,
     settings_for,
     training_sample,
 )
-from tercet.mining.pairs import best_first, pair_scores, recall
-from tercet.mining.search import Found, Rows, top_k
+from tercet.mining.pairs import recall
+from tercet.mining.search import Rows
 from tercet.models.quantise import Ranges, bits, calibrate, int8_codes, numbers
 from tercet.progress import say
 
@@ -37,6 +45,7 @@ SIZES = (10**6, 10**7, 10**8, 10**9)  # documents that memory is projected to
 LEAST = 1_000  # documents: a product quantiser learns 256 codewords for each byte
 MOST_CODE_BYTES = 96  # of a product quantiser
 TIMED = 1.0  # seconds that a search is repeated for, at least
+Ask = Callable[[Rows, int], NDArray[np.int64]]  # queries (Q, H), k -> positions (Q, k), best first
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,15 @@ def index_study(
     *,
     kinds: Sequence[Kind] = KINDS,
     ranges: Ranges | None = None,
+    skip_self: bool = False,
     seed: int = 0,
 ) -> list[Indexed]:
     """Build and search every kind of index.
 
     queries (Q, H), documents (D, H). `binary` searches bits and scores the first CANDIDATES again,
-    the float32 query against int8 codes by `ranges` (default: calibrated here). Everything is
-    seeded; HNSW is built by one thread, as its graph would else differ from run to run.
+    the float32 query against int8 codes by `ranges` (default: calibrated here). `skip_self` is that
+    of `search`. Everything is seeded; HNSW is built by one thread, as its graph would else differ
+    from run to run.
     Raises UserError without FAISS, or for fewer than 1,000 documents.
     """
     faiss = import_faiss("--index")
@@ -78,23 +89,25 @@ def index_study(
             f"{task.name}: {count:,} documents are too few for an index study; {LEAST:,} are needed"
         )
     settings = study_settings(count, width)
-    exact = top_k(queries, documents, K)
+    exact = search(task, queries, documents, K, skip_self=skip_self)
     best = mean_score(main_scores(task, exact))
     found = []
     for kind in kinds:
         say(f"{task.name}: {index_name(kind, count, width)} over {count:,} documents")
         start = time.perf_counter()
-        search, size = _built(faiss, kind, documents, settings, ranges, seed)
+        ask, size = _built(faiss, kind, documents, settings, ranges, seed)
         built = time.perf_counter() - start
-        answer, speed = _timed(lambda s=search: s(queries), len(queries))
-        mean = mean_score(main_scores(task, answer))
+        answer, speed = _timed(lambda ask=ask: ask(queries, K + skip_self), len(queries))
+        ranking = _ranked(answer)
+        ranking = without_self(task, ranking, K) if skip_self else ranking
+        mean = mean_score(main_scores(task, ranking))
         found.append(
             Indexed(
                 kind=kind,
                 name=index_name(kind, count, width),
                 mean=mean,
                 kept=share_kept(mean, best),
-                recall=recall(exact[1], answer[1]),
+                recall=recall(exact.positions, ranking.positions),
                 build_seconds=built,
                 queries_per_second=speed,
                 bytes_per_vector=size / count,
@@ -165,55 +178,50 @@ def _built(
     settings: AnnSettings,
     ranges: Ranges | None,
     seed: int,
-) -> tuple[Callable[[Rows], Found], int]:
+) -> tuple[Ask, int]:
     """A search over a filled index, and the bytes it is written in."""
     if kind == "binary":
         return _binary(faiss, documents, ranges or calibrate(documents))
-    index = _empty(faiss, kind, documents.shape[1], settings, seed)
-    if not index.is_trained:
-        index.train(training_sample(documents, settings, seed))
-    add_all(faiss, index, documents, settings.build_threads if kind == "hnsw" else 0)
-
-    def search(queries: Rows) -> Found:
-        return _ranked(search_index(index, queries, K))
-
-    return search, len(faiss.serialize_index(index))
-
-
-def _empty(faiss: Any, kind: Kind, width: int, settings: AnnSettings, seed: int) -> Any:
-    metric = faiss.METRIC_INNER_PRODUCT
-    if kind == "int8":
-        return faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_8bit, metric)
     if kind == "pq":
-        index = faiss.IndexPQ(width, settings.code_bytes, 8, metric)
-        index.pq.cp.seed = seed
-        return index
-    assert kind != "binary"
-    return empty_index(faiss, kind, width, settings, K, seed)
+        index = _product_quantiser(faiss, documents, settings, seed)
+    elif kind == "int8":
+        index = build_index(documents, "flat", settings, k=K, seed=seed, int8=True)
+    else:
+        index = build_index(documents, kind, settings, k=K, seed=seed)
+    size = len(faiss.serialize_index(index))
+    return lambda queries, k: search_index(index, queries, k), size
 
 
-def _binary(faiss: Any, documents: Rows, ranges: Ranges) -> tuple[Callable[[Rows], Found], int]:
+def _product_quantiser(faiss: Any, documents: Rows, settings: AnnSettings, seed: int) -> Any:
+    index = faiss.IndexPQ(documents.shape[1], settings.code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
+    index.pq.cp.seed = seed
+    index.train(training_sample(documents, settings, seed))
+    add_all(faiss, index, documents, 0)
+    return index
+
+
+def _binary(faiss: Any, documents: Rows, ranges: Ranges) -> tuple[Ask, int]:
     packed, fine = bits(documents), numbers(int8_codes(documents, ranges))
     index = faiss.IndexBinaryFlat(8 * packed.shape[1])
     index.add(packed)
 
-    def search(queries: Rows) -> Found:
+    def ask(queries: Rows, k: int) -> NDArray[np.int64]:
         nearest = index.search(bits(queries), min(CANDIDATES, len(packed)))[1]
-        return best_first(pair_scores(queries, fine, nearest), nearest, K)
+        return scored_again(queries, fine, nearest, k).positions
 
-    return search, len(faiss.serialize_index_binary(index))
+    return ask, len(faiss.serialize_index_binary(index))
 
 
-def _ranked(positions: NDArray[np.int64]) -> Found:
+def _ranked(positions: NDArray[np.int64]) -> Ranking:
     """Positions (Q, k) with scores that fall from rank to rank, as an index orders them."""
     falling = np.arange(positions.shape[1], 0, -1, dtype=np.float32)
-    return np.broadcast_to(falling, positions.shape), positions
+    return Ranking(np.broadcast_to(falling, positions.shape), positions)
 
 
-def _timed(search: Callable[[], Found], queries: int) -> tuple[Found, float]:
+def _timed(ask: Callable[[], NDArray[np.int64]], queries: int) -> tuple[NDArray[np.int64], float]:
     """What a search finds, and queries a second over at least TIMED seconds."""
-    answer, rounds, start = search(), 0, time.perf_counter()
+    answer, rounds, start = ask(), 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < TIMED:
-        search()
+        ask()
         rounds += 1
     return answer, rounds * queries / spent

@@ -1,7 +1,7 @@
 """Fewer dimensions by truncation, PCA and random projection, and what each does to distances."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,11 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet.data.rows import RetrievalTask
+from tercet.errors import UserError
 from tercet.evaluation.compression import DIMS, K, main_scores, mean_score, share_kept
+from tercet.evaluation.ranking import search
 from tercet.mining.pairs import recall
-from tercet.mining.search import Rows, top_k
+from tercet.mining.search import Rows
 from tercet.models.heads import principal_directions
 from tercet.models.quantise import Mapped, rows_at
+from tercet.progress import say
 
 Method = Literal["truncation", "PCA", "random projection"]
 METHODS: tuple[Method, ...] = ("truncation", "PCA", "random projection")
@@ -45,6 +48,7 @@ class Reduced:
     recall: float  # mean share of the exact K best that is found
     distortion: Distortion
     bound: float | None  # epsilon that the lemma promises; None: none below 1, or no such promise
+    needed: int | None  # dimensions the lemma needs to promise the largest error found; likewise
 
 
 def reductions(
@@ -53,35 +57,51 @@ def reductions(
     documents: Rows,
     *,
     dims: Sequence[int] = DIMS,
+    skip_self: bool = False,
     seed: int = SEED,
 ) -> list[Reduced]:
     """Every method at every width below H, on vectors made unit vectors before and after.
 
     queries (Q, H), documents (D, H). Distances are measured before the second normalisation, as
-    the lemma speaks of them.
+    the lemma speaks of them. `skip_self` is that of `search`. No PCA is made to more dimensions
+    than the documents span.
     """
     asked, shown = (_unit_rows(rows) for rows in (queries, documents))
-    exact = top_k(asked, shown, K)
+    exact = search(task, asked, shown, K, skip_self=skip_self)
     best = mean_score(main_scores(task, exact))
     pairs = _pairs(shown, seed)
     found = []
-    for width in sorted({d for d in dims if d < shown.shape[1]}, reverse=True):
-        for method in METHODS:
-            matrix = projection(method, shown, width, seed)
-            reduced = top_k(_projected(asked, matrix), _projected(shown, matrix), K)
-            mean = mean_score(main_scores(task, reduced))
-            found.append(
-                Reduced(
-                    method=method,
-                    dims=width,
-                    mean=mean,
-                    kept=share_kept(mean, best),
-                    recall=recall(exact[1], reduced[1]),
-                    distortion=distortion(*pairs, matrix),
-                    bound=lemma_bound(len(shown), width) if method == METHODS[-1] else None,
-                )
+    for method, width, matrix in _projections(task.name, shown, dims, seed):
+        left, right = (_projected(rows, matrix) for rows in (asked, shown))
+        reduced = search(task, left, right, K, skip_self=skip_self)
+        mean = mean_score(main_scores(task, reduced))
+        after = distortion(*pairs, matrix)
+        random = method == "random projection"
+        found.append(
+            Reduced(
+                method=method,
+                dims=width,
+                mean=mean,
+                kept=share_kept(mean, best),
+                recall=recall(exact.positions, reduced.positions),
+                distortion=after,
+                bound=lemma_bound(len(shown), width) if random else None,
+                needed=lemma_dims(len(shown), after.largest) if random else None,
             )
+        )
     return found
+
+
+def _projections(
+    name: str, documents: Rows, dims: Sequence[int], seed: int
+) -> Iterator[tuple[Method, int, Floats]]:
+    """Every method at every width below that of the documents, with its matrix."""
+    for width in sorted({d for d in dims if d < documents.shape[1]}, reverse=True):
+        for method in METHODS:
+            try:
+                yield method, width, projection(method, documents, width, seed)
+            except UserError:
+                say(f"{name}: no {method} to {width} dimensions, as its documents span fewer")
 
 
 def projection(method: Method, documents: Rows, dims: int, seed: int = SEED) -> Floats:
@@ -89,6 +109,7 @@ def projection(method: Method, documents: Rows, dims: int, seed: int = SEED) -> 
 
     PCA: directions of the largest second moments of the documents (a seeded sample of them), not
     centred, as inner products are to be kept. Random projection: normal numbers / sqrt(dims).
+    Raises UserError for a PCA to more dimensions than the documents span.
     """
     width, random = documents.shape[1], np.random.default_rng(seed)
     if method == "truncation":
@@ -112,23 +133,28 @@ def distortion(left: Floats, right: Floats, matrix: Floats) -> Distortion:
     return Distortion(len(ratio), float(ratio.mean()), p05, p95, float(np.abs(ratio - 1).max()))
 
 
-def lemma_bound(points: int, dims: int) -> float | None:
-    """Epsilon such that some map to `dims` keeps all squared distances within 1 +- epsilon.
+def lemma_dims(points: int, epsilon: float) -> int | None:
+    """Dimensions in which some map keeps all squared distances within 1 +- epsilon.
 
-    Johnson and Lindenstrauss (1984) in the form of Dasgupta and Gupta (2003): dims >=
-    4 ln(points) / (epsilon^2 / 2 - epsilon^3 / 3). None where that needs an epsilon of 1 or more.
+    Johnson and Lindenstrauss (1984) in the form of Dasgupta and Gupta (2003): at least
+    4 ln(points) / (epsilon^2 / 2 - epsilon^3 / 3). None unless 0 < epsilon < 1, of which it speaks.
+
+    >>> lemma_dims(1000, 0.3802), lemma_dims(1000, 1.2)
+    (513, None)
+    """
+    if not 0 < epsilon < 1:
+        return None
+    return math.ceil(4 * math.log(max(points, 2)) / (epsilon**2 / 2 - epsilon**3 / 3))
+
+
+def lemma_bound(points: int, dims: int) -> float | None:
+    """The smallest epsilon, to four digits, for which `lemma_dims` is within `dims`.
 
     >>> lemma_bound(1000, 512), lemma_bound(1000, 64)
-    (0.3802, None)
+    (0.3803, None)
     """
-    wanted = 4 * math.log(max(points, 2)) / dims
-    if wanted >= 1 / 6:  # what epsilon = 1 gives; the left side grows up to there
-        return None
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle**2 / 2 - middle**3 / 3 < wanted else (low, middle)
-    return round(high, 4)
+    known = (step / 10_000 for step in range(1, 10_000))
+    return next((e for e in known if (lemma_dims(points, e) or math.inf) <= dims), None)
 
 
 def _projected(rows: Rows, matrix: Floats) -> Mapped:

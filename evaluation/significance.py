@@ -45,22 +45,41 @@ def bootstrap_intervals(
 ) -> Floats:
     """(M, 2) percentile bootstrap intervals of the means of M metrics (M, Q), from the same draws.
 
-    How often each query was drawn is counted, and one product gives the means of all metrics.
     Raises UserError for Q = 0.
     """
-    size = scores.shape[1]
-    if size == 0:
-        raise UserError("no queries to take an interval over")
-    generator = np.random.default_rng(seed)
+    return _interval(_resampled_means(scores, draws, seed), level)
 
-    def resampled(count: int) -> Floats:
-        drawn = generator.integers(0, size, (count, size))
-        drawn += size * np.arange(count)[:, None]  # a range of numbers of its own for each draw
-        times = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
-        return times @ scores.T / size
 
-    tail = (1 - level) / 2
-    return np.quantile(_in_chunks(resampled, draws, size), [tail, 1 - tail], axis=0).T
+def mean_over_tasks(
+    tasks: Sequence[Floats], *, level: float = 0.95, draws: int = DRAWS, seed: int = SEED
+) -> tuple[float, float, float]:
+    """Mean of the means of several tasks' scores (Q,), each weighing the same, and its interval.
+
+    The tasks are taken as they are, their queries as samples: a draw resamples the queries of each
+    task (the stratified bootstrap of Davison and Hinkley 1997, section 3.2).
+
+    >>> mean_over_tasks([np.array([0.0, 0.0]), np.array([1.0])])
+    (0.5, 0.5, 0.5)
+    """
+    parts = enumerate(tasks, start=seed)  # a seed of its own: the draws of tasks are independent
+    means = [_resampled_means(scores[None], draws, own) for own, scores in parts]
+    low, high = _interval(np.mean(means, axis=0), level)[0].tolist()
+    return float(np.mean([scores.mean() for scores in tasks])), low, high
+
+
+def compare_over_tasks(
+    differences: Sequence[Floats], *, draws: int = DRAWS, seed: int = SEED
+) -> Delta:
+    """Mean over tasks of the paired differences b - a (Q,) of each, every task weighing the same.
+
+    The randomisation test turns the sign of each query's difference, weighed as the mean weighs it.
+    The effect is that of the weighed differences.
+    """
+    mean, low, high = mean_over_tasks(differences, draws=draws, seed=seed)
+    count = sum(map(len, differences))
+    weighed = np.concatenate([d * (count / len(d) / len(differences)) for d in differences])
+    p = randomisation_test(np.zeros(count), weighed, draws=draws, seed=seed)
+    return Delta(mean, low, high, p, count, effect_size(weighed))
 
 
 def randomisation_test(a: Floats, b: Floats, *, draws: int = DRAWS, seed: int = SEED) -> float:
@@ -128,6 +147,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted.tolist()
+
+
+def _resampled_means(scores: Floats, draws: int, seed: int) -> Floats:
+    """(draws, M) means of M metrics (M, Q) over queries drawn with replacement.
+
+    How often each query was drawn is counted, and one product gives the means of all metrics.
+    """
+    size = scores.shape[1]
+    if size == 0:
+        raise UserError("no queries to take an interval over")
+    generator = np.random.default_rng(seed)
+
+    def resampled(count: int) -> Floats:
+        drawn = generator.integers(0, size, (count, size))
+        drawn += size * np.arange(count)[:, None]  # a range of numbers of its own for each draw
+        times = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size)
+        return times @ scores.T / size
+
+    return _in_chunks(resampled, draws, size)
+
+
+def _interval(means: Floats, level: float) -> Floats:
+    """(M, 2) between which the middle share `level` of means (draws, M) lies."""
+    tail = (1 - level) / 2
+    return np.quantile(means, [tail, 1 - tail], axis=0).T
 
 
 def _in_chunks(draw: Callable[[int], Floats], draws: int, width: int) -> Floats:

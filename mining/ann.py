@@ -79,7 +79,7 @@ def ann_top_k(
     width = min(k * (settings.oversample if index == "ivf_pq" else 1), len(documents))
     found = search_index(built, queries, width)
     scores, positions = best_first(pair_scores(queries, documents, found), found, k)
-    share = _recall(queries, documents, positions, sample, seed)
+    share = _sampled_recall(queries, documents, positions, sample, seed)
     say(f"{index}, {len(documents):,} documents: recall@{k} {share:.3f} against exact search")
     return scores, positions, share
 
@@ -200,14 +200,13 @@ def search_index(built: Any, queries: Rows, width: int) -> NDArray[np.int64]:
     return found
 
 
-def _recall(
+def _sampled_recall(
     queries: Rows, documents: Rows, positions: NDArray[np.int64], sample: int, seed: int
 ) -> float:
-    """Mean share of the exact k best that is in positions (Q, k); 1.0 without queries."""
-    if not len(queries):
-        return 1.0
+    """`recall` of positions (Q, k) against exact search, over a seeded sample of queries."""
     count = min(sample, len(queries))
+    if not count:
+        return 1.0
     chosen = np.sort(np.random.default_rng(seed).choice(len(queries), count, replace=False))
     asked = np.concatenate([queries[query : query + 1] for query in chosen])
-    _, exact = top_k(asked, documents, positions.shape[1])
-    return recall(exact, positions[chosen])
+    return recall(top_k(asked, documents, positions.shape[1])[1], positions[chosen])

@@ -46,5 +46,10 @@ def best_first(scores: NDArray[np.float32], positions: NDArray[np.int64], k: int
 
 
 def recall(exact: NDArray[np.int64], found: NDArray[np.int64]) -> float:
-    """Mean share of each row of exact (Q, K) that is in the same row of found (Q, any)."""
-    return float(np.mean([np.isin(e, f).mean() for e, f in zip(exact, found, strict=True)]))
+    """Mean share of each row of exact (Q, K) that is in the same row of found (Q, any); 1 if Q = 0.
+
+    Position -1, no document, is not counted in `exact`.
+    """
+    rows = zip(exact, found, strict=True)
+    shares = [np.isin(e[e >= 0], f).mean() for e, f in rows if (e >= 0).any()]
+    return float(np.mean(shares)) if shares else 1.0

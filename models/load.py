@@ -80,7 +80,7 @@ def on_disk(path: str, where: str) -> str:
     For models that are loaded after a run has begun, where a download would come as a surprise.
     """
     found = resolve(path, where)
-    if Path(found).exists() or is_cached(found):
+    if is_here(found):
         return found
     raise UserError(
         f"{where}: {path} is not on this disk; name a folder, or fetch it first: hf download {path}"
@@ -129,6 +129,11 @@ def set_dropout(model: nn.Module, share: float) -> None:
             module.dropout_prob = share  # type: ignore[assignment]
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = share  # type: ignore[assignment]
+
+
+def is_here(path: str) -> bool:
+    """Whether a model can be loaded without the hub: embedded, a folder, or in the hub's cache."""
+    return path == EMBEDDED or Path(path).expanduser().exists() or is_cached(path)
 
 
 def is_cached(name: str) -> bool:

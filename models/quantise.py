@@ -18,7 +18,6 @@ from tercet.errors import UserError
 from tercet.files import write_json
 
 Precision = Literal["float32", "int8", "binary"]
-Scheme = Literal["global", "vector", "minmax"]
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 Json = dict[str, Any]
@@ -34,6 +35,12 @@ class Sheet:
     columns: tuple[str, ...]  # the first holds names
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+
+    @property
+    def source(self) -> str:
+        """The JSON pointer of what holds all of the table's numbers."""
+        cells = (cell.pointer.split("/") for row in self.rows for cell in row if cell.pointer)
+        return "/".join(commonprefix(list(cells)))
 
     @property
     def numeric(self) -> tuple[bool, ...]:

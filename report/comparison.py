@@ -1,44 +1,37 @@
 """A comparison as one self-contained HTML page, made from its `results.json`."""
 
 import base64
-import hashlib
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from jinja2 import Environment, StrictUndefined
-
-from tercet.report.cells import Json, interval
+from tercet.report.cells import Cell, Json, interval, number, p_value, pointer
+from tercet.report.pages import page, script
 from tercet.report.sheets import (
-    compression_sheets,
+    collection_sheets,
     contrast_sheets,
-    index_sheets,
     models_sheets,
     quality_sheets,
-    reduction_sheets,
 )
 from tercet.report.table import HEADINGS
+from tercet.report.vector_sheets import compression_sheets, index_sheets, reduction_sheets
 
 if TYPE_CHECKING:
     from tercet.report.plots import Plot  # it imports matplotlib, which takes a while
 
-FORMAT = 1  # of results.json; raised when a reader of today could not read it
+FORMAT = 2  # of results.json; raised when a reader of today could not read it
 TEMPLATE = "comparison.html.j2"
-SORT_SCRIPT = "sort.js"
+SCRIPT = "comparison.js"
 
 
 def comparison_page(found: Json, plots: "Sequence[Plot]") -> str:
     """The page as HTML: nothing is requested, every text escaped, every number points into JSON.
 
-    `found` is what `results.json` holds. The one script sorts tables; its hash is in the page's
-    content security policy, which allows no other.
+    `found` is what `results.json` holds. The one script sorts tables and says where a number
+    stands; its hash is in the page's content security policy, which allows no other.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    script = _file(SORT_SCRIPT)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text, digest = script(SCRIPT)
     sections = [
+        ("Collections", collection_sheets(found), ()),
         ("Models", models_sheets(found), ("size_speed",)),
         ("Retrieval quality", quality_sheets(found), ("quality_cost", "wins")),
         ("Similar and dissimilar pairs", contrast_sheets(found), ("scores",)),
@@ -47,9 +40,10 @@ def comparison_page(found: Json, plots: "Sequence[Plot]") -> str:
         ("Fewer dimensions", reduction_sheets(found), ()),
     ]
     drawn = {plot.name: plot for plot in plots}
-    return environment.from_string(_file(TEMPLATE)).render(
+    return page(
+        TEMPLATE,
         found=found,
-        script=script,
+        script=text,
         digest=digest,
         data_uri=_data_uri,
         sections=[
@@ -66,38 +60,51 @@ def summary_rows(found: Json) -> list[dict[str, str]]:
     heading = f"{HEADINGS[found['metric']]} [95 % interval]"
     rows = []
     for place, mean in enumerate(found["overall"]):
-        row = {"Model": mean["model"], heading: interval(found, ("overall", place)).text}
+        at = ("overall", place)
+        row = {"Model": mean["model"], heading: interval(found, at).text}
+        if mean["delta"] is not None:
+            row[f"Against {found['baseline']}"] = interval(found, (*at, "delta"), "{:+.3f}").text
+            row["p"] = p_value(found, (*at, "delta", "p")).text
+            row["d"] = number(found, (*at, "delta", "effect"), "{:+.2f}").text
         if place < len(found["models"]):
-            at = found["models"][place]["efficiency"]
-            row["MB"] = f"{at['megabytes']:.1f}"
-            row["Documents/s"] = f"{at['documents_per_second']:,.1f}"
-            row["Query p50, ms"] = f"{at['latency_p50_ms']:.1f}"
+            speed = found["models"][place]["efficiency"]
+            row["MB"] = f"{speed['megabytes']:.1f}"
+            row["Documents/s"] = f"{speed['documents_per_second']:,.1f}"
+            row["Query p50, ms"] = f"{speed['latency_p50_ms']:.1f}"
         rows.append(row)
     return rows
 
 
-def facts(found: Json) -> Any:
-    """What the figures depend on, as pairs of texts."""
-    yield "written", found["created"]
+def leak_lines(found: Json) -> Iterator[str]:
+    """What of each collection was seen in training, where that was asked for."""
+    for task in found["tasks"]:
+        if leak := task["leakage"]:
+            seen = leak["seen"]
+            yield (
+                f"{task['name']}: seen in training: {seen['queries']:,} of {leak['of_queries']:,} "
+                f"queries, {seen['documents']:,} of {leak['of_documents']:,} answers; queries "
+                f"concerned: {seen['touched']:,}"
+            )
+
+
+def facts(found: Json) -> Iterator[tuple[str, Cell]]:
+    """What the figures depend on: its name, and the text with the place it was read from."""
+    yield "written", Cell(found["created"], pointer=pointer(("created",)))
+    yield "it took", number(found, ("seconds", "total"), "{:,.0f} s")
     for key, value in found["environment"].items():
         if isinstance(value, Mapping):
-            yield key, ", ".join(f"{package} {version}" for package, version in value.items())
-        else:
-            yield key, value
-    for model in found["models"]:
+            value = ", ".join(f"{package} {version}" for package, version in value.items())
+        yield key, Cell(str(value), pointer=pointer(("environment", key)))
+    for place, model in enumerate(found["models"]):
         prompts = ", ".join(f"{role} {prompt!r}" for role, prompt in model["prompts"].items())
         stored = ", ".join(map(str, model["calibrated"])) or "none: calibrated on each collection"
-        yield (
-            model["name"],
+        text = (
             f"{model['path']}; fingerprint {model['fingerprint']}; at most {model['max_length']} "
             f"tokens; prompts {prompts}; int8 ranges stored for widths: {stored}; on "
-            f"{model['efficiency']['device']} with {model['efficiency']['threads']} threads",
+            f"{model['efficiency']['device']} with {model['efficiency']['threads']} threads"
         )
+        yield model["name"], Cell(text, pointer=pointer(("models", place)))
 
 
 def _data_uri(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
-def _file(name: str) -> str:
-    return (resources.files("tercet.report") / name).read_text(encoding="utf-8")

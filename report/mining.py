@@ -1,12 +1,10 @@
 """A mining run as one self-contained HTML page, made from its `mining.json`."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from tercet.mining.rescore import TOP_HITS
+from tercet.report.pages import page
 
 TEMPLATE = "mining.html.j2"
 RULES = {
@@ -45,15 +43,12 @@ def mining_page(found: Mapping[str, Any]) -> str:
 
     `found` is what `mining.json` holds.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters |= {"count": "{:,}".format, "percent": _percent}
-    text = (resources.files("tercet.report") / TEMPLATE).read_text(encoding="utf-8")
     told = {name: _set(value) for name, value in found["settings"].items()}
     counts, candidates = found["counts"], max(1, found["counts"]["candidates"])
     kept = counts["kept"] - counts["filled"]
-    return environment.from_string(text).render(
+    return page(
+        TEMPLATE,
+        {"count": "{:,}".format, "percent": _percent},
         found=found,
         tiles=_tiles(counts),
         rate=found["false_negatives"],

@@ -35,6 +35,7 @@ THEMES = {
 }
 NONE: Mapping[str, str] = {}
 DOTS = 160  # of a PNG, per inch
+ROOM = 1.2  # an axis from 0 ends so much beyond its largest value: discs are not cut
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,12 @@ def draw_scores(figure: Figure, found: Json) -> None:
 def draw_size_speed(figure: Figure, found: Json) -> None:
     """Megabytes against documents per second."""
     axes = _axes(figure, "MB of parameters", "documents per second")
-    for m, model in enumerate(found["models"]):
-        at = model["efficiency"]
+    costs = [model["efficiency"] for model in found["models"]]
+    for m, at in enumerate(costs):
         place = [at["megabytes"]], [at["documents_per_second"]]
         axes.scatter(*place, s=at["dimensions"] / 2, color=_colour(m), alpha=0.7)
-    axes.margins(0.2)
-    axes.set(xlim=(0, None), ylim=(0, None))
+    axes.set_xlim(0, ROOM * max(at["megabytes"] for at in costs))
+    axes.set_ylim(0, ROOM * max(at["documents_per_second"] for at in costs))
     _legend(figure, axes, found)
 
 
@@ -151,7 +152,7 @@ def draw_quality_cost(figure: Figure, found: Json) -> None:
     bm25 = found["overall"][-1]
     axes.axhline(bm25["mean"], linestyle="--", color=COLOURS[-1], label=bm25["model"])
     axes.margins(0.2)
-    axes.set_xlim(0, None)
+    axes.set_xlim(0, ROOM * max(m["efficiency"]["latency_p50_ms"] for m in found["models"]))
     _legend(figure, axes, found)
 
 

@@ -1,27 +1,59 @@
-"""The tables of a comparison's page, made from its `results.json`."""
+"""Tables of a comparison's page, made from its `results.json`: collections, models, quality."""
 
 from collections.abc import Sequence
 
-from tercet.report.cells import (
-    INDEX_NAMES,
-    Cell,
-    Json,
-    Sheet,
-    interval,
-    name,
-    number,
-    p_value,
-    value_at,
-)
+from tercet.report.cells import Cell, Json, Sheet, interval, name, number, p_value, value_at
 from tercet.report.table import HEADINGS
 
-FORM = ("Dimensions", "Precision", "Rescored", "Bytes", "+ for rescoring", "Score", "Kept")
-REDUCTION_NOTE = (
-    "Vectors are unit vectors before and after. Distance ratio: squared distance after the "
-    "reduction / before, mean over sampled pairs; largest error: of any of them from 1. The bound "
-    "is the epsilon that the Johnson-Lindenstrauss lemma promises for so many points and "
-    "dimensions; empty where it promises none below 1, or nothing for the method."
+LEAK_NOTE = (
+    "Seen: in the training texts named, word for word or for the most part; answers are documents "
+    "judged relevant. Queries concerned were seen, or one of their answers was."
 )
+NO_LEAK_NOTE = "Not compared with what the models were trained on: name it with --trained-on."
+
+
+def collection_sheets(found: Json) -> list[Sheet]:
+    """What was compared on, and what of it was seen in training."""
+    columns = {
+        "Queries": ("queries",),
+        "Documents": ("documents",),
+        "Queries without judgement": ("without_judgement",),
+        "without answer": ("without_answer",),
+    }
+    if leaks := all(task["leakage"] for task in found["tasks"]):
+        columns |= {
+            "Queries seen": ("leakage", "seen", "queries"),
+            "Answers seen": ("leakage", "seen", "documents"),
+            "of answers": ("leakage", "of_documents"),
+            "Queries concerned": ("leakage", "seen", "touched"),
+        }
+    rows = tuple(
+        (name(task_name(task)), *(number(found, ("tasks", t, *at)) for at in columns.values()))
+        for t, task in enumerate(found["tasks"])
+    )
+    note = LEAK_NOTE if leaks else NO_LEAK_NOTE
+    sheets = [Sheet("What was asked", ("Collection", *columns), rows, note)]
+    return [*sheets, *_clean_sheets(found)] if leaks else sheets
+
+
+def _clean_sheets(found: Json) -> list[Sheet]:
+    """Each task's scores without the queries that training concerns."""
+    metric = HEADINGS[found["metric"]]
+    sheets = []
+    for t, task in enumerate(found["tasks"]):
+        at = ("tasks", t, "leakage", "without")
+        rows = tuple(
+            (
+                name(row["model"]),
+                interval(found, ("tasks", t, "quality", r, "means", found["metric"])),
+                interval(found, (*at, r)),
+            )
+            for r, row in enumerate(task["leakage"]["without"])
+        )
+        columns = ("Model", f"{metric}, all queries", "without those concerned")
+        if rows:
+            sheets.append(Sheet(task_name(task), columns, rows))
+    return sheets
 
 
 def models_sheets(found: Json) -> list[Sheet]:
@@ -32,6 +64,8 @@ def models_sheets(found: Json) -> list[Sheet]:
         "MB": ("megabytes", "{:.1f}", 1),
         "Load, s": ("load_seconds", "{:.2f}", 1),
         "Documents/s": ("documents_per_second", "{:,.1f}", 1),
+        "Slowest pass": ("slowest_pass", "{:,.1f}", 1),
+        "Fastest pass": ("fastest_pass", "{:,.1f}", 1),
         "Query p50, ms": ("latency_p50_ms", "{:.1f}", 1),
         "Query p95, ms": ("latency_p95_ms", "{:.1f}", 1),
         "Peak memory, MB": ("peak_memory_mb", "{:,.0f}", 1),
@@ -43,8 +77,9 @@ def models_sheets(found: Json) -> list[Sheet]:
         cells = (number(found, (*at, key), style, by) for key, style, by in columns.values())
         rows.append((name(model["name"]), *cells))
     note = (
-        "Each model in a process of its own, on the machine named below. MB are 10⁶ bytes: of the "
-        "parameters, and of the process at its peak."
+        "Each model in a process of its own, on the machine named below. Load: the second time, "
+        "when its files and libraries have been read. Documents/s: median of several passes. "
+        "MB are 10⁶ bytes: of the parameters, and of the process at its peak."
     )
     return [Sheet("Size and speed", ("Model", *columns), tuple(rows), note)]
 
@@ -52,19 +87,27 @@ def models_sheets(found: Json) -> list[Sheet]:
 def quality_sheets(found: Json) -> list[Sheet]:
     """Over all tasks, then of each."""
     metric, base = HEADINGS[found["metric"]], found["baseline"]
+    heading, tests = f"{metric} [95 % interval]", (f"Against {base}", "d", "p")
     rows = tuple(
-        (name(row["model"]), interval(found, ("overall", place)))
+        (
+            name(row["model"]),
+            interval(found, ("overall", place)),
+            *_tested(found, ("overall", place, "delta")),
+        )
         for place, row in enumerate(found["overall"])
     )
-    tasks = len(found["tasks"])
-    note = f"Mean of {tasks} collections, each weighing the same; 95 % intervals over queries."
-    heading = f"{metric} [95 % interval]"
-    sheets = [Sheet("All collections", ("Model", heading), rows, note)] if tasks > 1 else []
-    against = (f"Against {base}", "p", "p, Holm", "Wins", "Losses")
+    note = (
+        "Mean of the collections, each weighing the same; 95 % intervals and tests over queries, "
+        "drawn within each collection. d: difference in its standard deviations. p: paired "
+        "randomisation test."
+    )
+    several = len(found["tasks"]) > 1
+    sheets = [Sheet("All collections", ("Model", heading, *tests), rows, note)] if several else []
+    tests = (*tests, "p, Holm", "Wins", "Losses")
     rows_of_all = [row["means"] for task in found["tasks"] for row in task["quality"]]
     metrics = [m for m in HEADINGS if m != found["metric"] and all(m in r for r in rows_of_all)]
     for place, task in enumerate(found["tasks"]):
-        columns = ("Model", heading, *against, *(HEADINGS[m] for m in metrics))
+        columns = ("Model", heading, *tests, *(HEADINGS[m] for m in metrics))
         body = tuple(
             (
                 name(row["model"]),
@@ -75,11 +118,10 @@ def quality_sheets(found: Json) -> list[Sheet]:
             for r, row in enumerate(task["quality"])
         )
         note = (
-            f"{task['queries']:,} queries, {task['documents']:,} documents. p: paired "
-            f"randomisation test over queries against {base}; Holm: adjusted for all "
-            "comparisons on this page."
+            f"p: paired randomisation test over queries against {base}; Holm: adjusted for the "
+            "number of collections. d: mean difference in standard deviations of the differences."
         )
-        sheets.append(Sheet(_task(task), columns, body, note))
+        sheets.append(Sheet(task_name(task), columns, body, note))
     return sheets
 
 
@@ -90,12 +132,10 @@ def contrast_sheets(found: Json) -> list[Sheet]:
         rows = []
         for m, model in enumerate(found["models"]):
             at = ("tasks", place, "contrast", m)
-            low, high = (task["contrast"][m][side] for side in ("low", "high"))
-            value = number(found, (*at, "contrast"), "{:.3f}")
             rows.append(
                 (
                     name(model["name"]),
-                    Cell(f"{value.text} [{low:.3f}, {high:.3f}]", value.order, value.pointer),
+                    interval(found, (*at, "contrast")),
                     number(found, (*at, "similar", "mean"), "{:.3f}"),
                     number(found, (*at, "dissimilar", "mean"), "{:.3f}"),
                     number(found, (*at, "separation"), "{:.4f}"),
@@ -116,126 +156,8 @@ def contrast_sheets(found: Json) -> list[Sheet]:
             "Contrast: mean score of pairs judged relevant minus that of sampled others. "
             "Separation: share of (similar, dissimilar) pairs of a query that stand in this order."
         )
-        sheets.append(Sheet(_task(task), columns, tuple(rows), note))
+        sheets.append(Sheet(task_name(task), columns, tuple(rows), note))
     return sheets
-
-
-def compression_sheets(found: Json) -> list[Sheet]:
-    """Means over tasks, then each task."""
-    mean_columns = ("Model", *FORM, "Least kept of a collection")
-    rows = [
-        (
-            name(model["name"]),
-            *_form(found, ("compression", m, f)),
-            number(found, ("compression", m, f, "kept_least"), "{:.1f} %", 100),
-        )
-        for m, model in enumerate(found["models"])
-        for f in range(len(found["compression"][m]))
-    ]
-    note = (
-        "Kept: share of the full float32 vectors' score. Rescored: the first 100 documents of the "
-        "compact search are scored again, the float32 query against full int8 vectors, which may "
-        "stay on a disk (the second column of bytes)."
-    )
-    title = f"Mean of {len(found['tasks'])} collections" if len(found["tasks"]) > 1 else "Mean"
-    sheets = [Sheet(title, mean_columns, tuple(rows), note)]
-    for place, task in enumerate(found["tasks"]):
-        body = []
-        for m, model in enumerate(found["models"]):
-            for f in range(len(task["compression"][m])):
-                at = ("tasks", place, "compression", m, f)
-                delta = interval(found, (*at, "delta"), "{:+.3f}")
-                p = p_value(found, (*at, "delta", "p"))
-                body.append((name(model["name"]), *_form(found, at), delta, p))
-        columns = ("Model", *FORM, "Against full float32 [95 %]", "p")
-        sheets.append(Sheet(_task(task), columns, tuple(body)))
-    return sheets
-
-
-def _form(found: Json, at: tuple[str | int, ...]) -> tuple[Cell, ...]:
-    """The cells that name a form of vectors and say how good it is."""
-    form = value_at(found, at)
-    return (
-        number(found, (*at, "dims")),
-        name(form["precision"]),
-        name("yes" if form["rescored"] else "no"),
-        number(found, (*at, "bytes")),
-        number(found, (*at, "rescoring_bytes")),
-        number(found, (*at, "mean"), "{:.3f}"),
-        number(found, (*at, "kept"), "{:.1f} %", 100),
-    )
-
-
-def index_sheets(found: Json) -> list[Sheet]:
-    """The index study of each task that has one, and what memory it would take at scale."""
-    sheets = []
-    for place, task in enumerate(found["tasks"]):
-        if "indexes" not in task:
-            continue
-        rows, scaled = [], []
-        for m, model in enumerate(found["models"]):
-            for i, index in enumerate(task["indexes"][m]):
-                at = ("tasks", place, "indexes", m, i)
-                named = name(f"{INDEX_NAMES[index['kind']]} ({index['name']})")
-                rows.append((name(model["name"]), named, *_index(found, at)))
-                sizes = (
-                    _size(found, (*at, "projected", count), index["projected"][count])
-                    for count in index["projected"]
-                )
-                scaled.append((name(model["name"]), named, *sizes))
-        columns = ("Model", "Index", "Recall@10", "Score", "Kept", "Build, s", "Queries/s")
-        columns = (*columns, "Bytes per vector", "+ for rescoring")
-        sheets.append(Sheet(_task(task), columns, tuple(rows)))
-        counts = (f"{int(count):,}" for count in task["indexes"][0][0]["projected"])
-        note = "Memory of the index for so many vectors, computed from what one takes."
-        title = f"Projected from {_task(task)}"
-        sheets.append(Sheet(title, ("Model", "Index", *counts), tuple(scaled), note))
-    return sheets
-
-
-def reduction_sheets(found: Json) -> list[Sheet]:
-    """Truncation, PCA and random projection of each task that has an index study."""
-    sheets = []
-    for place, task in enumerate(found["tasks"]):
-        rows = []
-        for m, model in enumerate(found["models"]) if "reductions" in task else ():
-            for r, way in enumerate(task["reductions"][m]):
-                at = ("tasks", place, "reductions", m, r)
-                cells = (
-                    number(found, (*at, "dims")),
-                    number(found, (*at, "recall"), "{:.3f}"),
-                    number(found, (*at, "mean"), "{:.3f}"),
-                    number(found, (*at, "kept"), "{:.1f} %", 100),
-                    number(found, (*at, "distortion", "mean"), "{:.3f}"),
-                    number(found, (*at, "distortion", "largest"), "{:.3f}"),
-                    number(found, (*at, "bound"), "{:.3f}"),
-                )
-                rows.append((name(model["name"]), name(way["method"]), *cells))
-        if rows:
-            columns = ("Model", "Method", "Dimensions", "Recall@10", "Score", "Kept")
-            columns = (*columns, "Distance ratio", "Largest error", "Lemma's bound")
-            sheets.append(Sheet(_task(task), columns, tuple(rows), REDUCTION_NOTE))
-    return sheets
-
-
-def _index(found: Json, at: tuple[str | int, ...]) -> tuple[Cell, ...]:
-    return (
-        number(found, (*at, "recall"), "{:.3f}"),
-        number(found, (*at, "mean"), "{:.3f}"),
-        number(found, (*at, "kept"), "{:.1f} %", 100),
-        number(found, (*at, "build_seconds"), "{:.2f}"),
-        number(found, (*at, "queries_per_second"), "{:,.0f}"),
-        number(found, (*at, "bytes_per_vector"), "{:,.1f}"),
-        number(found, (*at, "rescoring_bytes")),
-    )
-
-
-def _size(found: Json, at: tuple[str | int, ...], size: float) -> Cell:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    power = next((p for p in (12, 9, 6) if size >= 10**p), 3)
-    unit = {12: "TB", 9: "GB", 6: "MB", 3: "kB"}[power]
-    cell = number(found, at, "{:.2f} " + unit, 10.0**-power)
-    return Cell(cell.text, size, cell.pointer)
 
 
 def _against(found: Json, place: int, model: str) -> tuple[Cell, ...]:
@@ -244,18 +166,26 @@ def _against(found: Json, place: int, model: str) -> tuple[Cell, ...]:
         if delta["model"] == model:
             at = ("tasks", place, "deltas", d)
             return (
-                interval(found, at, "{:+.3f}"),
-                p_value(found, (*at, "p")),
+                *_tested(found, at),
                 p_value(found, (*at, "p_holm")),
                 number(found, (*at, "wins")),
                 number(found, (*at, "losses")),
             )
-    return (Cell(""),) * 5
+    return (Cell(""),) * 6
+
+
+def _tested(found: Json, at: tuple[str | int, ...]) -> tuple[Cell, ...]:
+    """A difference with its interval, effect size and p; empty cells where there is none."""
+    if value_at(found, at) is None:
+        return (Cell(""),) * 3
+    effect = number(found, (*at, "effect"), "{:+.2f}")
+    return interval(found, at, "{:+.3f}"), effect, p_value(found, (*at, "p"))
 
 
 def _others(found: Json, at: tuple[str | int, ...], metrics: Sequence[str]) -> tuple[Cell, ...]:
     return tuple(number(found, (*at, metric, "mean"), "{:.3f}") for metric in metrics)
 
 
-def _task(task: Json) -> str:
+def task_name(task: Json) -> str:
+    """How a table names a task."""
     return f"{task['name']} ({task['split']})"

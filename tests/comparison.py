@@ -39,9 +39,9 @@ def collection(folder: Path, documents: int) -> Path:
 
 
 def make_comparison(folder: Path, tiny_model: Path) -> Comparison:
-    """The tiny model beside one of half its width whose folder has a hostile name."""
+    """The tiny model (BERT) beside an MPNet of half its width whose folder has a hostile name."""
     pytest.importorskip("faiss", reason="the ann extra is not installed")
-    small = save_encoder("bert", folder / "small")
+    small = save_encoder("mpnet", folder / "small")
     models = [
         str(shutil.copytree(tiny_model, folder / "tiny")),
         str(shutil.copytree(small, folder / EVIL)),

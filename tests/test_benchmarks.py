@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tercet.data import read_task
 from tests.conftest import NAMES, answer, question
 
 
@@ -59,13 +60,14 @@ def test_the_table_of_agreement_with_mteb(
 
 def test_quantisers_are_compared_on_the_same_vectors(one_thread: None) -> None:
     pytest.importorskip("faiss", reason="sentence-transformers' own search needs it")
-    from benchmarks.quantised import FLOAT, methods, tables
+    from benchmarks.quantised import FLOAT, methods
+    from tercet.models.quantise import calibrate
 
     random = np.random.default_rng(0)
     documents = random.normal(size=(300, 24)).astype(np.float32)
     documents /= np.linalg.norm(documents, axis=1, keepdims=True)
     queries = documents[:40] + 0.02 * random.normal(size=(40, 24)).astype(np.float32)
-    ways = methods(queries, documents)
+    ways = methods(queries, documents, calibrate(documents), calibrate(1.2 * documents[:100]))
     found = {name: search()[1] for name, (search, _) in ways.items()}
     ours, theirs = found["int8, min and max of each dimension"], found["ST int8, ranges given"]
     np.testing.assert_array_equal(ours, theirs)
@@ -74,10 +76,45 @@ def test_quantisers_are_compared_on_the_same_vectors(one_thread: None) -> None:
         shares = [np.isin(e, p).mean() for e, p in zip(found[FLOAT], positions, strict=True)]
         assert np.mean(shares) > 0.3, name
         assert name == "bits" or (positions[:, 0] == np.arange(40)).mean() > 0.8, name
-    one = {name: {"kept": 0.5, "bytes": size} for name, (_, size) in ways.items()}
-    text = tables({"model": "m", "collections": {"a": one, "b": one}})["quantised"]
-    assert text.startswith("| Vectors | Bytes | a | b | Mean |") and "| 50.0% | 50.0% |" in text
-    assert "| int8, one scale | 24 |" in text and "| bits | 3 |" in text
+
+
+def test_what_quantised_vectors_keep_is_told_over_all_collections(
+    tmp_path: Path, tiny_model: Path, one_thread: None
+) -> None:
+    pytest.importorskip("faiss", reason="sentence-transformers' own search needs it")
+    from benchmarks.quantised import FLOAT, measure, tables
+    from tests.comparison import collection
+
+    tasks = [read_task(collection(tmp_path / name, size)) for name, size in (("a", 60), ("b", 90))]
+    found = measure(tasks, str(tiny_model))
+    assert list(found["collections"]) == ["a", "b"]
+    for method, whole in found["overall"].items():
+        each = [one[method] for one in found["collections"].values()]
+        assert whole["kept"] == pytest.approx(np.mean([one["kept"] for one in each]))
+        exact = [one[FLOAT]["mean"] for one in found["collections"].values()]
+        means = [one["mean"] for one in each]
+        assert whole["delta"]["mean"] == pytest.approx(np.mean(means) - np.mean(exact))
+    text = tables(found)["quantised"]
+    assert text.startswith("| Vectors | Bytes | a | b | Mean | nDCG@10 lost or won |")
+    assert (
+        "| int8, one scale | 32 |" in text and "| int8, one scale of another collection |" in text
+    )
+    assert "| bits | 4 |" in text and "+0.0000 [+0.0000, +0.0000]" in text
+
+
+def test_a_comparison_is_timed_from_a_warm_store(
+    tmp_path: Path, tiny_model: Path, one_thread: None
+) -> None:
+    from benchmarks import comparison
+    from benchmarks.machine import write_result
+    from tests.comparison import collection
+
+    found = comparison.measure([str(tiny_model)], [collection(tmp_path / "few", 60)])
+    assert found["models"][1:] == ["BM25"] and found["tasks"][0]["documents"] == 60
+    assert 0 < found["tasks"][0]["seconds"] < found["compare_seconds"]
+    path = write_result("comparison", found, tmp_path)
+    text = comparison.tables(json.loads(path.read_text(encoding="utf-8")))["compare_time"]
+    assert "| few | 48 | 60 |" in text and "| whole command |  |  |" in text
 
 
 def test_exports_are_compared_with_torch(tmp_path: Path, one_thread: None) -> None:

@@ -1,10 +1,13 @@
 """The pages in a real Chromium at the width of a phone: nothing asked for, nothing broken."""
 
+import os
 import shutil
 import threading
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -43,13 +46,24 @@ class Opened:
         return int(self.page.evaluate(widest)) - PHONE["width"]
 
 
+def missing(what: str) -> NoReturn:
+    if os.environ.get("TERCET_NEED_BROWSER"):
+        pytest.fail(f"{what}, and TERCET_NEED_BROWSER is set")
+    pytest.skip(what)
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium as the system has it, driven by Playwright; skips where either is missing."""
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    """Chromium as the system has it, driven by Playwright.
+
+    Where either is missing the tests skip, or fail if TERCET_NEED_BROWSER is set.
+    """
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
-        pytest.skip(f"no browser on this machine (looked for {', '.join(NAMES)})")
+        missing(f"no browser on this machine (looked for {', '.join(NAMES)})")
+    if find_spec("playwright") is None:
+        missing("playwright is not installed")
+    driver = import_module("playwright.sync_api")
     with driver.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=path)
         yield chromium
@@ -75,6 +89,8 @@ def test_the_report_asks_for_nothing_and_complains_of_nothing(
     assert report.requests == [(comparison.out / "report.html").as_uri()]
     assert report.problems == []
     assert report.overflow() <= 0
+    names = "cells => Math.min(...cells.map(cell => cell.clientWidth))"
+    assert report.page.eval_on_selector_all("td:first-child", names) >= 80  # no letter by letter
     shown = report.page.evaluate("getComputedStyle(document.body).backgroundColor")
     images = report.page.eval_on_selector_all(
         "img", "found => found.map(i => [i.alt, i.naturalWidth, i.clientWidth, i.currentSrc])"
@@ -111,6 +127,30 @@ def test_every_table_sorts_by_every_column_and_back(report: Opened) -> None:
                     key = [report.page.evaluate("([a, b]) => a.localeCompare(b)", firsts)]
                     assert (key[0] < 0) == (direction == "ascending")
     assert report.problems == []
+
+
+def test_a_number_that_is_chosen_says_where_it_stands(
+    report: Opened, comparison: Comparison
+) -> None:
+    """By tap and by keys; before that each table names what holds its numbers."""
+    page = report.page
+    for sheet in page.query_selector_all(".sheet"):
+        numbers = sheet.query_selector_all("td[data-json]")
+        if not numbers:
+            continue
+        shown = sheet.query_selector("output")
+        pointers = [cell.get_attribute("data-json") for cell in numbers]
+        assert all(pointer.startswith(shown.inner_text()) for pointer in pointers)
+        numbers[0].click()
+        assert shown.inner_text() == pointers[0]
+        page.keyboard.press("ArrowRight")
+        row = sheet.query_selector("tbody tr").query_selector_all("td[data-json]")
+        assert shown.inner_text() == row[min(1, len(row) - 1)].get_attribute("data-json")
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowDown")
+        assert shown.is_visible() and shown.inner_text() in pointers
+        assert len(sheet.query_selector_all("td[tabindex='0']")) == 1
+    assert report.problems == [] and report.overflow() <= 0
 
 
 @pytest.fixture(scope="module")

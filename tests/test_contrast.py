@@ -25,6 +25,12 @@ def test_dissimilar_ones_are_any_but_the_relevant_ones() -> None:
     assert (sampled_pairs(toy, 600, seed=1)[1] != dissimilar).any()
 
 
+def test_the_document_of_the_query_s_own_id_is_left_out() -> None:
+    toy = task({"d1": {"d0": 1}, "other": {"d0": 1}}, 4)
+    _, dissimilar = sampled_pairs(toy, 300, seed=0, skip_self=True)
+    assert set(dissimilar[0]) == {2, 3} and set(dissimilar[1]) == {1, 2, 3}
+
+
 def test_the_figures_are_those_of_the_pairs() -> None:
     toy = task({"a": {"d0": 1, "d1": 1}, "b": {"d2": 3}}, 4)
     rows = [[0.9, 0.5, 0.1, 0.7], [0.2, 0.3, 0.6, 0.6]]
@@ -36,8 +42,9 @@ def test_the_figures_are_those_of_the_pairs() -> None:
     assert found.similar.pairs == 3 and found.dissimilar.pairs == 6
     assert found.similar.mean == pytest.approx((0.7 + 0.6) / 2)
     assert found.dissimilar.mean == pytest.approx(far.mean())
-    assert found.contrast == pytest.approx(found.similar.mean - found.dissimilar.mean)
-    assert found.low <= found.contrast <= found.high
+    difference = found.contrast
+    assert difference.mean == pytest.approx(found.similar.mean - found.dissimilar.mean)
+    assert difference.low <= difference.mean <= difference.high
     assert found.similar.quantiles["0.5"] == pytest.approx(0.6)
     near = ([0.9, 0.5], [0.6])
     shares = [
@@ -51,6 +58,6 @@ def test_a_query_that_every_document_answers_has_no_contrast() -> None:
     documents, one = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)
     everything = {"d0": 1, "d1": 1}
     found = contrast(task({"a": {"d0": 1}, "b": everything}, 2), one, documents)
-    assert found.similar.pairs == 1 and found.contrast == 1.0
+    assert found.similar.pairs == 1 and found.contrast.mean == 1.0
     with pytest.raises(UserError, match="toy: every document is relevant"):
         contrast(task({"a": everything, "b": everything}, 2), one, documents)

@@ -12,8 +12,10 @@ from tercet.errors import UserError
 from tercet.evaluation import indexes
 from tercet.evaluation.indexes import KINDS, Indexed, index_study, projected_bytes, study_settings
 from tercet.evaluation.reduction import (
+    METHODS,
     distortion,
     lemma_bound,
+    lemma_dims,
     projection,
     reductions,
 )
@@ -106,6 +108,9 @@ def test_reductions_keep_what_they_say(
         assert pca.distortion.mean < 1 and cut.distortion.mean < 1  # they only leave out
         assert random.distortion.mean == pytest.approx(1, abs=0.2)
         assert pca.bound is None and random.bound == lemma_bound(DOCUMENTS, dims)
+        assert pca.needed is None and cut.needed is None
+        assert random.needed == lemma_dims(DOCUMENTS, random.distortion.largest)
+        assert random.needed is None or random.needed > 10 * dims  # the lemma holds for the worst
     queries, documents = sides
     scores = [(queries[:, :8], documents[:, :8])]
     q, d = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in scores[0])
@@ -134,4 +139,51 @@ def test_the_bound_is_the_lemma_s(points: int, dims: int) -> None:
     assert epsilon is not None and 0 < epsilon < 1
     needed = johnson_lindenstrauss_min_dim(points, eps=epsilon)
     assert needed == pytest.approx(dims, rel=0.01)
+    assert lemma_dims(points, epsilon) in (needed, needed + 1)  # scikit-learn rounds down
     assert lemma_bound(points, 20) is None
+    assert lemma_dims(points, 1.0) is None and lemma_dims(points, 0.0) is None
+
+
+def test_no_pca_is_made_to_more_dimensions_than_documents_span(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Six documents in a space of 32: the rest of the study goes on."""
+    few = clustered(6, 5)
+    ids = [f"d{i}" for i in range(6)]
+    task = RetrievalTask("few", "test", Texts(ids, ids), Texts(["q"], ["q"]), {"q": {"d0": 1}})
+    ways = [(r.method, r.dims) for r in reductions(task, few[:1], few, dims=(16, 4))]
+    assert ways == [
+        ("truncation", 16),
+        ("random projection", 16),
+        *((method, 4) for method in METHODS),
+    ]
+    assert "few: no PCA to 16 dimensions" in capsys.readouterr().err
+
+
+def test_the_document_of_the_query_s_own_id_is_left_out(
+    task: RetrievalTask,
+    sides: tuple[NDArray[np.float32], NDArray[np.float32]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The best document of each query takes the query's id: only answers to others are left."""
+    monkeypatch.setattr(indexes, "TIMED", 0.0)
+    queries, documents = sides
+    order = np.argsort(-(queries @ documents.T), axis=1, kind="stable")
+    names = list(task.documents.ids)
+    first: dict[int, int] = {}
+    for row, best in enumerate(order[:, 0]):
+        first.setdefault(int(best), row)
+    rows = sorted(first.values())
+    for best, row in first.items():
+        names[best] = f"q{row}"
+    asked = Texts([f"q{row}" for row in rows], [f"q{row}" for row in rows])
+    qrels = {f"q{row}": {names[order[row, 1]]: 1} for row in rows}
+    own = RetrievalTask("own", "test", Texts(names, names), asked, qrels)
+    for kind in ("flat", "hnsw", "int8"):
+        (one,) = index_study(own, queries[rows], documents, kinds=(kind,), skip_self=True)
+        assert one.mean > 0.85 and one.recall > 0.85, kind
+    (with_it,) = index_study(own, queries[rows], documents, kinds=("flat",))
+    assert with_it.mean == pytest.approx(1 / np.log2(3), abs=0.02)  # the answer comes second
+    given = (own, queries[rows], documents)
+    with_it, without = (reductions(*given, dims=(31,), skip_self=s)[0] for s in (False, True))
+    assert without.mean > with_it.mean + 0.1

@@ -9,8 +9,10 @@ from tercet.evaluation.significance import (
     bootstrap_interval,
     bootstrap_intervals,
     compare,
+    compare_over_tasks,
     effect_size,
     holm,
+    mean_over_tasks,
     randomisation_test,
 )
 
@@ -154,3 +156,45 @@ def test_the_effect_does_not_grow_with_the_queries() -> None:
     assert effect_size(np.array([0.1, 0.1])) is None and effect_size(np.array([0.1])) is None
     delta = compare({"a": 0.0, "b": 0.0, "c": 0.5}, {"a": 0.1, "b": 0.3, "c": 0.4})
     assert delta.effect == pytest.approx(0.5)
+
+
+def test_tasks_weigh_the_same_and_draw_their_own_queries() -> None:
+    """A task of 20 queries and one of 200: the stratified bootstrap, written out."""
+    random = np.random.default_rng(0)
+    small, large = random.normal(0.3, 0.2, 20), random.normal(0.0, 0.2, 200)
+    mean, low, high = mean_over_tasks([small, large])
+    assert mean == pytest.approx((small.mean() + large.mean()) / 2)
+    draws = [
+        (random.choice(small, 20).mean() + random.choice(large, 200).mean()) / 2
+        for _ in range(10_000)
+    ]
+    assert [low, high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.005)
+    assert mean_over_tasks([small])[1:] == bootstrap_interval(small)
+
+
+def test_the_test_over_tasks_turns_signs_as_the_mean_weighs_them() -> None:
+    random = np.random.default_rng(1)
+    small, large = random.normal(0.1, 0.2, 20), random.normal(0.0, 0.2, 200)
+    delta = compare_over_tasks([small, large])
+    flips = [
+        ((random.choice([-1, 1], 20) * small).mean() + (random.choice([-1, 1], 200) * large).mean())
+        / 2
+        for _ in range(10_000)
+    ]
+    assert delta.p == pytest.approx(np.mean(np.abs(flips) >= abs(delta.mean)), abs=0.02)
+    assert (delta.mean, delta.low, delta.high) == mean_over_tasks([small, large])
+    assert delta.queries == 220
+    alone = compare_over_tasks([small])
+    want = compare({str(i): 0.0 for i in range(20)}, {str(i): d for i, d in enumerate(small)})
+    assert alone.p == want.p and alone.mean == pytest.approx(want.mean)
+    assert alone.effect == pytest.approx(effect_size(small))
+
+
+def test_over_tasks_p_is_uniform_when_nothing_differs() -> None:
+    random = np.random.default_rng(2)
+    p = [
+        compare_over_tasks([random.normal(size=10), random.normal(size=60)], draws=200, seed=seed).p
+        for seed in range(300)
+    ]
+    shares = [np.mean(np.array(p) <= level) for level in (0.05, 0.2, 0.5, 0.8)]
+    assert shares == pytest.approx([0.05, 0.2, 0.5, 0.8], abs=0.075)

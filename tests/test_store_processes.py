@@ -95,6 +95,10 @@ def out(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, pairs: Path)
                     "env": cache,
                 }
             )
+    compared = ["compare", str(tiny_model), "--data", str(task), "--out", str(folder / "compared")]
+    cache = {"TERCET_CACHE": str(folder / "cache-compare")}
+    pair = {"name": "compare-2", "world": 2, "argv": compared, "out": str(folder), "env": cache}
+    jobs.append(pair)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     subprocess.run(
         [sys.executable, "-m", "tests.workers.store", str(folder / "jobs.json")],
@@ -155,7 +159,7 @@ def test_a_second_run_waits_and_finds_all_done(out: Path) -> None:
     assert len(bytes_of(out, "shared")) == 19
 
 
-@pytest.mark.parametrize("command", ["evaluate", "mine", "index"])
+@pytest.mark.parametrize("command", ["evaluate", "mine", "index", "compare"])
 def test_commands_share_the_encoding_and_the_main_process_speaks(out: Path, command: str) -> None:
     if command == "index":
         pytest.importorskip("faiss", reason="the ann extra is not installed")
@@ -177,6 +181,16 @@ def test_two_processes_evaluate_alike(out: Path) -> None:
     one, two = (files_of(out / f"results-{world}") for world in (1, 2))
     assert len(one) == 5  # a result and a run of the model and of BM25, and the comparison
     assert one == two
+
+
+def test_two_processes_compare_what_one_evaluates(out: Path) -> None:
+    found = json.loads((out / "compared" / "results.json").read_text())
+    assert (out / "compared" / "report.html").exists()
+    (task,) = found["tasks"]
+    for row in task["quality"]:
+        (file,) = (out / "results-1" / row["model"]).glob("*.test.json")
+        assert row["means"] == json.loads(file.read_text())["tercet"]["means"]
+    assert found["models"][0]["efficiency"]["documents_per_second"] > 0
 
 
 def files_of(folder: Path) -> dict[str, Any]:

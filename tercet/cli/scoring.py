@@ -1,5 +1,6 @@
 """Commands that say how good models are: `tercet evaluate`, `compare`, `calibrate`, `serve`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -103,19 +104,45 @@ def compare(
         str, typer.Option(help="Widths that vectors are cut to, with commas between.")
     ] = "256,128,64",
     index: Annotated[bool, typer.Option(help="Also study FAISS indexes: tercet[ann].")] = False,
+    rerank: Annotated[
+        str | None, typer.Option(help="A cross-encoder: a second row for each model.")
+    ] = None,
+    rerank_depth: Annotated[int, typer.Option(min=1, help="Documents that it reads again.")] = 100,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(help="What the models were trained on (file, folder, config): counts leaks."),
+    ] = None,
+    query_prompt: Annotated[
+        list[str] | None, typer.Option(help="MODEL=TEXT: put before its queries; may be repeated.")
+    ] = None,
+    document_prompt: Annotated[
+        list[str] | None, typer.Option(help="MODEL=TEXT: put before its documents; likewise.")
+    ] = None,
+    skip_self: Annotated[
+        bool, typer.Option(help="Leave out the document with the query's id (ArguAna, Quora).")
+    ] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """Models side by side: cost, quality with intervals, shorter vectors, and a page to read."""
+    from tercet.configs import Prompts
     from tercet.progress import is_main_process
     from tercet.report import console_table
-    from tercet.report.comparison import summary_rows
-    from tercet.stages import compare
+    from tercet.report.comparison import leak_lines, summary_rows
+    from tercet.stages import Search, compare
 
+    queries = _by_model(query_prompt or (), "--query-prompt")
+    documents = _by_model(document_prompt or (), "--document-prompt")
     found = compare(
         models,
         data,
         out,
         split=split,
+        how=Search(skip_self=skip_self, rerank=rerank, rerank_depth=rerank_depth),
+        prompts={
+            name: Prompts(query=queries.get(name), document=documents.get(name))
+            for name in (*queries, *documents)
+        },
+        trained_on=trained_on or (),
         dims=_widths(dims),
         index=index,
         trust_remote_code=trust_remote_code,
@@ -123,6 +150,8 @@ def compare(
     if not is_main_process():
         return
     show(console_table(summary_rows(found)))
+    for line in leak_lines(found):
+        print(line)
     print(f"results: {out / 'results.json'}\npage: {out / 'report.html'}")
 
 
@@ -165,3 +194,12 @@ def _widths(text: str) -> list[int]:
     if any(width < 1 for width in widths):
         raise UserError(f"--dims: whole numbers above 0 with commas between, got {text!r}")
     return widths
+
+
+def _by_model(texts: Sequence[str], option: str) -> dict[str, str]:
+    """`NAME=TEXT` of each model that is named."""
+    parts = [text.partition("=") for text in texts]
+    for name, equals, _ in parts:
+        if not equals:
+            raise UserError(f"{option}: MODEL=TEXT, the model as the table calls it; got {name!r}")
+    return {name: text for name, _, text in parts}

@@ -29,12 +29,13 @@ from tercet.evaluation import (
 )
 from tercet.evaluation.bm25 import NAME as BM25
 from tercet.mining.search import PAIR_BYTES
-from tercet.models import encode, model_fingerprint, prompt_of, prompts_of, vectors
+from tercet.models import Vectors, encode, model_fingerprint, prompt_of, prompts_of, vectors
 from tercet.models.cross import CrossScorer, load_scorer
 from tercet.processes import on_main
 from tercet.stages.names import name_of
 from tercet.stages.tasks import PLAIN, Search
 
+Sides = tuple[Vectors, Vectors]  # of a task's queries and documents
 DEV_DEPTH = 100  # documents a query that are looked at during a run
 
 
@@ -75,10 +76,14 @@ def evaluate_stages(
     *,
     second: Second | None = None,
     leak: Leakage | None = None,
+    sides: Sides | None = None,
 ) -> list[Result]:
-    """The result of a model, and that of what the second stage makes of its documents."""
+    """The result of a model, and that of what the second stage makes of its documents.
+
+    `sides`: the vectors, where they are at hand; its seconds are then those of the search.
+    """
     start = time.perf_counter()
-    found = nearest(encoder, name, task, how)
+    found = nearest(task, sides or sides_of(encoder, name, task), how)
     facts: dict[str, Any] = {
         "fingerprints": {"model": model_fingerprint(encoder)},
         "prompts": prompts_of(encoder),
@@ -125,13 +130,20 @@ def evaluate_second(
     )
 
 
-def nearest(encoder: SentenceTransformer, name: str, task: RetrievalTask, how: Search) -> Ranking:
-    """The documents nearest to each query. All processes meet here."""
+def sides_of(encoder: SentenceTransformer, name: str, task: RetrievalTask) -> Sides:
+    """The vectors of a task, through the store. All processes meet here."""
     title = f"{name} on {task.name}"
-    return search(
-        task,
+    return (
         vectors(encoder, task.queries.texts, "query", title=f"{title}: queries"),
         vectors(encoder, task.documents.texts, "document", title=f"{title}: documents"),
+    )
+
+
+def nearest(task: RetrievalTask, sides: Sides, how: Search) -> Ranking:
+    """The documents nearest to each query. All processes meet here."""
+    return search(
+        task,
+        *sides,
         how.depth,
         skip_self=how.skip_self,
         together=True,

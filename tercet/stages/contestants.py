@@ -1,0 +1,79 @@
+"""The models of a comparison, and what each costs to run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from tercet.configs import ModelConfig
+from tercet.configs.schema import Prompts
+from tercet.data import RetrievalTask
+from tercet.evaluation.efficiency import DOCUMENTS, QUERIES, measure_apart
+from tercet.models import (
+    default_device,
+    load_encoder,
+    max_length,
+    model_fingerprint,
+    prompts_of,
+    resolve,
+)
+from tercet.models.quantise import Ranges, read_ranges
+from tercet.progress import say
+
+SEED = 0  # of the texts that speed is measured on
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A model that takes part."""
+
+    name: str
+    config: ModelConfig
+    encoder: SentenceTransformer
+    ranges: Mapping[int, Ranges]  # stored with the model; none if it was never calibrated
+
+
+def load_contestant(
+    path: str, name: str, prompts: Prompts, trust_remote_code: bool = False
+) -> Contestant:
+    """Load a model with these prompts, and the ranges stored with it."""
+    config = ModelConfig(path=path, prompts=prompts, trust_remote_code=trust_remote_code)
+    encoder = load_encoder(config, "model").to(default_device())
+    ranges = read_ranges(Path(resolve(path, "model")), model_fingerprint(encoder))
+    return Contestant(name, config, encoder, ranges)
+
+
+def say_widths(compared: Sequence[Contestant]) -> None:
+    """Say so if the models' vectors are not of one length."""
+    widths = {model.name: model.encoder.get_embedding_dimension() for model in compared}
+    if len(set(widths.values())) > 1:
+        listed = ", ".join(f"{name} {width}" for name, width in widths.items())
+        say(f"dimensions differ ({listed}): compare quality at equal bytes per vector too")
+
+
+def what_it_costs(model: Contestant, tasks: Sequence[RetrievalTask]) -> Json:
+    """What a model is, and how fast it is on texts drawn from `tasks`."""
+    say(f"{model.name}: load time, speed and memory, in a process of its own")
+    documents = [text for task in tasks for text in task.documents.texts]
+    queries = [text for task in tasks for text in task.queries.texts]
+    sample = _some(documents, DOCUMENTS), _some(queries, QUERIES)
+    return {
+        "name": model.name,
+        "path": model.config.path,
+        "fingerprint": model_fingerprint(model.encoder),
+        "max_length": max_length(model.encoder),
+        "prompts": prompts_of(model.encoder),
+        "calibrated": sorted(model.ranges),
+        "efficiency": asdict(measure_apart(model.config, *sample)),
+    }
+
+
+def _some(texts: Sequence[str], count: int) -> list[str]:
+    chosen = np.random.default_rng(SEED).choice(
+        len(texts), min(count, len(texts)), replace=False, shuffle=False
+    )
+    return [texts[int(i)] for i in chosen]
