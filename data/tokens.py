@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.cache import disk
+from tercet.cache import disk, save_array
 from tercet.errors import UserError
-from tercet.files import cache_folder, fingerprint, save_array, whole_folder
+from tercet.files import cache_folder, fingerprint, whole_folder
 from tercet.progress import progress
 
 CHUNK = 8_192  # texts handed to the tokenizer at once

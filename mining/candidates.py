@@ -13,11 +13,11 @@ import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from tercet.cache import disk, locked
+from tercet.cache import disk, locked, save_array
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Indices
 from tercet.errors import UserError
-from tercet.files import cache_folder, fingerprint, save_array, sha256, whole_folder, write_json
+from tercet.files import cache_folder, fingerprint, sha256, whole_folder, write_json
 from tercet.mining.ann import ann_top_k, import_faiss, settings_for
 from tercet.mining.fuse import reciprocal_rank_fusion
 from tercet.mining.lexical import lexical_top_k

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.cache import disk
+from tercet.cache import disk, save_array
 from tercet.errors import UserError
-from tercet.files import save_array, sha256, whole_file, write_json, write_text
+from tercet.files import sha256, whole_file, write_json, write_text
 
 FORMAT = 3  # of a store; raised when a reader of today could not read it
 MANIFEST = "manifest.json"

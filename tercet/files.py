@@ -9,11 +9,8 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from tercet.errors import UserError
 
@@ -110,28 +107,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """`write_text` of indented JSON; NaN and infinity are refused, as no JSON reader takes them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def save_array(path: Path, array: NDArray[Any]) -> str:
-    """Write a .npy file and return the hex SHA-256 of its bytes.
-
-    A disk's complaint keeps its reason; `np.save` to a plain file hides it.
-    """
-    with path.open("wb") as file:
-        hashed = _Hashed(file)
-        np.save(hashed, array)  # type: ignore[arg-type]
-    return hashed.digest.hexdigest()
-
-
-class _Hashed:
-    """A file that remembers the hash of what was written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
 
 
 def writable_folder(path: Path) -> Path:

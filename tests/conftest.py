@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +36,6 @@ def weights(checkpoint: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return load_file(checkpoint / "model" / "model.safetensors")
-
-
-@contextmanager
-def full_disk(room: int = 100) -> Iterator[None]:
-    """Files cannot grow beyond `room` bytes within the block: the kernel refuses like a disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tercet import cache
-from tercet.cache import LOCK, Held, locked
+from tercet.cache import LOCK, Held, locked, save_array
 from tercet.errors import UserError
-from tercet.files import save_array, sha256
+from tercet.files import sha256
 from tercet.models.housekeeping import all_stored, damaged
 from tercet.models.shards import (
     MANIFEST,
@@ -28,7 +28,7 @@ from tercet.models.shards import (
     unsound,
     write_shard,
 )
-from tests.conftest import full_disk
+from tests.disk import full_disk
 
 FACTS = Manifest(
     fingerprint="f",

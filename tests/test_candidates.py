@@ -15,7 +15,7 @@ from tercet.mining.ann import AnnSettings
 from tercet.mining.candidates import Picked, cosines, find_candidates, inner_products
 from tercet.mining.fuse import reciprocal_rank_fusion
 from tercet.mining.lexical import lexical_top_k
-from tests.conftest import full_disk
+from tests.disk import full_disk
 
 QUERIES = ["flat tyre", "bake bread", "zebra"]
 DOCUMENTS = ["pump a flat tyre", "bake bread", "fix a tyre", "toast bread", "sail a boat"]

@@ -20,7 +20,8 @@ from tercet.data import TrainingSet, read_training, with_mined
 from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.train.setup import _guide
-from tests.conftest import NAMES, answer, full_disk, question, write_lines
+from tests.conftest import NAMES, answer, question, write_lines
+from tests.disk import full_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = {"train": range(0, 30), "dev": range(28, 36), "test": range(36, 48)}

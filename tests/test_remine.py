@@ -16,8 +16,7 @@ from tercet.configs import ModelConfig, load
 from tercet.data import text_hash, with_mined
 from tercet.errors import UserError
 from tercet.models import encode, load_encoder
-from tercet.stages.mining import remine_stage
-from tercet.train.remine import own_forward
+from tercet.stages.mining import own_forward, remine_stage
 from tercet.train.rows import batches_of, read_rows
 from tercet.train.tracking import read_log
 from tests.conftest import answer, question, write_lines
@@ -114,6 +113,20 @@ def test_a_checkpoint_needs_the_set_it_was_trained_on(settings: list[str], tmp_p
         finetune(config, remine=remine_stage(config))
 
 
+def test_overwriting_a_run_removes_its_rounds(settings: list[str], tmp_path: Path) -> None:
+    plain = load("tiny", [*settings, f"output={tmp_path}", "mining.refresh_every=null"])
+    stages.finetune(load("tiny", [*settings, f"output={tmp_path}"]))
+    assert (tmp_path / "mined").exists()
+    stages.finetune(plain.model_copy(update={"overwrite": True}))
+    assert not (tmp_path / "mined").exists()
+
+
+def test_a_run_that_mines_cannot_drop_rows(settings: list[str], tmp_path: Path) -> None:
+    config = load("tiny", [*settings, f"output={tmp_path}", "mining.too_few=drop"])
+    with pytest.raises(UserError, match="too_few: drop would change the order"):
+        stages.finetune(config)
+
+
 def test_a_round_sees_what_mining_sees_and_uses_every_opinion(
     settings: list[str], tiny_model: Path, judge: Path, tmp_path: Path
 ) -> None:
@@ -192,17 +205,3 @@ def test_mining_computes_in_the_weights_own_precision(tiny_model: Path) -> None:
     with own_forward(encoder):
         np.testing.assert_array_equal(encode(encoder, texts, "document"), plain)
     np.testing.assert_array_equal(encode(encoder, texts, "document"), rounded)
-
-
-def test_overwriting_a_run_removes_its_rounds(settings: list[str], tmp_path: Path) -> None:
-    plain = load("tiny", [*settings, f"output={tmp_path}", "mining.refresh_every=null"])
-    stages.finetune(load("tiny", [*settings, f"output={tmp_path}"]))
-    assert (tmp_path / "mined").exists()
-    stages.finetune(plain.model_copy(update={"overwrite": True}))
-    assert not (tmp_path / "mined").exists()
-
-
-def test_a_run_that_mines_cannot_drop_rows(settings: list[str], tmp_path: Path) -> None:
-    config = load("tiny", [*settings, f"output={tmp_path}", "mining.too_few=drop"])
-    with pytest.raises(UserError, match="too_few: drop would change the order"):
-        stages.finetune(config)

@@ -27,7 +27,8 @@ from tercet.mining.select import CODE, KEPT
 from tercet.mining.settle import settle
 from tercet.models import cross
 from tercet.models.cross import CrossScorer, cross_scores, load_scorer
-from tests.conftest import NAMES, answer, full_disk, question
+from tests.conftest import NAMES, answer, question
+from tests.disk import full_disk
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tercet.data.tokens import token_cache
 from tercet.errors import UserError
 from tercet.files import cache_folder, whole_folder
-from tests.conftest import full_disk
+from tests.disk import full_disk
 
 TEXTS = ["one", "three", ""]
 

@@ -5,8 +5,7 @@ easy for later ones. Every round is a file of its own, so that a checkpoint can 
 trained on; a run that goes on from it reads the same.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,31 +44,12 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
         fill(run.whole, run.encoder)
         place = run.whole.device
         encoder = run.whole.to(run.accelerator.device)
-        with own_forward(encoder):
-            remine(encoder, rows, asked, Path(run.config.output) / name, run.step // every)
+        remine(encoder, rows, asked, Path(run.config.output) / name, run.step // every)
         run.whole.to(place)
         run.accelerator.wait_for_everyone()
         use(run, rows, name)
 
     return refresh
-
-
-@contextmanager
-def own_forward(encoder: SentenceTransformer) -> Iterator[None]:
-    """Without the autocast that Accelerate puts round the forward of a model that is trained.
-
-    Then the vectors are those of the weights' own dtype, as `tercet mine` makes them, whatever
-    the launch: a copy that is filled under FSDP or with averages has no autocast either.
-    """
-    wrapped, own = vars(encoder).get("forward"), vars(encoder).get("_original_forward")
-    if wrapped is None or own is None:
-        yield
-        return
-    encoder.forward = own  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        encoder.forward = wrapped  # type: ignore[method-assign]
 
 
 def use(run: Run, rows: TrainingSet, name: str, hashed: str | None = None) -> None:

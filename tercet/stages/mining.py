@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,7 +120,8 @@ def remine_stage(config: Config) -> Remine | None:
             first.append(_prepared(config, rows, models))
         prepared = first[0]
         asked = prepared.asked.only(queries)
-        spaces = {MODEL: space_of(encoder, asked, cache / "vectors")}
+        with own_forward(encoder):
+            spaces = {MODEL: space_of(encoder, asked, cache / "vectors")}
         at = np.searchsorted(prepared.asked.queries, queries)
         spaces |= {name: _queries_of(space, at) for name, space in prepared.spaces.items()}
         facts = {MODEL: _facts(config.model, encoder)} | prepared.facts
@@ -136,6 +138,24 @@ def remine_stage(config: Config) -> Remine | None:
         on_main(clear)
 
     return remine
+
+
+@contextmanager
+def own_forward(encoder: SentenceTransformer) -> Iterator[None]:
+    """Without the autocast that Accelerate puts round the forward of a model that is trained.
+
+    Then the vectors are those of the weights' own dtype, as `tercet mine` makes them, whatever
+    the launch: a copy that is filled under FSDP or with averages has no autocast either.
+    """
+    wrapped, own = vars(encoder).get("forward"), vars(encoder).get("_original_forward")
+    if wrapped is None or own is None:
+        yield
+        return
+    encoder.forward = own  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        encoder.forward = wrapped  # type: ignore[method-assign]
 
 
 class _Prepared(NamedTuple):
