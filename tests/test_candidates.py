@@ -47,8 +47,8 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def find(there: Space | None = None, **settings: Any) -> candidates.Candidates:
     spaces = {MODEL: there or space(), "other": space(7)}
-    config = MiningConfig(**{"negatives": 1} | settings)
-    return find_candidates(spaces, QUERIES, DOCUMENTS, config)
+    told: dict[str, Any] = {"negatives": 1} | settings
+    return find_candidates(spaces, QUERIES, DOCUMENTS, MiningConfig(**told))
 
 
 def test_a_second_search_is_read_from_the_first(searches: list[int]) -> None:

@@ -229,7 +229,7 @@ def test_ids_that_name_other_texts_by_now_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sampling", ["top", "random", "softmax"])
-def test_the_order_of_a_file_changes_nothing(sampling: str, tmp_path: Path) -> None:
+def test_the_order_of_a_file_changes_nothing(sampling: Any, tmp_path: Path) -> None:
     """Scores of whole numbers tie within the lists and at their ends; lists are filled as well."""
     generator = np.random.default_rng(8)
     count, queries = 60, 12

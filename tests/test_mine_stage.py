@@ -124,7 +124,8 @@ def test_one_and_two_processes_write_the_same_bytes(launched: tuple[Path, dict[s
         assert (folder / "one" / file).read_bytes() == (folder / "two" / file).read_bytes()
     for what in ("kept", "queries", "texts", "pairs"):
         assert found["one"][what] == found["two"][what]
-    assert found["one"]["kept"] == 4 * 30 == 4 * found["one"]["queries"]
+    assert found["one"]["queries"] == 30
+    assert 60 < found["one"]["kept"] < 4 * 30  # of some queries the judge refuses nearly all
 
 
 def test_an_index_and_a_second_model_give_the_same_bytes_too(
@@ -146,7 +147,6 @@ def test_a_second_run_pays_for_nothing(launched: tuple[Path, dict[str, Any]]) ->
     assert [found["again"][name] for name in paid] == [0, 0, 0]
     for file in ("mined.parquet", "mining.json"):
         assert (folder / "one" / file).read_bytes() == (folder / "again" / file).read_bytes()
-    assert found["stricter"]["kept"] == 4 * 30
 
 
 def test_other_rules_pay_for_nothing_but_what_fills_the_lists(
@@ -154,6 +154,7 @@ def test_other_rules_pay_for_nothing_but_what_fills_the_lists(
 ) -> None:
     _, found = launched
     assert [found["stricter"][name] for name in ("texts", "searches")] == [0, 0]
+    assert 0 < found["stricter"]["kept"] < found["one"]["kept"]
     assert found["stricter"]["pairs"] < found["one"]["pairs"] / 2
 
 
@@ -250,13 +251,13 @@ def test_answers_in_other_splits_of_the_folder_are_known(
 def test_lines_in_another_order_give_the_same_negatives(
     beir: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    train = copy_of(beir, tmp_path / "train")
+    plain, train = (copy_of(beir, tmp_path / name) for name in ("plain", "train"))
     lines = (beir / "corpus.jsonl").read_text().splitlines(keepends=True)
     (train / "corpus.jsonl").write_text("".join(lines[i * 7 % 48] for i in range(48)))
     drawn = [NO_LIMIT, "mining.sampling=random"]
     one, other = (
         pq.read_table(stages.mine(config(data, tiny_model, tmp_path / name, *drawn)).path)
-        for name, data in (("a", beir), ("b", train))
+        for name, data in (("a", plain), ("b", train))
     )
     same = ["query_id", "positive_ids", "negative_ids", "negative_ranks"]
     assert one.select(same).to_pylist() == other.select(same).to_pylist()
@@ -288,7 +289,8 @@ def test_a_guide_finds_the_vectors_that_mining_has_stored(
     beir: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     guide = f"loss.false_negatives.guide={tiny_model}"
-    settled = config(beir, tiny_model, tmp_path / "a", NO_LIMIT, guide)
+    same = ["model.max_length=null", "model.prompts.query=null", "model.prompts.document=null"]
+    settled = config(beir, tiny_model, tmp_path / "a", NO_LIMIT, guide, *same)
     stages.mine(settled)
     stores = sorted(path.name for path in (cache_folder() / "vectors").iterdir())
     found = _guide(settled, read_training(settled.data.train), torch.device("cpu"))
@@ -311,7 +313,10 @@ def test_a_second_model_may_have_a_prompt_and_a_length_of_its_own(
 def test_a_full_disk_is_one_line(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
     """Everything but the mined set is there from a run before."""
     stages.mine(config(beir, tiny_model, tmp_path / "a"))
-    with full_disk(), pytest.raises(UserError, match="b/mined.parquet: cannot be written .File to"):
+    with (
+        full_disk(),
+        pytest.raises(UserError, match="b/mined.parquet: cannot be written .*File too"),
+    ):
         stages.mine(config(beir, tiny_model, tmp_path / "b"))
     assert not list((tmp_path / "b").iterdir())
 

@@ -156,7 +156,7 @@ def test_a_round_sees_what_mining_sees_and_uses_every_opinion(
             *settings,
             f"output={tmp_path / 'run'}",
             f"data.train={sources}",
-            f"data.corpus={corpus}",
+            f"data.corpus=[{corpus}]",
             f"evaluation.dev={dev}",
             "mining.sources=[model,bm25]",
             "mining.depth=60",
