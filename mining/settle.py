@@ -42,8 +42,13 @@ class Chosen:
     def where(self, these: NDArray[np.bool_]) -> "Chosen":
         """Some of them, (N,) as marked."""
         rescores = None if self.rescores is None else self.rescores[these]
-        columns = (self.queries, self.documents, self.scores, self.ranks)
-        return Chosen(*(column[these] for column in columns), rescores)
+        return Chosen(
+            self.queries[these],
+            self.documents[these],
+            self.scores[these],
+            self.ranks[these],
+            rescores,
+        )
 
 
 @dataclass(frozen=True)
