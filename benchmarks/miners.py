@@ -16,7 +16,7 @@ from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Ragged, Texts, TrainingSet
 from tercet.mining import MODEL, Space, asked_queries, mine
 
-OURS = "ours"
+OURS, PEER = "ours", "mine_hard_negatives"
 NEGATIVES = 3  # the peer's default
 DEPTH = 10 * NEGATIVES + 1  # candidates that the peer then looks at
 Pairs = set[tuple[str, str]]  # query, negative
@@ -46,8 +46,11 @@ class Given:
         return vectors
 
 
-def ours(work: Path) -> Pairs:
-    """Search, choose, write the mined set and its record; read what was written."""
+def ours(work: Path, cache: Path | None = None, margin: float = 0.95) -> Pairs:
+    """Search, choose, write the mined set and its record; read what was written.
+
+    The search is made each time, unless `cache` holds its lists from a time before.
+    """
     queries, documents = (np.load(work / name, mmap_mode="r") for name in ("q.npy", "d.npy"))
     row = np.arange(len(queries))
     rows = TrainingSet(
@@ -58,10 +61,10 @@ def ours(work: Path) -> Pairs:
         Ragged.of([[] for _ in row]),
         np.array([0, len(row)]),
     )
-    config = MiningConfig(negatives=NEGATIVES, depth=DEPTH, relative_margin=0.95)
+    config = MiningConfig(negatives=NEGATIVES, depth=DEPTH, relative_margin=margin)
     spaces = {MODEL: Space(queries, documents, "given")}
-    with TemporaryDirectory(dir=work) as cache:  # a new one, so that the search is made each time
-        out, kept = work / "mined.parquet", Path(cache)
+    with TemporaryDirectory(dir=work) as fresh:
+        out, kept = work / "mined.parquet", cache or Path(fresh)
         mine(asked_queries(rows), spaces, config, out, miner="given", cache=kept)
     mined = pq.read_table(work / "mined.parquet", columns=["query_id", "negative_ids"]).to_pydict()
     lists = zip(mined["query_id"], mined["negative_ids"], strict=True)
@@ -86,6 +89,6 @@ def theirs(work: Path, use_faiss: bool) -> Pairs:
 
 MINERS = {
     OURS: ours,
-    "mine_hard_negatives": lambda work: theirs(work, use_faiss=False),
+    PEER: lambda work: theirs(work, use_faiss=False),
     "mine_hard_negatives, faiss": lambda work: theirs(work, use_faiss=True),
 }

@@ -266,7 +266,8 @@ class MiningConfig(Section):
     """Hard negatives: how many, found how, from which ranks, and what rules one out."""
 
     negatives: Count = 4  # kept per query
-    sources: tuple[str, ...] = ("model",)  # "model", "bm25", other models; several: ranks are fused
+    # "model", "bm25", other models (a path, or a section like `model`); several: ranks are fused
+    sources: tuple[str | ModelConfig, ...] = ("model",)
     index: Literal["exact", "flat", "hnsw", "ivf_flat", "ivf_pq"] = "exact"  # of dense searches
     depth: Count = 100  # candidates looked at per query
     known: Sources = ()  # more pairs whose positives are no negatives: other splits, other files
@@ -287,14 +288,29 @@ class MiningConfig(Section):
     @field_validator("sources", mode="before")
     @classmethod
     def _one_needs_no_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return [value] if isinstance(value, (str, Mapping)) else value
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Of each source "model", "bm25" or another model's path."""
+        return tuple(s if isinstance(s, str) else s.path for s in self.sources)
 
     @model_validator(mode="after")
     def _leaves_something(self) -> "MiningConfig":
-        if not self.sources or len(set(self.sources)) != len(self.sources):
+        if not self.sources or len(set(self.source_names)) != len(self.sources):
             raise ValueError("sources must name at least one, and none twice")
         if self.skip >= self.depth:
             raise ValueError(f"skip {self.skip} leaves nothing of depth {self.depth}; lower it")
+        low, high = self.min_score, self.max_score
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_score {low} is above max_score {high}; nothing can be between")
+        judged = self.rescore.depth if self.rescore.model else self.depth
+        most = min(self.depth - self.skip, judged)
+        if self.negatives > most and self.too_few != "fill":
+            raise ValueError(
+                f"negatives {self.negatives} are more than the {most} candidates that depth, skip "
+                "and rescore.depth leave; change one of them, or say too_few: fill"
+            )
         if self.rescore.relabel and self.rescore.model is None:
             raise ValueError("rescore.relabel needs rescore.model")
         return self

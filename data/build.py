@@ -58,6 +58,7 @@ class Builder:
         self.positives, self.negatives = RaggedBuilder(), RaggedBuilder()
         self.source_offsets = array("q", [0])
         self.left_out = 0  # documents that only other splits ask for
+        self.elsewhere: list[tuple[int, int]] = []  # what other splits say, as in TrainingSet
         self.scored = array("q"), array("q"), array("d")  # query, document, score
 
     def add_row(
@@ -90,6 +91,7 @@ class Builder:
             _indices(self.source_offsets),
             self.left_out,
             PairScores(_indices(asked), _indices(shown), np.array(values, dtype=np.float32)),
+            tuple(self.elsewhere),
         )
 
 

@@ -15,7 +15,8 @@ from tercet.errors import UserError
 from tercet.progress import say
 
 COLUMNS = ("query_id", "negative_ids")
-SCORED = {f"{what}_ids": f"{what}_rescores" for what in ("positive", "negative", "relabelled")}
+SIDES = ("positive", "negative", "relabelled")
+SCORED = {f"{side}_ids": f"{side}_rescores" for side in SIDES}
 DROPPED = "dropped"  # the outcome of a query that is not to be trained on
 
 
@@ -29,7 +30,7 @@ class _Mined:
     scores: list[tuple[int, float]]  # of documents, by a cross-encoder
 
 
-def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
+def with_mined(rows: TrainingSet, path: str | Path, *, some: bool = False) -> TrainingSet:
     """Append to each row what a mined set (Parquet) holds for its query.
 
     Columns read: query_id (text) and negative_ids (list of texts); where they are there, also
@@ -37,8 +38,10 @@ def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
     outcome: the rows of a query whose outcome is "dropped" are left out, and a cross-encoder's
     scores of positives, negatives and relabelled documents, which join `scores`. Queries without
     mined negatives keep their own; negatives since known as positives are left out; all of this is
-    counted and said. UserError for a document that is not in `rows` (another corpus was mined) and
-    for scores that are not finite or not as many as their documents.
+    counted and said, the first not where `some` queries were mined for on purpose. UserError for a
+    document that is not in `rows` (another corpus was mined), for an id that named another text
+    when it was mined (columns query_hash, negative_hashes, ...: `text_key`), and for scores that
+    are not finite or not as many as their documents.
     """
     path = Path(path)
     _refuse_other_files(path)
@@ -53,9 +56,9 @@ def with_mined(rows: TrainingSet, path: str | Path) -> TrainingSet:
     if not mined:
         raise UserError(f"{path}: none of its queries is in the training data; mine again")
     scored = PairScores.of((q, d, s) for q, found in mined.items() for d, s in found.scores)
-    rows = replace(rows, scores=rows.scores.and_also(scored))
+    rows = rows.replaced(scores=rows.scores.and_also(scored))
     rows = _with_positives(_without_dropped(rows, mined, path), mined, path)
-    return _with_negatives(rows, mined, path)
+    return _with_negatives(rows, mined, path, some)
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -105,7 +108,9 @@ def _with_positives(rows: TrainingSet, mined: dict[int, _Mined], path: Path) -> 
     return replace(rows, positives=built.build())
 
 
-def _with_negatives(rows: TrainingSet, mined: dict[int, _Mined], path: Path) -> TrainingSet:
+def _with_negatives(
+    rows: TrainingSet, mined: dict[int, _Mined], path: Path, some: bool
+) -> TrainingSet:
     built, answering = RaggedBuilder(), 0
     for row, query in enumerate(rows.row_query.tolist()):
         known = set(rows.known_positives[query].tolist())
@@ -115,11 +120,11 @@ def _with_negatives(rows: TrainingSet, mined: dict[int, _Mined], path: Path) -> 
         built.append(dict.fromkeys(rows.negatives[row].tolist() + kept))
     asked = set(rows.row_query.tolist())
     alone = len(asked - {query for query, found in mined.items() if found.negatives})
-    if alone:
+    if alone and not some:
         say(f"{path}: {alone} of {len(asked)} queries have no mined negatives")
     if answering:
         say(f"{path}: {answering} mined negatives are known positives by now; left out")
-    return replace(rows, negatives=built.build())
+    return rows.replaced(negatives=built.build())
 
 
 def _mined_rows(path: Path, rows: TrainingSet) -> Iterator[tuple[int, _Mined]]:
@@ -136,6 +141,7 @@ def _mined_rows(path: Path, rows: TrainingSet) -> Iterator[tuple[int, _Mined]]:
                 f"{path}, row {number}, column 'query_id': {kind_of(query)}, not a text"
             )
         if query in rows.queries.index:  # others may have been mined for as well
+            _refuse_other_texts(rows, row, path, number)
             negatives = _positions(rows, row, "negative_ids", path, number)
             positives = _positions(rows, row, "relabelled_ids", path, number)
             yield (
@@ -147,6 +153,26 @@ def _mined_rows(path: Path, rows: TrainingSet) -> Iterator[tuple[int, _Mined]]:
                     list(_scores(rows, row, path, number)),
                 ),
             )
+
+
+def _refuse_other_texts(rows: TrainingSet, row: Row, path: Path, number: int) -> None:
+    """Raise UserError if an id names another text than was mined; older sets do not tell.
+
+    BEIR ids mean something in their own folder only, and which of two folders keeps its ids
+    depends on their order in data.train.
+    """
+    told = [("query", rows.queries, [row["query_id"]], [row.get("query_hash")])]
+    for side in SIDES:
+        ids, keys = row.get(f"{side}_ids") or [], row.get(f"{side}_hashes") or []
+        told.append((side, rows.documents, ids, keys))
+    for what, texts, ids, keys in told:
+        for id_, key in zip(ids, keys, strict=False):
+            at = texts.index.get(id_)
+            if at is not None and key is not None and int(texts.keys[at]) != key:
+                raise UserError(
+                    f"{path}, row {number}: {what} {id_!r} was another text when this was mined; "
+                    "mine again, or name the sources of data.train in the order of then"
+                )
 
 
 def _scores(rows: TrainingSet, row: Row, path: Path, number: int) -> Iterator[tuple[int, float]]:

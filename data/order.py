@@ -36,7 +36,7 @@ def permute(positions: Indices, size: int, *key: int) -> Indices:
     return value.astype(np.int64)
 
 
-def lots(rows: Indices, places: Indices, *key: int) -> NDArray[np.uint64]:
+def lots(rows: Indices, places: NDArray[np.integer], *key: int) -> NDArray[np.uint64]:
     """A random number for each (row, place), keyed: the lowest of a row win a draw."""
     row_key, place_key = _round_keys(key)[:2]
     mixed = _mix(rows.astype(np.uint64) ^ row_key)

@@ -11,7 +11,7 @@ from tercet.data.beir import name_of, read_folder, read_qrels, splits
 from tercet.data.build import Builder, Pool
 from tercet.data.complain import Complain, refuse
 from tercet.data.records import Row, as_id, format_of, is_unicode, kind_of, place, read_rows
-from tercet.data.rows import TrainingSet, text_hash
+from tercet.data.rows import TrainingSet, text_hash, text_key
 from tercet.errors import UserError
 from tercet.progress import say
 
@@ -22,7 +22,8 @@ def read_training(sources: Sequence[Source], complain: Complain = refuse) -> Tra
     A text's id is what its column says, else the hash of its normalised text. Texts with the same
     id are one text. A BEIR folder also gives its documents without a query, for mining, except
     those that answer queries of its other splits only (unless the source has `other_splits`); they
-    are counted. Raises UserError at the first mistake unless `complain` says otherwise.
+    are counted. What those splits know of the documents that stay is `elsewhere`. Raises UserError
+    at the first mistake unless `complain` says otherwise.
     """
     if not sources:
         raise UserError("data.train names no file to train on; add one: data.train=pairs.jsonl")
@@ -47,11 +48,15 @@ def _add_beir(builder: Builder, path: Path, source: Source, complain: Complain) 
         return
     answers = {q: [d for d, grade in judged.items() if grade > 0] for q, judged in qrels.items()}
     wanted = {d for documents in answers.values() for d in documents}
-    unseen: set[str] = set()
-    for other in () if source.other_splits else splits(path):
-        if other != split:
-            judged = (read_qrels(folder, other, complain) or {}).values()
-            unseen.update(d for grades in judged for d, grade in grades.items() if grade > 0)
+    answered = [
+        (query, document)
+        for other in splits(path)
+        if other != split
+        for query, grades in (read_qrels(folder, other, complain) or {}).items()
+        for document, grade in grades.items()
+        if grade > 0
+    ]
+    unseen = set() if source.other_splits else {document for _, document in answered}
     texts = {text_hash(folder.documents[d]) for d in unseen - wanted}  # under whichever id
     kept = {
         d: t
@@ -62,6 +67,9 @@ def _add_beir(builder: Builder, path: Path, source: Source, complain: Complain) 
     asked = {q: t for q, t in folder.queries.items() if answers.get(q)}
     documents = _add_scoped(builder.documents, kept, path, complain)
     queries = _add_scoped(builder.queries, asked, path, complain)
+    builder.elsewhere += [
+        (text_key(folder.queries[q]), documents[d]) for q, d in answered if d in documents
+    ]
     if len(asked) < len(qrels):
         say(f"{path}: {len(qrels) - len(asked)} queries of {split} have no answer; left out")
     if not asked:

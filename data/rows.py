@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -24,9 +25,14 @@ def normalise(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def text_key(text: str) -> int:
+    """64-bit hash of a text's normalised form."""
+    return xxhash.xxh3_64_intdigest(normalise(text).encode())
+
+
 def text_hash(text: str) -> str:
-    """Id of a text that was given none: 64-bit hex hash of its normalised form."""
-    return xxhash.xxh3_64_hexdigest(normalise(text).encode())
+    """Id of a text that was given none: its key in hex."""
+    return f"{text_key(text):016x}"
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,15 @@ class Texts:
         return np.array([first.setdefault(t, i) for i, t in enumerate(self.texts)], dtype=np.int64)
 
     @cached_property
+    def keys(self) -> NDArray[np.uint64]:
+        """(N,) `text_key` of each text: equal where texts are after `normalise`."""
+        return np.fromiter(map(text_key, self.texts), dtype=np.uint64, count=len(self.texts))
+
+    @cached_property
     def same(self) -> Indices:
         """(N,) position of the first text that is equal to each one after `normalise`."""
-        first: dict[str, int] = {}
-        return np.array(
-            [first.setdefault(text_hash(text), i) for i, text in enumerate(self.texts)],
-            dtype=np.int64,
-        )
+        _, first, number = np.unique(self.keys, return_index=True, return_inverse=True)
+        return first[number]
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,8 @@ class TrainingSet:
     source_offsets: Indices  # (S + 1,)
     left_out: int = 0  # documents of BEIR folders that only queries of other splits ask for
     scores: PairScores = field(default_factory=lambda: PairScores.of(()))  # a teacher's, of pairs
+    elsewhere: tuple[tuple[int, int], ...] = ()  # query's `text_key`, document: by other splits
+    extra: int = 0  # the last documents: those that came without rows, which are not mined
 
     def __len__(self) -> int:
         return len(self.row_query)
@@ -139,7 +149,39 @@ class TrainingSet:
         new = {text_hash(text): text for text in texts if text not in there}
         fresh = {id_: text for id_, text in new.items() if id_ not in self.documents.index}
         documents = Texts([*self.documents.ids, *fresh], [*self.documents.texts, *fresh.values()])
-        return replace(self, documents=documents)
+        return replace(self, documents=documents, extra=self.extra + len(fresh))
+
+    def with_only(self, documents: Indices) -> "TrainingSet":
+        """The same rows over some of the documents, (D',) positions, in that order.
+
+        Every positive has to be among them. Negatives that are not are left out, and so are the
+        scores of pairs.
+        """
+        place = np.full(len(self.documents), -1, dtype=np.int64)
+        place[documents] = np.arange(len(documents))
+        owner, negatives = self.negatives.take(np.arange(len(self)))
+        there = place[negatives] >= 0
+        counts = np.bincount(owner[there], minlength=len(self))
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        chosen = documents.tolist()
+        return replace(
+            self,
+            documents=Texts(
+                [self.documents.ids[d] for d in chosen], [self.documents.texts[d] for d in chosen]
+            ),
+            positives=Ragged(self.positives.offsets, place[self.positives.values]),
+            negatives=Ragged(offsets, place[negatives[there]]),
+            scores=PairScores.of(()),
+            elsewhere=tuple((q, int(place[d])) for q, d in self.elsewhere if place[d] >= 0),
+            extra=0,
+        )
+
+    def replaced(self, **changes: Any) -> "TrainingSet":
+        """`dataclasses.replace` that keeps `known_positives` if nothing they depend on changes."""
+        found, needed = replace(self, **changes), {"queries", "documents", "row_query", "positives"}
+        if "known_positives" in vars(self) and not needed & changes.keys():
+            vars(found)["known_positives"] = self.known_positives
+        return found
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """Texts tokenised once: memory-mapped ids under a fingerprint of texts, tokenizer and length."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tercet.cache import disk, save_array
+from tercet.errors import UserError
 from tercet.files import cache_folder, fingerprint, whole_folder
 from tercet.progress import progress
 
 CHUNK = 8_192  # texts handed to the tokenizer at once
+TRIES = 4  # another process may remove the cache while it is opened
 Tokenise = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 
 
@@ -36,14 +40,30 @@ def token_cache(
 
     `tokenise` gives the final ids (prompt, special tokens, cut to length) and `key` names all
     that shapes them besides the texts. Two processes may build the same cache at once: the first
-    to finish writes it, and the bytes are equal.
+    to finish writes it, and the bytes are equal. One that was cut short or removed is made again.
+    Raises UserError if the disk does not take it.
     """
     place = (folder or cache_folder() / "tokens") / fingerprint([key, *texts])
-    if not place.exists():
-        with whole_folder(place, replace=False) as partial:
+    for _ in range(TRIES):
+        if (found := _opened(place, len(texts))) is not None:
+            return found
+        with disk(place), whole_folder(place, replace=False) as partial:
             _write(partial, texts, tokenise)
-    ids = np.load(place / "ids.npy", mmap_mode="r")
-    return TokenCache(ids, np.load(place / "offsets.npy", mmap_mode="r"))
+    raise UserError(f"{place}: cannot be read back as it was written; is the disk sound?")
+
+
+def _opened(place: Path, texts: int) -> TokenCache | None:
+    """The cache as it lies there; None, and what is left of it removed, if it is not whole."""
+    if not place.is_dir():
+        return None
+    try:
+        ids, offsets = (np.load(place / name, mmap_mode="r") for name in ("ids.npy", "offsets.npy"))
+        if len(offsets) == texts + 1 and int(offsets[-1]) == len(ids):
+            return TokenCache(ids, offsets)
+    except (FileNotFoundError, ValueError, EOFError):
+        pass
+    shutil.rmtree(place, ignore_errors=True)
+    return None
 
 
 def _write(folder: Path, texts: Sequence[str], tokenise: Tokenise) -> None:
@@ -57,5 +77,6 @@ def _write(folder: Path, texts: Sequence[str], tokenise: Tokenise) -> None:
             advance(len(ids))
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    np.save(folder / "ids.npy", np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32))
-    np.save(folder / "offsets.npy", offsets)
+    ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+    save_array(folder / "ids.npy", ids)
+    save_array(folder / "offsets.npy", offsets)

@@ -2,7 +2,7 @@
 
 from tercet.mining.ann import AnnSettings, ann_top_k
 from tercet.mining.candidates import BM25, MODEL, Space
-from tercet.mining.facts import Asked, asked_queries
+from tercet.mining.facts import Asked, asked_queries, searchable
 from tercet.mining.fuse import reciprocal_rank_fusion
 from tercet.mining.lexical import lexical_top_k
 from tercet.mining.pairs import pair_scores
@@ -25,6 +25,7 @@ __all__ = [
     "mine",
     "pair_scores",
     "reciprocal_rank_fusion",
+    "searchable",
     "select",
     "shared_top_k",
     "top_k",

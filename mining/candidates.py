@@ -3,18 +3,22 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import bm25s
 import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
+from tercet.cache import disk, locked, save_array
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Indices
+from tercet.errors import UserError
 from tercet.files import cache_folder, fingerprint, sha256, whole_folder, write_json
-from tercet.mining.ann import ann_top_k
+from tercet.mining.ann import ann_top_k, import_faiss, settings_for
 from tercet.mining.fuse import reciprocal_rank_fusion
 from tercet.mining.lexical import lexical_top_k
 from tercet.mining.pairs import pair_scores
@@ -23,7 +27,7 @@ from tercet.processes import on_main, process_count, process_index, share_mistak
 
 Floats = NDArray[np.float32]
 MODEL, BM25 = "model", "bm25"  # what a source is called that is not another model's path
-FORMAT = 1
+FORMAT = 2  # of a list; raised when a search of the same settings gives another answer
 PAIRS = 32_768  # pairs of vectors held at once
 
 
@@ -34,6 +38,20 @@ class Lookup(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, rows: slice | Indices, /) -> Floats: ...
+
+
+class Picked:
+    """Some rows of vectors, in an order of their own: each is read when it is asked for."""
+
+    def __init__(self, vectors: Lookup, rows: Indices) -> None:
+        self.vectors, self.rows = vectors, rows
+        self.shape = (len(rows), *vectors.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | Indices, /) -> Floats:
+        return self.vectors[self.rows[rows]]
 
 
 @dataclass(frozen=True)
@@ -69,10 +87,11 @@ def find_candidates(
     A meeting of all processes.
     """
     folder = folder or cache_folder() / "candidates"
-    lists = [_list(source, spaces, queries, documents, config, folder) for source in config.sources]
-    recall = {s: found.recall for s, found in zip(config.sources, lists, strict=True)}
+    sources = config.source_names
+    lists = [_list(source, spaces, queries, documents, config, folder) for source in sources]
+    recall = {s: found.recall for s, found in zip(sources, lists, strict=True)}
     measured = {source: value for source, value in recall.items() if value is not None}
-    if config.sources == (MODEL,):
+    if sources == (MODEL,):
         return Candidates(lists[0].scores, lists[0].positions, measured)
     positions = lists[0].positions
     if len(lists) > 1:
@@ -123,13 +142,21 @@ def _list(
     """A source's list, from `folder` if an earlier search left one there that is as deep."""
     depth = config.depth
     if source == BM25:
-        key = fingerprint(["bm25", fingerprint(queries), fingerprint(documents)])
+        key = _key(BM25, bm25s.__version__, fingerprint(queries), fingerprint(documents))
         return _kept(folder / key, depth, True, lambda: _lexical(queries, documents, depth))
     space, index = spaces[source], config.index
-    key = fingerprint([index, space.fingerprint])
     if index == "exact":
+        key = _key(index, space.fingerprint)
         return _kept(folder / key, depth, True, lambda: _exact(space, depth))
+    settings = settings_for(len(space.documents), space.documents.shape[1])
+    version = import_faiss(f"index {index!r}").__version__
+    key = _key(index, version, json.dumps(asdict(settings)), space.fingerprint)
     return _kept(folder / key, depth, False, lambda: _approximate(space, depth, index))
+
+
+def _key(*parts: str) -> str:
+    """The folder of a list: whatever shapes it, but for its depth."""
+    return fingerprint([str(FORMAT), *parts])
 
 
 def _exact(space: Space, depth: int) -> _List:
@@ -158,15 +185,18 @@ def _kept(folder: Path, depth: int, prefix: bool, search: Callable[[], _List | N
 
     prefix: the best k of a deeper list are the best k, so a deeper list serves as well.
     """
-    path = on_main(lambda: _stored(folder, depth, prefix))
-    if path is None:
-        path = folder / f"{depth:08d}"
-        found = search()
-        with share_mistakes():
-            if found is not None and process_index() == 0:
-                _write(path, found)
-    scores, positions = (np.load(path / name, mmap_mode="r") for name in _FILES)
-    return _List(scores[:, :depth], positions[:, :depth], _facts(path)["recall"])
+    with ExitStack() as held:
+        on_main(lambda: held.enter_context(locked(folder)))
+        path = on_main(lambda: _stored(folder, depth, prefix))
+        if path is None:
+            path = folder / f"{depth:08d}"
+            found = search()
+            with share_mistakes():
+                if found is not None and process_index() == 0:
+                    _write(path, found)
+        with share_mistakes():  # the lock is let go when all have mapped the files
+            scores, positions = (np.load(path / name, mmap_mode="r") for name in _FILES)
+            return _List(scores[:, :depth], positions[:, :depth], _facts(path)["recall"])
 
 
 _FILES = ("scores.npy", "positions.npy")
@@ -183,12 +213,19 @@ def _stored(folder: Path, depth: int, prefix: bool) -> Path | None:
 
 
 def _is_whole(path: Path) -> bool:
+    """Whether its bytes are what they were. Raises UserError if they cannot be read."""
     try:
         facts = _facts(path)
+        if facts["format"] > FORMAT:
+            raise UserError(
+                f"{path}: written by a newer version of tercet; update it, or remove the folder"
+            )
         right = {name: sha256(path / name) for name in _FILES} == facts["sha256"]
-    except (OSError, ValueError, KeyError):
+        return right and facts["format"] == FORMAT
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return False
-    return right and facts["format"] == FORMAT
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -196,9 +233,8 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, found: _List) -> None:
-    with whole_folder(path, replace=False) as partial:
-        np.save(partial / _FILES[0], found.scores)
-        np.save(partial / _FILES[1], found.positions)
-        hashes = {name: sha256(partial / name) for name in _FILES}
+    with disk(path), whole_folder(path, replace=False) as partial:
+        arrays = zip(_FILES, (found.scores, found.positions), strict=True)
+        hashes = {name: save_array(partial / name, array) for name, array in arrays}
         facts = {"format": FORMAT, "recall": found.recall, "sha256": hashes}
         write_json(partial / "list.json", facts)

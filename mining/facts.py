@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from tercet.configs.schema import MiningConfig
-from tercet.data.rows import Indices, Ragged, RetrievalTask, Texts, TrainingSet, text_hash
+from tercet.data.rows import Indices, Ragged, RetrievalTask, Texts, TrainingSet, text_key
 from tercet.files import fingerprint
 from tercet.mining.candidates import Candidates, Space, cosines, inner_products
 from tercet.mining.select import Evidence, luck_of
@@ -18,11 +19,12 @@ from tercet.mining.select import Evidence, luck_of
 class Asked:
     """The queries that rows ask, Q of them, and what is known of each."""
 
-    rows: TrainingSet
+    rows: TrainingSet  # over the D documents that candidates are taken from
+    read: Texts  # the documents of the data as they were read
+    taken: Indices  # (D,) where the documents of `rows` stand among those read
     queries: Indices  # (Q,) positions in rows.queries, ascending
     positives: Ragged  # Q lists of documents that answer the query, under any id; none is empty
     own: Ragged  # Q lists of the negatives that its rows bring along
-    held_out: NDArray[np.bool_]  # (D,) whether only held-out queries ask for a document
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -54,6 +56,12 @@ class Asked:
         return np.array([int(fingerprint([id_])[:15], 16) for id_ in self.ids], dtype=np.int64)
 
     @cached_property
+    def document_keys(self) -> NDArray[np.uint64]:
+        """(D,) the same of the documents."""
+        hashed = (xxhash.xxh3_64_intdigest(id_.encode()) for id_ in self.documents.ids)
+        return np.fromiter(hashed, dtype=np.uint64, count=len(self.documents))
+
+    @cached_property
     def pairs(self) -> tuple[Indices, Indices]:
         """(P,) query number and document of every known positive, in order."""
         return self.positives.take(np.arange(len(self)))
@@ -62,27 +70,38 @@ class Asked:
 def asked_queries(
     rows: TrainingSet,
     known: Sequence[TrainingSet] = (),
-    held_out: Sequence[RetrievalTask] = (),
+    taken: Indices | None = None,
 ) -> Asked:
     """The queries that `rows` ask.
 
-    `known` are further pairs whose positives answer a query of the same normalised text; documents
-    that are not in `rows` are passed over. Documents of `rows` that are no positive there and
-    answer a query of a `held_out` task are marked.
+    `known` are further pairs whose positives answer a query of the same normalised text, as are
+    the judgements of other splits that `rows` brings along; documents that are not in `rows` are
+    passed over. `taken` are the documents to look at, as `searchable` gives them (default: all).
     """
+    read = rows.documents
+    if taken is None:
+        taken = np.arange(len(read))
+    else:
+        rows = rows.with_only(taken)
     queries = np.unique(rows.row_query)
-    positives = (_with_rows_of(rows, known) if known else rows).known_positives
+    positives = _with_rows_of(rows, known).known_positives
     owner = np.searchsorted(queries, rows.row_query)
     own: list[list[int]] = [[] for _ in queries]
     for row, query in enumerate(owner.tolist()):
         own[query].extend(rows.negatives[row].tolist())
-    return Asked(
-        rows,
-        queries,
-        Ragged.of([positives[q] for q in queries]),
-        Ragged.of(own),
-        _held_out(rows, held_out),
-    )
+    answers = Ragged.of([positives[q] for q in queries])
+    return Asked(rows, read, taken, queries, answers, Ragged.of(own))
+
+
+def searchable(rows: TrainingSet, held_out: Sequence[RetrievalTask] = ()) -> Indices:
+    """Positions of the documents that mining looks at, in the order of their ids.
+
+    In that order neither ties nor draws depend on the order of a file. Left out are documents
+    that answer a query of a `held_out` task and are no positive of a row: they take no place in
+    any list of candidates.
+    """
+    allowed = np.flatnonzero(~_held_out(rows, held_out)).tolist()
+    return np.array(sorted(allowed, key=rows.documents.ids.__getitem__), dtype=np.int64)
 
 
 def lowest_scores(asked: Asked, scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -108,25 +127,31 @@ def evidence(
         scores=scores,
         known=_among(texts, asked, asked.positives, numbers),
         own=_among(texts, asked, asked.own, numbers),
-        held_out=asked.held_out[positions],
         likeness=(
-            None if config.near_duplicate is None else _likeness(positions, asked, space, numbers)
+            None if config.near_duplicate is None else likeness(positions, asked, space, numbers)
         ),
         lowest=lowest[block],
-        luck=luck_of(asked.keys[block], positions, config.seed),
+        luck=luck_of(asked.keys[block], asked.document_keys[positions], config.seed),
     )
 
 
 def _with_rows_of(rows: TrainingSet, known: Sequence[TrainingSet]) -> TrainingSet:
     """The queries and positives of `rows` and of those in `known` whose texts `rows` has as well.
 
-    Its other fields are those of `rows`.
+    And what `rows` was told of its queries elsewhere. Its other fields are those of `rows`.
     """
-    queries, documents = _by_text(rows.queries), _by_text(rows.documents)
+    if not known and not rows.elsewhere:
+        return rows
+    queries = _by_text(rows.queries)
     asking, answers = rows.row_query.tolist(), [rows.positives[r] for r in range(len(rows))]
+    for key, document in rows.elsewhere:
+        if key in queries:
+            asking.append(queries[key])
+            answers.append(np.array([document]))
+    documents = _by_text(rows.documents) if known else {}
     for other in known:
-        query_at = [queries.get(text_hash(text)) for text in other.queries.texts]
-        document_at = [documents.get(text_hash(text)) for text in other.documents.texts]
+        query_at = [queries.get(key) for key in other.queries.keys.tolist()]
+        document_at = [documents.get(key) for key in other.documents.keys.tolist()]
         for row, query in enumerate(other.row_query.tolist()):
             there = [document_at[d] for d in other.positives[row]]
             found = [d for d in there if d is not None]
@@ -136,23 +161,21 @@ def _with_rows_of(rows: TrainingSet, known: Sequence[TrainingSet]) -> TrainingSe
     return replace(rows, row_query=np.array(asking, dtype=np.int64), positives=Ragged.of(answers))
 
 
-def _by_text(texts: Texts) -> dict[str, int]:
-    return {text_hash(text): position for position, text in enumerate(texts.texts)}
+def _by_text(texts: Texts) -> dict[int, int]:
+    return {key: position for position, key in enumerate(texts.keys.tolist())}
 
 
 def _held_out(rows: TrainingSet, tasks: Sequence[RetrievalTask]) -> NDArray[np.bool_]:
     """(D,) by normalised text; a document that a row gives as a positive was seen anyway."""
-    answers: set[str] = set()
+    answers: set[int] = set()
     for task in tasks:
         ids = {d for grades in task.qrels.values() for d, grade in grades.items() if grade > 0}
-        answers |= {text_hash(task.documents.texts[task.documents.index[id_]]) for id_ in ids}
+        answers |= {text_key(task.documents.texts[task.documents.index[id_]]) for id_ in ids}
     if not answers:
         return np.zeros(len(rows.documents), dtype=bool)
-    same = rows.documents.same
-    seen = np.zeros(len(same), dtype=bool)
-    seen[same[rows.positives.values]] = True
-    asked = np.array([text_hash(text) in answers for text in rows.documents.texts])
-    return asked & ~seen[same]
+    keys = rows.documents.keys
+    asked = np.isin(keys, np.fromiter(answers, np.uint64, len(answers)))
+    return asked & ~np.isin(keys, keys[rows.positives.values])
 
 
 def _among(texts: Indices, asked: Asked, lists: Ragged, numbers: Indices) -> NDArray[np.bool_]:
@@ -163,10 +186,10 @@ def _among(texts: Indices, asked: Asked, lists: Ragged, numbers: Indices) -> NDA
     return np.isin(np.arange(len(texts))[:, None] * total + texts, wanted)
 
 
-def _likeness(
+def likeness(
     positions: Indices, asked: Asked, space: Space, numbers: Indices
 ) -> NDArray[np.float32]:
-    """(Q, C) highest cosine of a candidate to a positive of its query."""
+    """(Q, C) highest cosine of documents at positions (Q, C) to a positive of query numbers[q]."""
     owner, positives = asked.positives.take(numbers)
     width = positions.shape[1]
     candidates = positions[owner].ravel()  # every positive against all candidates of its query

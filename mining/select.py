@@ -13,7 +13,7 @@ Bools = NDArray[np.bool_]
 Indices = NDArray[np.int64]
 
 # In the order they are applied: the first rule that speaks against a candidate is its verdict.
-LABEL_RULES = ("known", "repeat", "own", "held_out", "near_duplicate")
+LABEL_RULES = ("known", "repeat", "own", "near_duplicate")
 SCORE_RULES = ("window", "max_score", "min_score", "absolute_margin", "relative_margin")
 RULES = (*LABEL_RULES, *SCORE_RULES, "unscored", "relabelled", "veto", "surplus", "too_few")
 VERDICTS = ("kept", *RULES, "absent")  # absent: the list ended before this place
@@ -30,7 +30,6 @@ class Evidence:
     scores: Floats  # (Q, C)
     known: Bools  # (Q, C) whether it answers the query
     own: Bools  # (Q, C) whether it is one of the query's own negatives already
-    held_out: Bools  # (Q, C) whether only held-out queries ask for it
     likeness: Floats | None  # (Q, C) its highest cosine to a positive, if a rule needs it
     lowest: Floats  # (Q,) score of the positive least like the query
     luck: NDArray[np.uint64]  # (Q, C) what decides random draws
@@ -52,25 +51,27 @@ def label(evidence: Evidence, config: MiningConfig) -> NDArray[np.int8]:
     - known: it answers the query, under whichever id its normalised text stands;
     - repeat: its normalised text stood at a better rank already;
     - own: a row of the query brings it as a negative, and keeps it whatever is mined;
-    - held_out: it answers held-out queries only;
     - near_duplicate: its cosine to a positive of the query is above `near_duplicate`.
     """
     verdicts = np.where(evidence.positions < 0, ABSENT, KEPT)
     _drop(verdicts, "known", evidence.known)
     _drop(verdicts, "repeat", ~_first_seen(evidence.texts))
     _drop(verdicts, "own", evidence.own)
-    _drop(verdicts, "held_out", evidence.held_out)
     if config.near_duplicate is not None and evidence.likeness is not None:
         _drop(verdicts, "near_duplicate", evidence.likeness > config.near_duplicate)
     return verdicts
 
 
 def select(
-    evidence: Evidence, config: MiningConfig, opinion: Opinion | None = None
+    evidence: Evidence,
+    config: MiningConfig,
+    opinion: Opinion | None = None,
+    *,
+    labels: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
     """Verdicts (Q, C) after all rules: an index into `VERDICTS` for each candidate.
 
-    After those of `label`, in order, a candidate falls to
+    After those of `label` (`labels`, if they are known already), in order, a candidate falls to
 
     - window: its rank is beyond `depth`, or it is among the first `skip` that are unlabelled;
     - max_score, min_score: it scores above or below these;
@@ -83,7 +84,7 @@ def select(
     A query may keep fewer than `negatives`, or none; where `too_few` is "drop", what it kept then
     falls to too_few.
     """
-    verdicts = label(evidence, config)
+    verdicts = label(evidence, config) if labels is None else labels.copy()
     _drop(verdicts, "window", ~_in_window(verdicts == KEPT, config.skip, config.depth))
     scores, lowest = evidence.scores, evidence.lowest[:, None]
     if config.max_score is not None:
@@ -188,12 +189,23 @@ def _judge(verdicts: NDArray[np.int8], opinion: Opinion, config: RescoreConfig) 
     _drop(verdicts, "unscored", np.isnan(p))
     if config.relabel:
         unlabelled = ~np.isin(verdicts, [CODE[rule] for rule in (*LABEL_RULES, "absent")])
-        sure = (p > lowest) & (p >= config.relabel_above)  # False where p is NaN
-        verdicts[unlabelled & sure] = RELABELLED
+        verdicts[unlabelled & relabelled(p, lowest, config)] = RELABELLED
+    _drop(verdicts, "veto", vetoed(p, lowest, config))
+
+
+def relabelled(p: Floats, lowest: Floats, config: RescoreConfig) -> Bools:
+    """Whether the cross-encoder calls an answer what has probability p; False where p is NaN."""
+    return config.relabel & (p > lowest) & (p >= config.relabel_above)
+
+
+def vetoed(p: Floats, lowest: Floats, config: RescoreConfig) -> Bools:
+    """Whether it forbids to take it as a negative; `lowest` is p of the least liked positive."""
+    against = np.zeros(p.shape, dtype=bool)
     if config.veto_margin is not None:
-        _drop(verdicts, "veto", p > lowest + config.veto_margin)
+        against |= p > lowest + config.veto_margin
     if config.veto_above is not None:
-        _drop(verdicts, "veto", p > config.veto_above)
+        against |= p > config.veto_above
+    return against
 
 
 def _sampled(fit: Bools, evidence: Evidence, config: MiningConfig) -> Bools:
@@ -215,6 +227,6 @@ def _sampled(fit: Bools, evidence: Evidence, config: MiningConfig) -> Bools:
     return taken
 
 
-def luck_of(queries: Indices, positions: Indices, seed: int) -> NDArray[np.uint64]:
-    """(Q, C) random numbers of (seed, query key, document): no order of work changes a draw."""
-    return lots(queries[:, None], positions, seed)
+def luck_of(queries: Indices, documents: NDArray[np.integer], seed: int) -> NDArray[np.uint64]:
+    """(Q, C) random numbers of (seed, query key, document key): no order of work changes a draw."""
+    return lots(queries[:, None], documents, seed)

@@ -1,5 +1,6 @@
 """From queries and vectors to negatives: find candidates, ask for opinions, apply the rules."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Indices, Ragged
 from tercet.mining.candidates import MODEL, Candidates, Space, find_candidates, inner_products
-from tercet.mining.facts import Asked, evidence, lowest_scores, positive_scores
+from tercet.mining.facts import Asked, evidence, likeness, lowest_scores, positive_scores
 from tercet.mining.rescore import Rescored, rescore, scores_of
-from tercet.mining.select import CODE, label, outside, select
+from tercet.mining.select import CODE, label, outside, relabelled, select, vetoed
 from tercet.models.cross import CrossScorer
 from tercet.progress import progress
 
 BLOCK = 4_096  # queries whose evidence is held at once
+DRAWS = 8  # times that what fills a list is drawn anew for what was not fit
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,17 @@ class Chosen:
     def counts(self, total: int) -> Indices:
         """(total,) how many each query has."""
         return np.bincount(self.queries, minlength=total)
+
+    def where(self, these: NDArray[np.bool_]) -> "Chosen":
+        """Some of them, (N,) as marked."""
+        rescores = None if self.rescores is None else self.rescores[these]
+        return Chosen(
+            self.queries[these],
+            self.documents[these],
+            self.scores[these],
+            self.ranks[these],
+            rescores,
+        )
 
 
 @dataclass(frozen=True)
@@ -70,21 +83,22 @@ def settle(
     of_positives = positive_scores(asked, space)
     lowest = lowest_scores(asked, of_positives)
     labels = np.empty(found.positions.shape, dtype=np.int8)
-    for block in _blocks(len(asked), "labels"):
-        labels[block] = label(evidence(asked, found, space, lowest, block, config), config)
+    verdicts = np.empty_like(labels)
+    for block in _blocks(len(asked), "rules"):
+        facts = evidence(asked, found, space, lowest, block, config)
+        labels[block] = label(facts, config)
+        if scorer is None:
+            verdicts[block] = select(facts, config, labels=labels[block])
     rescored, pairs = None, cache and cache / "pairs"
     if scorer is not None:
         rescored = rescore(scorer, asked, found, labels, config.rescore.depth, folder=pairs)
-    verdicts = np.empty_like(labels)
-    for block in _blocks(len(asked), "rules"):
-        opinion = rescored and rescored.opinion(asked, block)
-        facts = evidence(asked, found, space, lowest, block, config)
-        verdicts[block] = select(facts, config, opinion)
+        for block in _blocks(len(asked), "second opinion"):
+            facts = evidence(asked, found, space, lowest, block, config)
+            opinion = rescored.opinion(asked, block)
+            verdicts[block] = select(facts, config, opinion, labels=labels[block])
     negatives = _with_verdict(found, verdicts, rescored, "kept")
-    if config.too_few == "fill":
-        fill = _fill(asked, space, found, negatives, config)
-        negatives = _joined(negatives, _rescored(fill, asked, scorer, pairs))
-    return Settled(asked, found, of_positives, lowest, labels, verdicts, rescored, negatives)
+    settled = Settled(asked, found, of_positives, lowest, labels, verdicts, rescored, negatives)
+    return _filled(settled, space, config, pairs) if config.too_few == "fill" else settled
 
 
 def _with_verdict(
@@ -100,42 +114,67 @@ def _with_verdict(
     )
 
 
-def _fill(
-    asked: Asked, space: Space, found: Candidates, negatives: Chosen, config: MiningConfig
+def _filled(settled: Settled, space: Space, config: MiningConfig, folder: Path | None) -> Settled:
+    """With documents from outside the candidates for queries that kept too few.
+
+    What is drawn must neither be like a positive (near_duplicate) nor be forbidden by the
+    cross-encoder; others are drawn in its place, up to `DRAWS` times. A query may still end with
+    too few.
+    """
+    asked, negatives = settled.asked, settled.negatives
+    banned: dict[int, set[int]] = defaultdict(set)  # of each query, texts that were drawn before
+    for _ in range(DRAWS):
+        drawn = _drawn(settled, negatives, banned, space, config)
+        if not len(drawn):
+            break
+        drawn, fit = _judged(settled, drawn, space, config, folder)
+        for query, document in zip(drawn.queries.tolist(), drawn.documents.tolist(), strict=True):
+            banned[query].add(int(asked.documents.same[document]))
+        negatives = _joined(negatives, drawn.where(fit))
+    return replace(settled, negatives=negatives)
+
+
+def _drawn(
+    settled: Settled,
+    negatives: Chosen,
+    banned: Mapping[int, set[int]],
+    space: Space,
+    config: MiningConfig,
 ) -> Chosen:
-    """Documents from outside the candidates for queries with fewer negatives than asked for."""
-    missing = config.negatives - negatives.counts(len(asked))
+    """As many as are missing, of no text that is `banned` (as in `Texts.same`), by query."""
+    asked, found = settled.asked, settled.found
     same = asked.documents.same
-    open_to_all = np.where(asked.held_out, -1, same)
-    drawn = []
-    for query in range(len(asked)):
-        if missing[query] <= 0:
+    drawn: list[Indices] = []
+    for query, missing in enumerate((config.negatives - negatives.counts(len(asked))).tolist()):
+        if missing <= 0:
             drawn.append(np.zeros(0, dtype=np.int64))
             continue
         listed = np.asarray(found.positions[query])
-        banned = [listed[listed >= 0], asked.positives[query], asked.own[query]]
-        drawn.append(
-            outside(
-                int(missing[query]),
-                open_to_all,
-                same[np.concatenate(banned)],
-                config.seed,
-                int(asked.keys[query]),
-            )
-        )
+        never = same[
+            np.concatenate([listed[listed >= 0], asked.positives[query], asked.own[query]])
+        ]
+        never = np.array([*never, *banned.get(query, ())], dtype=np.int64)
+        drawn.append(outside(missing, same, never, config.seed, int(asked.keys[query])))
     queries, documents = Ragged.of(drawn).take(np.arange(len(asked)))
     scores = inner_products(space, queries, documents)
     return Chosen(queries, documents, scores, np.zeros_like(queries), None)
 
 
-def _rescored(
-    fill: Chosen, asked: Asked, scorer: CrossScorer | None, folder: Path | None
-) -> Chosen:
-    """With the cross-encoder's scores, which a teacher has to give of every negative."""
-    if scorer is None:
-        return fill
-    scores = scores_of(scorer, asked, fill.queries, fill.documents, folder=folder)
-    return replace(fill, rescores=scores)
+def _judged(
+    settled: Settled, drawn: Chosen, space: Space, config: MiningConfig, folder: Path | None
+) -> tuple[Chosen, NDArray[np.bool_]]:
+    """What was drawn, with the cross-encoder's scores if one is asked, and what of it is fit."""
+    asked, rescored, fit = settled.asked, settled.rescored, np.ones(len(drawn), dtype=bool)
+    if config.near_duplicate is not None:
+        like = likeness(drawn.documents[:, None], asked, space, drawn.queries)[:, 0]
+        fit &= like <= config.near_duplicate
+    if rescored is not None:
+        scores = scores_of(rescored.scorer, asked, drawn.queries, drawn.documents, folder=folder)
+        drawn = replace(drawn, rescores=scores)
+        lowest = lowest_scores(asked, rescored.positives)[drawn.queries]
+        p, lowest = (rescored.scorer.probabilities(s) for s in (scores, lowest))
+        fit &= ~vetoed(p, lowest, config.rescore) & ~relabelled(p, lowest, config.rescore)
+    return drawn, fit
 
 
 def _joined(first: Chosen, second: Chosen) -> Chosen:

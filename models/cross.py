@@ -1,7 +1,8 @@
 """Pairs of texts -> scores by a cross-encoder; each pair is scored once, then kept."""
 
-import zipfile
+import io
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
+from tercet.cache import disk, locked
 from tercet.errors import UserError
 from tercet.files import cache_folder, fingerprint, whole_file
 from tercet.models.encode import ACCELERATOR_TOKENS, CPU_TOKENS, token_batches
@@ -99,9 +101,18 @@ def cross_scores(
     are batched by token count, across queries: at most `batch_tokens` padded ones in a forward
     pass (default: by device). A meeting of all processes.
     """
+    place = (folder or cache_folder() / "pairs") / scorer.fingerprint
+    with ExitStack() as held:
+        with share_mistakes():  # shared: runs that score other pairs need not wait
+            held.enter_context(locked(place, shared=True))
+        return _all_scores(scorer, pairs, place, batch_tokens, title)
+
+
+def _all_scores(
+    scorer: CrossScorer, pairs: Pairs, place: Path, batch_tokens: int | None, title: str
+) -> Scores:
     on_cpu = scorer.model.device.type == "cpu"
     budget = batch_tokens or (CPU_TOKENS if on_cpu else ACCELERATOR_TOKENS)
-    place = (folder or cache_folder() / "pairs") / scorer.fingerprint
     keys = _keys(pairs)
     with share_mistakes():
         known = _Known(place)
@@ -153,14 +164,21 @@ class _Known:
 
 
 def _readable(paths: Iterable[Path]) -> Iterable[tuple[NDArray[np.uint64], Scores]]:
-    """What whole files hold; a damaged one (the zip's checksums tell) is removed."""
+    """What whole files hold; one that holds anything else (the zip's checksums tell) is removed.
+
+    One that cannot be read is not: that is the disk's trouble, and scores cost hours.
+    """
     for path in paths:
         try:
-            with np.load(path) as file:
-                yield file["keys"], file["scores"]
+            data = path.read_bytes()
         except FileNotFoundError:  # another run found it damaged first
             continue
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        try:
+            with np.load(io.BytesIO(data)) as file:
+                yield file["keys"], file["scores"]
+        except Exception:  # whatever zipfile and numpy make of changed bytes
             path.unlink(missing_ok=True)
 
 
@@ -198,7 +216,7 @@ def _score(
             + ("; its weights are damaged" if scorer.logits else "; use calibration: auto")
         )
     path = folder / f"{fingerprint([keys[shard].tobytes()])}.npz"
-    with whole_file(path) as partial, partial.open("wb") as file:
+    with disk(folder), whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, keys=keys[shard], scores=scores)
 
 

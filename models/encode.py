@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
-    Normalize,
     Pooling,
     StaticEmbedding,
 )
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from tercet.errors import UserError
 from tercet.models.load import Role, max_length, prompt_of
-from tercet.models.routes import route
+from tercet.models.routes import gives_unit_vectors, route
 from tercet.progress import Advance, progress
 from tercet.threads import compute_threads
 
@@ -106,12 +105,14 @@ def encode_parts(
         return [_Batch(part, b, [tokens[i] for i in b], last=b is cut[-1]) for b in cut]
 
     def compute(batch: _Batch) -> tuple[_Batch, Tensor]:
-        with torch.inference_mode():
+        with without_graph():
             features = _padded(model, batch.tokens) | prompt
             return batch, _cut(forward(features)["sentence_embedding"], model, width)
 
     prompt = _prompt_length(model, role)  # asked for here, as no two threads may use a tokenizer
     was_training = model.training
+    # a table that a model keeps between calls must serve a later backward pass, too
+    without_graph = torch.no_grad if was_training else torch.inference_mode
     model.eval()
     try:
         with ThreadPoolExecutor(1) as reader, compute_threads(model.device) as (pool, threads):
@@ -137,11 +138,6 @@ def vector_width(model: SentenceTransformer, truncate_dim: int | None = None) ->
     if truncate_dim is not None and not 1 <= truncate_dim <= full:
         raise UserError(f"truncate_dim: {truncate_dim} is not between 1 and the model's {full}")
     return truncate_dim or full
-
-
-def gives_unit_vectors(model: SentenceTransformer) -> bool:
-    """Whether the model normalises its vectors."""
-    return any(isinstance(module, Normalize) for module in model)
 
 
 def _cut(vectors: Tensor, model: SentenceTransformer, width: int) -> Tensor:

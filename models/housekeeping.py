@@ -1,19 +1,23 @@
 """Looking after the stores: what there is, whether it is sound, and making room."""
 
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
+from tercet.cache import locked
 from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.shards import (
     FORMAT,
     MANIFEST,
     Manifest,
-    alone,
+    is_broken,
     read_manifest,
     shard_path,
     unsound,
@@ -49,9 +53,10 @@ def all_stored(folder: Path | None = None) -> list[Stored]:
 
     By default all of the user's cache: what else is kept there counts as a store too.
     """
-    found = [_look(place) for place in _folders(stores_folder(folder))]
+    found = _all_in(stores_folder(folder), _look)
     if folder is None:
-        found += [_other(p, kind) for kind in OTHERS for p in _folders(cache_folder() / kind)]
+        for kind in OTHERS:
+            found += _all_in(cache_folder() / kind, partial(_other, kind=kind))
     return sorted(found, key=lambda store: store.used, reverse=True)
 
 
@@ -61,13 +66,26 @@ def damaged(stores: Sequence[Stored]) -> list[Path]:
     with progress("verify", sum(store.size for store in stores)) as advance:
         for store in stores:
             if store.manifest is not None:
-                finished = _finished(store.place, store.manifest)
-                shards = unsound(store.place, store.manifest, finished)
-                bad += [shard_path(store.place, shard) for shard in shards]
-            elif store.state == "unreadable":
+                bad += [shard_path(store.place, shard) for shard in _damaged_shards(store)]
+            elif store.state == "unreadable" and is_broken(store.place):
                 bad.append(store.place / MANIFEST)
             advance(store.size)
     return bad
+
+
+def _damaged_shards(store: Stored) -> list[int]:
+    """Its finished shards that are not sound; none if a run is at work on it, which looks itself.
+
+    A run may have been at work while we looked, so what seems bad is looked at again without one.
+    """
+    place, manifest = store.place, store.manifest
+    if manifest is None or not unsound(place, manifest, _finished(place, manifest)):
+        return []
+    if not place.exists():
+        return []
+    with locked(place, wait=False) as held:
+        latest = read_manifest(place) if held else None
+        return unsound(place, latest, _finished(place, latest)) if latest else []
 
 
 def to_prune(
@@ -96,10 +114,13 @@ def to_prune(
 
 def remove(store: Stored) -> bool:
     """Delete a store; False, and nothing done, if a run is at work on it."""
-    with alone(store.place, wait=False) as held:
-        if held:
-            shutil.rmtree(store.place)
-    return held
+    place = store.place
+    with locked(place, wait=False) as held:
+        if held:  # out of sight first: who opens the store from now on makes another
+            place.rename(place.with_name(f".{place.name}.{os.getpid()}.gone"))
+    for gone in place.parent.glob(".*.gone"):
+        shutil.rmtree(gone, ignore_errors=True)
+    return bool(held)
 
 
 def read_bytes(text: str, where: str = "--keep-bytes") -> int:
@@ -113,13 +134,19 @@ def read_bytes(text: str, where: str = "--keep-bytes") -> int:
     return round(float(found[1]) * UNITS.get(found[2].upper(), 1))
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [place for place in folder.iterdir() if place.is_dir()] if folder.is_dir() else []
+def _all_in(folder: Path, look: Callable[[Path], Stored]) -> list[Stored]:
+    """What lies in a folder; a store that is removed while it is looked at is passed over."""
+    found = []
+    for place in folder.iterdir() if folder.is_dir() else ():
+        if place.is_dir() and not place.name.startswith("."):  # others are half made or half gone
+            with suppress(FileNotFoundError):
+                found.append(look(place))
+    return found
 
 
 def _other(place: Path, kind: str) -> Stored:
     """Files without a manifest: what reads them finds out itself whether they are whole."""
-    files = [file.stat() for file in place.rglob("*") if file.is_file()]
+    files = _files(place)
     used = max([place.stat().st_mtime, *(file.st_atime for file in files)])
     size = sum(file.st_size for file in files)
     return Stored(place, None, size, datetime.fromtimestamp(used, UTC), "complete", kind)
@@ -133,10 +160,19 @@ def _look(place: Path) -> Stored:
     else:
         finished = len(_finished(place, manifest))
         state = "complete" if manifest.complete else f"{finished} of {manifest.shards} shards"
-    files = [file.stat() for file in place.iterdir()]
     used = (place / MANIFEST) if (place / MANIFEST).exists() else place
     when = datetime.fromtimestamp(used.stat().st_mtime, UTC)
-    return Stored(place, manifest, sum(file.st_size for file in files), when, state)
+    return Stored(place, manifest, sum(file.st_size for file in _files(place)), when, state)
+
+
+def _files(place: Path) -> list[os.stat_result]:
+    """Of every file below a folder; one that a run removes or renames meanwhile is passed over."""
+    found = []
+    for folder, _, names in os.walk(place):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found.append(Path(folder, name).stat())
+    return found
 
 
 def _finished(place: Path, manifest: Manifest) -> list[int]:

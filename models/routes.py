@@ -28,7 +28,7 @@ def pair_models(
             f"pair: {names[0]} gives {widths[0]} dimensions and {names[1]} {widths[1]}; train the "
             "query model with distil.projection=true, or cut both to one width"
         )
-    unit = [_gives_unit_vectors(model) for model in sides]
+    unit = [gives_unit_vectors(model) for model in sides]
     if unit[0] != unit[1]:
         odd = names[unit.index(False)]
         raise UserError(f"pair: {odd} is compared by dot, the other by cosine; choose another")
@@ -84,5 +84,6 @@ def refuse_pair(model: SentenceTransformer, where: str) -> None:
         raise UserError(f"{where} is a pair of encoders; name one of the two it was made of")
 
 
-def _gives_unit_vectors(model: SentenceTransformer) -> bool:
+def gives_unit_vectors(model: SentenceTransformer) -> bool:
+    """Whether the last thing the model does is to normalise its vectors."""
     return isinstance(list(model)[-1], Normalize)

@@ -5,14 +5,11 @@ While one is being filled, `00000.sha256` beside a shard holds its hash; the man
 hashes over when no shard is missing. Every file is written whole or not at all.
 """
 
-import hashlib
-import io
 import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,19 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tercet.cache import disk, save_array
 from tercet.errors import UserError
 from tercet.files import sha256, whole_file, write_json, write_text
-from tercet.progress import say
-
-if sys.platform != "win32":
-    import fcntl
 
 FORMAT = 3  # of a store; raised when a reader of today could not read it
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 LEAST_ROWS = 64  # of a shard: what fewer lose to padding would be more than what they save
 ENOUGH_ROWS = 512  # to sort well by length
 SHARDS, MOST_SHARDS = 64, 128  # a killed run loses a part of this size; open files stay few
+DAY = 86_400  # seconds: what lies half written for longer was left behind
 
 
 @dataclass(frozen=True)
@@ -143,29 +137,57 @@ def read_manifest(place: Path) -> Manifest | None:
 
     Raises UserError if a newer version wrote it.
     """
-    written = written_format(place)
+    try:
+        written, found = _read(place)
+    except FileNotFoundError:
+        return None
     if written is not None and written > FORMAT:
         raise UserError(
             f"{place}: written by a newer version of tercet (format {written}, this one reads "
             f"{FORMAT}); update tercet, or remove the folder"
         )
-    if written != FORMAT:
-        return None
-    found: dict[str, Any] = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-    try:
-        hashes = tuple(str(shard["sha256"]) for shard in found.pop("shards"))
-        found.pop("format")
-        return Manifest(**found, hashes=hashes)
-    except (KeyError, TypeError):
-        return None
+    return _manifest(written, found)
 
 
 def written_format(place: Path) -> int | None:
     """The version of the store's layout; None if there is no manifest or no reading it."""
     try:
-        return int(json.loads((place / MANIFEST).read_text(encoding="utf-8"))["format"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return _read(place)[0]
+    except FileNotFoundError:
         return None
+
+
+def is_broken(place: Path) -> bool:
+    """Whether there is a manifest that no version can have written so."""
+    try:
+        written, found = _read(place)
+    except FileNotFoundError:
+        return False
+    return written is None or (written == FORMAT and _manifest(written, found) is None)
+
+
+def _read(place: Path) -> tuple[int | None, dict[str, Any]]:
+    """The layout's version and the whole of a manifest; (None, {}) if there is no reading it."""
+    text = (place / MANIFEST).read_bytes()
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return int(found["format"]), found
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None, {}
+
+
+def _manifest(written: int | None, found: dict[str, Any]) -> Manifest | None:
+    if written != FORMAT:
+        return None
+    facts = {name: value for name, value in found.items() if name not in ("format", "shards")}
+    try:
+        hashes = tuple(str(shard["sha256"]) for shard in found["shards"])
+        manifest = Manifest(**facts, hashes=hashes)
+    except (KeyError, TypeError):
+        return None
+    counts = (manifest.rows, manifest.dim, manifest.shard_rows)
+    whole = all(type(count) is int and count >= 1 for count in counts)
+    return manifest if whole and len(hashes) in (0, manifest.shards) else None
 
 
 def write_manifest(place: Path, manifest: Manifest) -> None:
@@ -185,22 +207,29 @@ def shard_path(place: Path, shard: int) -> Path:
 
 def write_shard(place: Path, shard: int, vectors: NDArray[np.float32]) -> None:
     """Write the rows of a shard, then its hash. Raises UserError if the disk does not take them."""
-    path, buffer = shard_path(place, shard), io.BytesIO()
-    np.save(buffer, vectors)  # to a file it would hide the reason why writing failed
-    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
-    with _disk(place):
+    path = shard_path(place, shard)
+    with disk(place):
         with whole_file(path) as partial:
-            partial.write_bytes(buffer.getbuffer())
-        write_text(path.with_suffix(".sha256"), f"{digest}  {path.name}\n")
+            digest = save_array(partial, vectors)
+        write_text(_note(place, shard), f"{digest}  {path.name}\n")
 
 
 def known_hash(place: Path, manifest: Manifest, shard: int) -> str | None:
     """The SHA-256 a shard should have; None if it was never finished."""
-    note = shard_path(place, shard).with_suffix(".sha256")
+    listed = manifest.hashes[shard] if shard < len(manifest.hashes) else None
+    return _noted(place, shard) or listed
+
+
+def _note(place: Path, shard: int) -> Path:
+    return shard_path(place, shard).with_suffix(".sha256")
+
+
+def _noted(place: Path, shard: int) -> str | None:
+    """The hash beside a shard that the manifest has not taken over yet."""
     try:
-        return note.read_text(encoding="utf-8").split()[0]
+        return _note(place, shard).read_text(encoding="utf-8").split()[0]
     except (FileNotFoundError, UnicodeDecodeError, IndexError):
-        return manifest.hashes[shard] if shard < len(manifest.hashes) else None
+        return None
 
 
 def unsound(place: Path, manifest: Manifest, shards: Sequence[int]) -> list[int]:
@@ -208,7 +237,10 @@ def unsound(place: Path, manifest: Manifest, shards: Sequence[int]) -> list[int]
 
     def sound(shard: int) -> bool:
         path, digest = shard_path(place, shard), known_hash(place, manifest, shard)
-        return digest is not None and path.is_file() and sha256(path) == digest
+        try:
+            return digest is not None and sha256(path) == digest
+        except FileNotFoundError:
+            return False
 
     with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
         return [
@@ -216,29 +248,48 @@ def unsound(place: Path, manifest: Manifest, shards: Sequence[int]) -> list[int]
         ]
 
 
-def begin(place: Path, facts: Manifest) -> Manifest:
+def begin(place: Path, facts: Manifest, *, alone: bool) -> Manifest:
     """The manifest of a store that is there, or of one that is begun now with these facts.
 
-    For the holder of the lock: clears away what killed runs left behind.
+    For the holder of the lock: clears away what killed runs left behind. Unless it is surely
+    `alone`, what is half written may be another run's, and is left for a day.
     """
-    with _disk(place):
+    with disk(place):
         for partial in place.glob(".*.partial"):
-            partial.unlink(missing_ok=True)
+            if alone or _age(partial) > DAY:
+                partial.unlink(missing_ok=True)
         found = read_manifest(place)
-        if found is None:
-            write_manifest(place, facts)
-    return found or facts
+        if found is not None and _is_of(found, facts):
+            return found
+        for note in place.glob("*.sha256"):  # of shards that may have been cut otherwise
+            note.unlink(missing_ok=True)
+        write_manifest(place, facts)
+    return facts
+
+
+def _is_of(found: Manifest, facts: Manifest) -> bool:
+    """Whether a manifest speaks of the same rows; into which shards they are cut is its own."""
+    names = ("fingerprint", "rows", "dim", "dtype")
+    return all(getattr(found, name) == getattr(facts, name) for name in names)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; 0 if it has gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def finish(place: Path, manifest: Manifest) -> Manifest:
     """Take the hashes of new shards into the manifest, and note that the store was used."""
-    with _disk(place):
+    with disk(place):
         notes = list(place.glob("*.sha256"))
         if notes or not manifest.complete:
             manifest = replace(manifest, hashes=_all_hashes(place, manifest))
             write_manifest(place, manifest)
             for note in notes:
-                note.unlink()
+                note.unlink(missing_ok=True)
         os.utime(place / MANIFEST)
     return manifest
 
@@ -249,51 +300,14 @@ def open_vectors(place: Path, manifest: Manifest) -> Vectors:
     return Vectors(maps, (manifest.rows, manifest.dim), manifest.fingerprint)
 
 
-@contextmanager
-def alone(place: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold a store's lock, waiting for the run that has it; it dies with its process.
-
-    Gives whether it is held: without `wait` it may not be. Where the system or the file system has
-    no such locks it counts as held: files are written whole, and two runs write the same.
-    """
-    with _disk(place):
-        place.mkdir(parents=True, exist_ok=True)
-        file = (place / LOCK).open("w")
-    with file:
-        yield _locked(file.fileno(), place, wait)
-
-
-@contextmanager
-def _disk(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{place}: cannot be written ({error.strerror or error}); make room (tercet store "
-            "prune) or set TERCET_CACHE to another folder, then run again: finished shards stay"
-        ) from None
-
-
 def _all_hashes(place: Path, manifest: Manifest) -> tuple[str, ...]:
-    hashes = [known_hash(place, manifest, shard) for shard in range(manifest.shards)]
+    noted = [_noted(place, shard) for shard in range(manifest.shards)]
+    # read after the notes: another run, where there are no locks, may have finished the store
+    latest = read_manifest(place) or manifest
+    hashes = [note or known_hash(place, latest, shard) for shard, note in enumerate(noted)]
     if None in hashes:
         raise UserError(
             f"{shard_path(place, hashes.index(None))} is not there, though a process has made it; "
             "TERCET_CACHE has to be on a disk that all processes share"
         )
     return tuple(filter(None, hashes))
-
-
-def _locked(descriptor: int, place: Path, wait: bool) -> bool:
-    if sys.platform == "win32":
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if not wait:
-            return False
-        say(f"another run is making or reading {place}: waiting for it")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError:  # a network disk without locks
-        return True
-    return True

@@ -11,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
+from tercet.cache import Held, locked
 from tercet.files import cache_folder, fingerprint
 from tercet.models.encode import encode_parts, refuse_nonfinite, vector_width
 from tercet.models.load import Role, max_length, prompt_of
@@ -18,7 +19,6 @@ from tercet.models.routes import is_pair, route
 from tercet.models.shards import (
     Manifest,
     Vectors,
-    alone,
     begin,
     finish,
     open_vectors,
@@ -77,12 +77,13 @@ def vectors(
                 write_shard(place, shard, found)
 
     with ExitStack() as held:
-        on_main(lambda: held.enter_context(alone(place)))
-        manifest = on_main(lambda: begin(place, facts))
+        lock = on_main(lambda: held.enter_context(locked(place)))
+        manifest = on_main(lambda: begin(place, facts, alone=lock is Held.YES))
         with share_mistakes():
             make(manifest)
         manifest = on_main(lambda: finish(place, manifest))
-        return open_vectors(place, manifest)
+        with share_mistakes():  # the lock is let go when all have mapped the shards
+            return open_vectors(place, manifest)
 
 
 def stores_folder(folder: Path | None = None) -> Path:

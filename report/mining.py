@@ -11,7 +11,6 @@ RULES = {
     "known": "answers the query, under whichever id its text stands",
     "repeat": "its text stood at a better rank already",
     "own": "is one of the row's own negatives, which stay whatever is mined",
-    "held_out": "answers only queries of the dev or a held-out set",
     "near_duplicate": "cosine to a positive above {near_duplicate}",
     "window": "among the first {skip} unlabelled ones, or beyond rank {depth}",
     "max_score": "score above {max_score}",

@@ -29,6 +29,83 @@ def test_encoding_is_compared_with_the_peer(
     assert summary(read)[0]["Times faster"] == f"{found['times_faster']:.1f}"
 
 
+def test_search_and_mining_are_compared_with_the_peers(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="the peer of the search: tercet[ann]")
+    from benchmarks import mining
+    from benchmarks.tables import summary, tables
+
+    monkeypatch.setattr(mining, "gemm_peak", lambda: 1e11)
+    here = lambda _, __, what, work: mining.report_memory(what, Path(work))  # noqa: E731
+    monkeypatch.setattr(mining, "in_subprocess", here)
+    monkeypatch.setattr(mining, "PAIRS", 300)
+    monkeypatch.setattr(mining, "QUERIES", 40)
+    monkeypatch.setattr(mining, "SIZES", {600: 1, 900: 1})
+    found = {"search": mining.search(tmp_path, 1, False), "peer": mining.peer(tmp_path, 1, False)}
+    assert [size["documents"] for size in found["search"]["sizes"]] == [600, 900]
+    assert all(size["largest_gap"] <= 1e-5 for size in found["search"]["sizes"])
+    assert found["search"]["targets"][-1]["met"]
+    assert found["peer"]["same"] == {name: 1.0 for name in found["peer"]["same"]}
+    assert found["peer"]["mined"]["ours"] > 300 and len(found["peer"]["again"]) == 1
+    monkeypatch.setattr(mining, "KINDS", ("flat",))
+    monkeypatch.setattr(mining, "ANN_DOCUMENTS", 500)
+    found["ann"] = mining.ann(tmp_path, 1, False)
+    read = json.loads(json.dumps(found))
+    written = tables({"mining": read})
+    assert "| **ours** | 900 |" in written["mining_search"] and "Aims: " in written["mining_peer"]
+    assert "| flat |" in written["mining_ann"]
+    assert summary({"mining": read})[0]["Against sentence-transformers"] == "mine_hard_negatives"
+
+
+def test_a_wrong_document_is_no_tie() -> None:
+    from benchmarks.mining import largest_gap, target
+
+    queries, documents = np.eye(2, dtype=np.float32), np.eye(3, 2, dtype=np.float32)
+    ours, theirs = np.array([[0, 1], [1, 2]]), np.array([[0, 2], [1, 0]])
+    assert largest_gap(queries, documents, ours, theirs) == 0  # 1 and 2 tie, as do 2 and 0
+    assert largest_gap(queries, documents, ours, ours[::-1]) == 1
+    assert [target("t", 3, least=4)["met"], target("t", 3, most=4)["met"]] == [False, True]
+
+
+def test_whether_mining_pays_is_told_by_condition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With made-up scores in place of training."""
+    from benchmarks import mining_quality as quality
+    from tercet.data import RetrievalTask, Texts, write_task
+
+    count = range(len(NAMES))
+    ids = Texts([f"d{n}" for n in count], [answer(n) for n in count])
+    asked = Texts([f"q{n}" for n in count], [f"where is {n}" for n in count])
+    source = tmp_path / "names"
+    task = RetrievalTask("names", "train", ids, asked, {f"q{n}": {f"d{n}": 1} for n in range(24)})
+    write_task(task, source)
+    lines = "".join(f"q{n}\td{n}\t1\n" for n in range(24, 48))
+    (source / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{lines}")
+    better = {condition: 0.1 * place for place, condition in enumerate(quality.CONDITIONS)}
+
+    def scores(condition: str, seed: int = 0) -> dict[str, Any]:
+        values = {f"q{n}": 0.3 + better.get(condition, 0) + 0.001 * (n % 7) for n in range(24, 48)}
+        return {"scores": values, "steps": 9, "seconds": 1.0 + seed}
+
+    rate = {"rate": 0.1, "low": 0.05, "high": 0.2}
+    judge = {"pairs": 90, "seconds": 60.0, "positive_first": 0.8, "contests": 10}
+    monkeypatch.setattr(quality, "train", lambda t, d, f, c, s: scores(c, s))
+    monkeypatch.setattr(quality, "score", lambda *_: scores("base"))
+    monkeypatch.setattr(quality, "train_judge", lambda *_: judge)
+    mined = {"kept": 60, "queries": 24, "false_negatives": rate}
+    monkeypatch.setattr(quality, "_mined", lambda *_: mined)
+    chosen = quality.Task("names", rows=20, max_length=16, test_queries=12)
+    found = quality.measure(chosen, source, tmp_path / "work", [1, 2])
+    assert set(found["deltas"]) == set(quality.CONDITIONS) - {quality.NONE}
+    for condition, delta in found["deltas"].items():
+        assert delta["mean"] == pytest.approx(better[condition])
+    text = quality.tables({"tasks": {"names": found}})["mining_quality"]
+    assert "| names | filtered, rescored |" in text and "< 0.001" in text
+    assert "24 training queries, 9 steps. Negatives per query: unfiltered 2.50" in text
+
+
 def test_scoring_is_compared_with_the_peer(tmp_path: Path, one_thread: None) -> None:
     from benchmarks import evaluation
     from benchmarks.tables import summary, tables

@@ -8,10 +8,14 @@ import pytest
 from numpy.typing import NDArray
 
 from tercet.configs.schema import MiningConfig
+from tercet.errors import UserError
+from tercet.files import cache_folder
 from tercet.mining import BM25, MODEL, Space, candidates
-from tercet.mining.candidates import cosines, find_candidates, inner_products
+from tercet.mining.ann import AnnSettings
+from tercet.mining.candidates import Picked, cosines, find_candidates, inner_products
 from tercet.mining.fuse import reciprocal_rank_fusion
 from tercet.mining.lexical import lexical_top_k
+from tests.disk import full_disk
 
 QUERIES = ["flat tyre", "bake bread", "zebra"]
 DOCUMENTS = ["pump a flat tyre", "bake bread", "fix a tyre", "toast bread", "sail a boat"]
@@ -43,7 +47,8 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def find(there: Space | None = None, **settings: Any) -> candidates.Candidates:
     spaces = {MODEL: there or space(), "other": space(7)}
-    return find_candidates(spaces, QUERIES, DOCUMENTS, MiningConfig(**settings))
+    told: dict[str, Any] = {"negatives": 1} | settings
+    return find_candidates(spaces, QUERIES, DOCUMENTS, MiningConfig(**told))
 
 
 def test_a_second_search_is_read_from_the_first(searches: list[int]) -> None:
@@ -72,10 +77,8 @@ def test_other_vectors_never_hit(searches: list[int]) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "manifest"])
 def test_a_damaged_list_is_made_again(damage: str, own_cache: None, searches: list[int]) -> None:
-    from tercet.files import cache_folder
-
     before = np.array(find(depth=4).scores)
-    (folder,) = (cache_folder() / "candidates").glob("*/*")
+    (folder,) = (cache_folder() / "candidates").glob("*/[!.]*")
     file = folder / ("list.json" if damage == "manifest" else "scores.npy")
     data = bytearray(file.read_bytes())
     if damage == "flip":
@@ -118,6 +121,59 @@ def test_an_approximate_search_reports_its_recall() -> None:
     assert np.array_equal(found.positions, find(depth=3).positions)
 
 
+def test_an_index_with_other_settings_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    asked: list[int] = []
+    plain = candidates.ann_top_k
+
+    def counting(*given: Any, **more: Any) -> Any:
+        asked.append(1)
+        return plain(*given, **more)
+
+    monkeypatch.setattr(candidates, "ann_top_k", counting)
+    find(index="hnsw", depth=3)
+    find(index="hnsw", depth=3)
+    assert len(asked) == 1
+    harder = AnnSettings(lists=1, probes=1, code_bytes=1, ef_search=512)
+    monkeypatch.setattr(candidates, "settings_for", lambda *_: harder)
+    find(index="hnsw", depth=3)
+    assert len(asked) == 2
+
+
+def test_a_list_of_a_newer_version_or_one_that_cannot_be_read_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find(depth=4)
+    (path,) = (cache_folder() / "candidates").glob("*/*/list.json")
+
+    def busy(_: object) -> str:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read .Too many"):
+        patch.setattr(candidates, "sha256", busy)
+        find(depth=4)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(UserError, match="written by a newer version"):
+        find(depth=4)
+    assert (path.parent / "scores.npy").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_list() -> None:
+    with full_disk(), pytest.raises(UserError, match=r"cannot be written \(File too large\); make"):
+        find(depth=4)
+    assert not list((cache_folder() / "candidates").glob("*/[!.]*"))
+    assert find(depth=4).positions.shape == (3, 4)
+
+
+def test_picked_rows_are_those_of_the_vectors() -> None:
+    whole = np.arange(12, dtype=np.float32).reshape(6, 2)
+    order = np.array([4, 0, 5])
+    found = Picked(whole, order)
+    assert found.shape == (3, 2) and len(found) == 3
+    assert found[0:2].tolist() == whole[[4, 0]].tolist()
+    assert found[np.array([2, 2, 0])].tolist() == whole[[5, 5, 4]].tolist()
+
+
 def test_pairs_score_as_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "PAIRS", 3)
     there = space()
@@ -130,10 +186,8 @@ def test_pairs_score_as_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_list_says_what_it_is(own_cache: None) -> None:
-    from tercet.files import cache_folder
-
     find(depth=4)
-    (folder,) = (cache_folder() / "candidates").glob("*/*")
+    (folder,) = (cache_folder() / "candidates").glob("*/[!.]*")
     facts = json.loads((folder / "list.json").read_text())
     assert folder.name == "00000004" and facts["recall"] is None
     assert set(facts["sha256"]) == {"scores.npy", "positions.npy"}

@@ -67,6 +67,16 @@ def test_a_model_in_training_stays_in_training(model: SentenceTransformer) -> No
     assert model.training
 
 
+def test_a_model_in_training_keeps_nothing_that_its_backward_pass_cannot_use(
+    model: SentenceTransformer,
+) -> None:
+    seen: list[bool] = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
+    for training in (True, False):
+        encode(model.train(training), ["a text"], "query")
+    assert seen == [False, True]
+
+
 def test_no_text_gives_no_vector(model: SentenceTransformer) -> None:
     assert encode(model, [], "query").shape == (0, 32)
 

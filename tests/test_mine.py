@@ -11,10 +11,10 @@ import pytest
 
 from tercet.configs.schema import MiningConfig
 from tercet.data.mined import with_mined
-from tercet.data.rows import Ragged, RetrievalTask, Texts, TrainingSet
+from tercet.data.rows import Ragged, RetrievalTask, Texts, TrainingSet, text_key
 from tercet.errors import UserError
 from tercet.files import sha256
-from tercet.mining import MODEL, MinedCounts, Space, asked_queries, mine
+from tercet.mining import MODEL, MinedCounts, Space, asked_queries, mine, searchable
 from tercet.mining.facts import Asked, evidence, lowest_scores, positive_scores
 from tercet.mining.select import RULES, VERDICTS, select
 from tercet.mining.settle import settle
@@ -52,7 +52,9 @@ def mined(
 ) -> tuple[MinedCounts, list[dict[str, Any]]]:
     """Counts, and the rows of the file."""
     asked = asked or asked_queries(rows())
-    there = replace(space(), queries=np.asarray(space().queries)[asked.queries])
+    sides = (np.asarray(side) for side in (space().queries, space().documents))
+    queries, documents = (side[rows] for side, rows in zip(sides, (asked.queries, asked.taken)))  # noqa: B905
+    there = Space(queries, documents, f"two axes, {asked.taken.tolist()}")
     config = MiningConfig(**settings)
     counts = mine(asked, {MODEL: there}, config, out, miner="abc", round_number=round_number)
     return counts, pq.read_table(out).to_pylist()
@@ -181,13 +183,78 @@ def test_documents_that_only_held_out_queries_ask_for_are_never_negatives(tmp_pa
         Texts(["e"], ["flat?"]),
         {"e": {"x": 1, "y": 1, "z": 0}},
     )
-    asked = asked_queries(rows(), held_out=[dev])
-    assert asked.held_out.tolist() == [False, False, True, False, False]  # bread is trained on
+    taken = searchable(rows(), [dev])
+    assert taken.tolist() == [0, 1, 3, 4]  # bread is trained on
+    asked = asked_queries(rows(), taken=taken)
     counts, (first, second) = mined(tmp_path / "m.parquet", asked, relative_margin=None)
     assert first["negative_ids"] == ["d3"] and second["negative_ids"] == ["d0"]
-    assert counts.dropped["held_out"] == 2
+    assert first["negative_ranks"] == [4] and counts.candidates == 8  # it takes no place
     summary = json.loads((tmp_path / "mining.json").read_text())
     assert summary["held_out"] == {"left_out": 0, "marked": 1}
+
+
+def test_what_other_splits_say_is_known(tmp_path: Path) -> None:
+    told = replace(rows(), elsewhere=((text_key("My  tyre is FLAT"), 2), (text_key("else"), 3)))
+    _, (first, second) = mined(tmp_path / "m.parquet", asked_queries(told), relative_margin=0.9)
+    assert first["positive_ids"] == ["d0", "d1", "d2", "d4"] and first["negative_ids"] == ["d3"]
+    assert second["positive_ids"] == ["d3"]
+
+
+def test_a_mined_set_says_what_it_came_from(tmp_path: Path) -> None:
+    out = tmp_path / "m.parquet"
+    config = MiningConfig(negatives=2)
+    mine(asked_queries(rows()), {MODEL: space()}, config, out, miner="abc", made_by={"data": "d"})
+    metadata = pq.read_schema(out).metadata
+    noted = json.loads(metadata[b"tercet"])
+    written = json.loads((tmp_path / "mining.json").read_text())
+    assert noted == written["provenance"] | {"settings": written["settings"]}
+    assert noted["sources"] == {MODEL: "two axes"} and noted["data"] == "d"
+    assert MiningConfig(**noted["settings"]) == config and noted["cross_encoder"] is None
+
+
+def test_ids_that_name_other_texts_by_now_are_refused(tmp_path: Path) -> None:
+    out = tmp_path / "m.parquet"
+    mined(out, negatives=2, relative_margin=0.9)
+    same = replace(rows(), documents=Texts(rows().documents.ids, [f" {t}" for t in DOCUMENTS]))
+    assert with_mined(same, out).negatives[0].tolist() == [2, 3]  # equal but for a space
+    edited = [*DOCUMENTS[:2], "another text", *DOCUMENTS[3:]]
+    with pytest.raises(UserError, match="row 1: negative 'd2' was another text when this was"):
+        with_mined(replace(rows(), documents=Texts(rows().documents.ids, edited)), out)
+    asked = Texts(["q0", "q1"], ["my tyre is flat", "who bakes?"])
+    with pytest.raises(UserError, match="row 2: query 'q1' was another text"):
+        with_mined(replace(rows(), queries=asked), out)
+    edited = [*DOCUMENTS[:4], "another text"]  # a known positive, whose score may be learnt
+    with pytest.raises(UserError, match="row 1: positive 'd4' was another text"):
+        with_mined(replace(rows(), documents=Texts(rows().documents.ids, edited)), out)
+
+
+@pytest.mark.parametrize("sampling", ["top", "random", "softmax"])
+def test_the_order_of_a_file_changes_nothing(sampling: Any, tmp_path: Path) -> None:
+    """Scores of whole numbers tie within the lists and at their ends; lists are filled as well."""
+    generator = np.random.default_rng(8)
+    count, queries = 60, 12
+    documents = generator.integers(-2, 3, (count, 4)).astype(np.float32)
+    sides = generator.integers(-2, 3, (queries, 4)).astype(np.float32)
+
+    def of_order(order: list[int]) -> list[dict[str, Any]]:
+        data = TrainingSet(
+            Texts([f"q{i}" for i in range(queries)], [f"query {i}" for i in range(queries)]),
+            Texts([f"d{i}" for i in order], [f"text {i}" for i in order]),
+            np.arange(queries),
+            Ragged.of([[order.index(q)] for q in range(queries)]),
+            Ragged.of([[order.index(q + 20)] for q in range(queries)]),
+            np.array([0, queries]),
+        )
+        asked = asked_queries(data, taken=searchable(data))
+        there = Space(sides, documents[order][asked.taken], f"{order}")
+        config = MiningConfig(depth=12, negatives=6, max_score=4, sampling=sampling, too_few="fill")
+        mine(asked, {MODEL: there}, config, tmp_path / "m.parquet", miner="m")
+        return pq.read_table(tmp_path / "m.parquet").to_pylist()
+
+    plain = of_order(list(range(count)))
+    assert {0} < {rank for line in plain for rank in line["negative_ranks"]}
+    for seed in range(3):
+        assert of_order(np.random.default_rng(seed).permutation(count).tolist()) == plain
 
 
 def many(seed: int = 3, queries: int = 40, documents: int = 300) -> tuple[Asked, Space]:
@@ -298,6 +365,10 @@ def test_what_was_relabelled_becomes_a_positive_of_every_row_of_its_query(
         ({"sources": ()}, "at least one"),
         ({"sources": ("bm25", "bm25")}, "none twice"),
         ({"rescore": {"relabel": True}}, "relabel needs rescore.model"),
+        ({"min_score": 0.5, "max_score": 0.4}, "min_score 0.5 is above max_score 0.4"),
+        ({"negatives": 8, "depth": 10, "skip": 3}, "negatives 8 are more than the 7"),
+        ({"negatives": 9, "rescore": {"model": "m", "depth": 8}}, "more than the 8 candidates"),
+        ({"sources": ("model", "a/b", {"path": "a/b", "max_length": 9})}, "none twice"),
     ],
 )
 def test_settings_that_leave_nothing_are_refused(settings: dict[str, Any], complaint: str) -> None:

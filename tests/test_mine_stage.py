@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tercet import stages
-from tercet.configs import Config, load
-from tercet.data import read_training, with_mined
+from tercet.configs import Config, Source, load
+from tercet.data import TrainingSet, read_training, with_mined
 from tercet.errors import UserError
+from tercet.files import cache_folder
+from tercet.train.setup import _guide
 from tests.conftest import NAMES, answer, question, write_lines
+from tests.disk import full_disk
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = {"train": range(0, 30), "dev": range(28, 36), "test": range(36, 48)}
@@ -95,6 +99,14 @@ def launched(
         job("other", 1, "cache-1", other_model, "other"),
         job("refused", 2, "cache-1", tiny_model, "one"),
     ]
+    for world in (1, 2):  # each with a cache of its own: nothing is read from the other
+        more = [NO_LIMIT, f"mining.sources=[model,{other_model}]"]
+        if find_spec("faiss"):
+            more.append("mining.index=hnsw")
+        told = settings(beir, tiny_model, folder / f"models-{world}", *more)
+        place = {"name": f"models-{world}", "world": world, "out": str(folder)}
+        cache = str(folder / f"cache-models-{world}")
+        jobs.append(place | {"cache": cache, "recipe": "tiny", "set": told, "smallest": 8})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     subprocess.run(
         [sys.executable, "-m", "tests.workers.mining", str(folder / "jobs.json")],
@@ -112,7 +124,20 @@ def test_one_and_two_processes_write_the_same_bytes(launched: tuple[Path, dict[s
         assert (folder / "one" / file).read_bytes() == (folder / "two" / file).read_bytes()
     for what in ("kept", "queries", "texts", "pairs"):
         assert found["one"][what] == found["two"][what]
-    assert found["one"]["kept"] == 4 * 30 == 4 * found["one"]["queries"]
+    assert found["one"]["queries"] == 30
+    assert 60 < found["one"]["kept"] < 4 * 30  # of some queries the judge refuses nearly all
+
+
+def test_an_index_and_a_second_model_give_the_same_bytes_too(
+    launched: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, found = launched
+    for file in ("mined.parquet", "mining.json", "mining.html"):
+        one, two = (folder / f"models-{world}" / file for world in (1, 2))
+        assert one.read_bytes() == two.read_bytes()
+    assert found["models-1"]["texts"] == found["models-2"]["texts"] > found["one"]["texts"]
+    summary = json.loads((folder / "models-1" / "mining.json").read_text())
+    assert len(summary["recall"]) == (2 if find_spec("faiss") else 0)
 
 
 def test_a_second_run_pays_for_nothing(launched: tuple[Path, dict[str, Any]]) -> None:
@@ -122,7 +147,6 @@ def test_a_second_run_pays_for_nothing(launched: tuple[Path, dict[str, Any]]) ->
     assert [found["again"][name] for name in paid] == [0, 0, 0]
     for file in ("mined.parquet", "mining.json"):
         assert (folder / "one" / file).read_bytes() == (folder / "again" / file).read_bytes()
-    assert found["stricter"]["kept"] == 4 * 30
 
 
 def test_other_rules_pay_for_nothing_but_what_fills_the_lists(
@@ -130,6 +154,7 @@ def test_other_rules_pay_for_nothing_but_what_fills_the_lists(
 ) -> None:
     _, found = launched
     assert [found["stricter"][name] for name in ("texts", "searches")] == [0, 0]
+    assert 0 < found["stricter"]["kept"] < found["one"]["kept"]
     assert found["stricter"]["pairs"] < found["one"]["pairs"] / 2
 
 
@@ -177,13 +202,13 @@ def test_answers_of_the_dev_set_are_left_alone_wherever_they_stand(
     write_lines(dev / "corpus.jsonl", [{"_id": "x", "text": f"  {answer(5).upper()}"}])
     write_lines(dev / "queries.jsonl", [{"_id": "y", "text": "who?"}])
     (dev / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\ny\tx\t1\n")
-    (train := tmp_path / "train" / "qrels").mkdir(parents=True)
-    for name in ("corpus.jsonl", "queries.jsonl"):
-        (tmp_path / "train" / name).write_bytes((beir / name).read_bytes())
+    train = copy_of(beir, tmp_path / "train") / "qrels"
     (train / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n")
     many = [NO_LIMIT, "mining.negatives=46", f"evaluation.dev={dev}"]
     mined = stages.mine(config(tmp_path / "train", tiny_model, tmp_path / "a", *many))
-    assert "d5" not in negatives(mined.path) and mined.counts.dropped["held_out"] == 2
+    assert "d5" not in negatives(mined.path)
+    summary = json.loads((tmp_path / "a" / "mining.json").read_text())
+    assert summary["held_out"]["marked"] == 1 and mined.counts.candidates == 2 * 47
     allowed = [*many, "mining.held_out=true"]
     mined = stages.mine(config(tmp_path / "train", tiny_model, tmp_path / "b", *allowed))
     assert "d5" in negatives(mined.path)
@@ -207,6 +232,95 @@ def test_positives_of_other_files_are_known(beir: Path, tiny_model: Path, tmp_pa
     assert first["positive_ids"] == ["d0", "d7"] and len(first["negative_ids"]) == 28
 
 
+def test_answers_in_other_splits_of_the_folder_are_known(
+    beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The dev split asks train's first question again, under another id, and accepts more."""
+    train = copy_of(beir, tmp_path / "train")
+    with (train / "queries.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "again", "text": question(0).upper()}) + "\n")
+    lines = "q0\td4\t1\nagain\td7\t1\nagain\td40\t1\n"  # d40 is no document of train
+    (train / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    many = [NO_LIMIT, "mining.negatives=25"]
+    mined = stages.mine(config(train, tiny_model, tmp_path / "a", *many))
+    first = pq.read_table(mined.path).to_pylist()[0]
+    assert first["query_id"] == "q0" and first["positive_ids"] == ["d0", "d4", "d7"]
+    assert not {"d4", "d7"} & set(first["negative_ids"])
+
+
+def test_lines_in_another_order_give_the_same_negatives(
+    beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    plain, train = (copy_of(beir, tmp_path / name) for name in ("plain", "train"))
+    lines = (beir / "corpus.jsonl").read_text().splitlines(keepends=True)
+    (train / "corpus.jsonl").write_text("".join(lines[i * 7 % 48] for i in range(48)))
+    drawn = [NO_LIMIT, "mining.sampling=random"]
+    one, other = (
+        pq.read_table(stages.mine(config(data, tiny_model, tmp_path / name, *drawn)).path)
+        for name, data in (("a", plain), ("b", train))
+    )
+    same = ["query_id", "positive_ids", "negative_ids", "negative_ranks"]
+    assert one.select(same).to_pylist() == other.select(same).to_pylist()
+
+
+def test_ids_of_two_folders_are_not_taken_for_one_another(tiny_model: Path, tmp_path: Path) -> None:
+    """Both number their texts 0, 1, ...; which keeps its ids depends on the order of sources."""
+    for name, first in (("a", 0), ("b", 20)):
+        (tmp_path / name / "qrels").mkdir(parents=True)
+        for file, text in (("corpus", answer), ("queries", question)):
+            rows = ({"_id": str(n), "text": text(first + n)} for n in range(12))
+            write_lines(tmp_path / name / f"{file}.jsonl", rows)
+        lines = "".join(f"{n}\t{n}\t1\n" for n in range(12))
+        (tmp_path / name / "qrels" / "train.tsv").write_text(f"query-id\tcorpus-id\tscore\n{lines}")
+
+    def rows_of(*names: str) -> TrainingSet:
+        return read_training([Source(path=str(tmp_path / name)) for name in names])
+
+    both = f"data.train=[{tmp_path / 'a'},{tmp_path / 'b'}]"
+    mined = stages.mine(config(tmp_path, tiny_model, tmp_path / "out", NO_LIMIT, both))
+    taken = with_mined(rows_of("a", "b"), mined.path)
+    assert all(len(taken.negatives[row]) == 4 for row in range(24))
+    for names in (("b", "a"), ("b",)):
+        with pytest.raises(UserError, match="was another text when this was mined; mine again"):
+            with_mined(rows_of(*names), mined.path)
+
+
+def test_a_guide_finds_the_vectors_that_mining_has_stored(
+    beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    guide = f"loss.false_negatives.guide={tiny_model}"
+    same = ["model.max_length=null", "model.prompts.query=null", "model.prompts.document=null"]
+    settled = config(beir, tiny_model, tmp_path / "a", NO_LIMIT, guide, *same)
+    stages.mine(settled)
+    stores = sorted(path.name for path in (cache_folder() / "vectors").iterdir())
+    found = _guide(settled, read_training(settled.data.train), torch.device("cpu"))
+    assert found is not None and len(found.documents) == 30
+    assert sorted(path.name for path in (cache_folder() / "vectors").iterdir()) == stores
+
+
+def test_a_second_model_may_have_a_prompt_and_a_length_of_its_own(
+    beir: Path, tiny_model: Path, other_model: Path, tmp_path: Path
+) -> None:
+    told = f"{{path: {other_model}, max_length: 9, prompts: {{query: 'the '}}}}"
+    stages.mine(config(beir, tiny_model, tmp_path / "a", f"mining.sources=[model,{told}]"))
+    models = json.loads((tmp_path / "a" / "mining.json").read_text())["provenance"]["models"]
+    assert models["model"]["prompts"] == {"query": "", "document": ""}
+    second = models[str(other_model)]
+    assert second["prompts"]["query"] == "the " and second["max_length"] == 9
+    assert "the " in (tmp_path / "a" / "mining.html").read_text()
+
+
+def test_a_full_disk_is_one_line(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Everything but the mined set is there from a run before."""
+    stages.mine(config(beir, tiny_model, tmp_path / "a"))
+    with (
+        full_disk(),
+        pytest.raises(UserError, match="b/mined.parquet: cannot be written .*File too"),
+    ):
+        stages.mine(config(beir, tiny_model, tmp_path / "b"))
+    assert not list((tmp_path / "b").iterdir())
+
+
 def test_two_models_are_fused_and_the_second_estimates(
     beir: Path, tiny_model: Path, other_model: Path, tmp_path: Path
 ) -> None:
@@ -224,6 +338,14 @@ def test_a_mined_set_trains(beir: Path, tiny_model: Path, tmp_path: Path) -> Non
         config(beir, tiny_model, tmp_path / "b", f"data.mined={mined.path}", "train.steps=2")
     )
     assert (trained / "modules.json").exists()
+
+
+def copy_of(beir: Path, folder: Path) -> Path:
+    """The folder without its other splits."""
+    (folder / "qrels").mkdir(parents=True)
+    for file in ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv"):
+        (folder / file).write_bytes((beir / file).read_bytes())
+    return folder
 
 
 def line(path: Path, number: int, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -246,10 +368,7 @@ def line(path: Path, number: int, change: Callable[[dict[str, Any]], Any]) -> No
 def test_bad_input_is_one_line(
     beir: Path, tiny_model: Path, tmp_path: Path, change: Callable[[Path], Any], complaint: str
 ) -> None:
-    broken = tmp_path / "broken"
-    (broken / "qrels").mkdir(parents=True)
-    for file in ("corpus.jsonl", "queries.jsonl", "qrels/train.tsv"):
-        (broken / file).write_bytes((beir / file).read_bytes())
+    broken = copy_of(beir, tmp_path / "broken")
     change(broken)
     with pytest.raises(UserError, match=complaint) as error:
         stages.mine(config(broken, tiny_model, tmp_path / "a"))

@@ -4,15 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tercet import stages
-from tercet.configs import load
+from tercet.configs import ModelConfig, load
+from tercet.data import text_hash, with_mined
 from tercet.errors import UserError
+from tercet.models import encode, load_encoder
+from tercet.stages.mining import own_forward, remine_stage
 from tercet.train.rows import batches_of, read_rows
 from tercet.train.tracking import read_log
+from tests.conftest import answer, question, write_lines
 from tests.workers.launch import ROOT, run_jobs
 
 EVERY, STEPS = 3, 8
@@ -95,7 +102,6 @@ def test_a_checkpoint_needs_the_set_it_was_trained_on(settings: list[str], tmp_p
     def interrupt(*_: Any) -> dict[str, float]:
         raise KeyboardInterrupt
 
-    from tercet.stages.mining import remine_stage
     from tercet.train import finetune
 
     config = load("tiny", [*settings, f"output={out}", "train.save_every=1", "train.eval_every=5"])
@@ -119,3 +125,83 @@ def test_a_run_that_mines_cannot_drop_rows(settings: list[str], tmp_path: Path) 
     config = load("tiny", [*settings, f"output={tmp_path}", "mining.too_few=drop"])
     with pytest.raises(UserError, match="too_few: drop would change the order"):
         stages.finetune(config)
+
+
+def test_a_round_sees_what_mining_sees_and_uses_every_opinion(
+    settings: list[str], tiny_model: Path, judge: Path, tmp_path: Path
+) -> None:
+    """No text of data.corpus and no answer of the dev set; BM25 and a judge take part."""
+    dev, corpus = tmp_path / "dev", tmp_path / "corpus.txt"
+    (dev / "qrels").mkdir(parents=True)
+    write_lines(dev / "corpus.jsonl", [{"_id": "x", "text": f" {answer(5).upper()}"}])
+    write_lines(dev / "queries.jsonl", [{"_id": "y", "text": "who?"}])
+    (dev / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\ny\tx\t1\n")
+    corpus.write_text("".join(f"another {answer(n)}\n" for n in range(40)))
+    some = write_lines(
+        tmp_path / "some.jsonl",
+        ({"query": question(n), "positive": answer(n)} for n in range(5)),
+    )
+    more = write_lines(  # whose documents are candidates for the first ones
+        tmp_path / "more.jsonl",
+        ({"query": f"which {question(n)}", "positive": answer(n)} for n in range(6, 48)),
+    )
+    held = write_lines(  # answers the dev set, and is no positive: a curated negative
+        tmp_path / "held.jsonl",
+        [{"query": "a", "positive": answer(6), "negative": answer(5)}],
+    )
+    sources = f"[{some}, {more}, {{path: {held}, columns: {{negative: negative}}}}]"
+    config = load(
+        "tiny",
+        [
+            *settings,
+            f"output={tmp_path / 'run'}",
+            f"data.train={sources}",
+            f"data.corpus=[{corpus}]",
+            f"evaluation.dev={dev}",
+            "mining.sources=[model,bm25]",
+            "mining.depth=60",
+            f"mining.rescore.model={judge}",
+            "mining.rescore.depth=50",
+            "mining.rescore.relabel=true",
+            "mining.rescore.relabel_above=0.6",
+        ],
+    )
+    rows = read_rows(config.data)
+    assert rows.extra == 40 and len(rows.documents) == 48 + 40
+    remine = remine_stage(config)
+    assert remine is not None
+    out = tmp_path / "run" / "mined" / "step-00000000" / "mined.parquet"
+    encoder = load_encoder(config.model)
+    for number, queries in enumerate((np.arange(0, 5), np.arange(3, 40))):
+        remine(encoder, rows, queries, out, number)
+        mined = pq.read_table(out).to_pylist()
+        assert [row["query_id"] for row in mined] == [rows.queries.ids[q] for q in queries]
+        seen = {id_ for row in mined for id_ in row["negative_ids"] + row["relabelled_ids"]}
+        allowed = set(rows.documents.ids[:48]) - {text_hash(answer(5))}
+        assert seen and seen <= allowed
+        assert any(row["relabelled_ids"] for row in mined)
+        assert all(row["negative_rescores"] is not None for row in mined)
+        taken = with_mined(rows, out, some=True)
+        assert len(taken.documents) == 88 and len(taken.positives.values) > len(rows)
+    found = json.loads(out.with_name("mining.json").read_text(encoding="utf-8"))
+    assert found["held_out"]["marked"] == 1 and found["documents"] == 47
+    assert found["provenance"]["models"]["model"]["path"] == str(tiny_model)
+    assert out.with_name("mining.html").exists()
+
+
+def test_mining_computes_in_the_weights_own_precision(tiny_model: Path) -> None:
+    """Accelerate puts autocast round the forward of the very model that is trained."""
+    texts = [answer(n) for n in range(8)]
+    plain = encode(load_encoder(ModelConfig(path=str(tiny_model))), texts, "document")
+    encoder = load_encoder(ModelConfig(path=str(tiny_model)))
+    try:
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+        assert accelerator.prepare_model(encoder) is encoder
+    finally:
+        AcceleratorState._reset_state()
+    rounded = encode(encoder, texts, "document")
+    assert np.abs(rounded - plain).max() > 1e-4
+    with own_forward(encoder):
+        np.testing.assert_array_equal(encode(encoder, texts, "document"), plain)
+    np.testing.assert_array_equal(encode(encoder, texts, "document"), rounded)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 
+from tercet.cache import LOCK
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Ragged, Texts, TrainingSet
 from tercet.errors import UserError
@@ -27,6 +28,7 @@ from tercet.mining.settle import settle
 from tercet.models import cross
 from tercet.models.cross import CrossScorer, cross_scores, load_scorer
 from tests.conftest import NAMES, answer, question
+from tests.disk import full_disk
 
 
 @pytest.fixture
@@ -117,6 +119,40 @@ def test_a_damaged_file_is_scored_again(
     scored.clear()
     assert cross_scores(scorer, pairs, folder=tmp_path).tolist() == before.tolist()
     assert sum(scored) == len(set(pairs))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 40, 0.5, -1])
+def test_a_file_cut_anywhere_is_scored_again(
+    keep: float, scorer: CrossScorer, tmp_path: Path
+) -> None:
+    pairs = some_pairs(10)
+    before = cross_scores(scorer, pairs, folder=tmp_path)
+    (file,) = tmp_path.glob("*/*.npz")
+    data = file.read_bytes()
+    file.write_bytes(data[: int(keep * len(data)) if keep == 0.5 else int(keep)])
+    assert cross_scores(scorer, pairs, folder=tmp_path).tolist() == before.tolist()
+
+
+def test_a_file_that_cannot_be_read_now_is_kept(
+    scorer: CrossScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = some_pairs(10)
+    before = cross_scores(scorer, pairs, folder=tmp_path)
+
+    def busy(_: Path) -> bytes:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be read .Too many"):
+        patch.setattr(Path, "read_bytes", busy)
+        cross_scores(scorer, pairs, folder=tmp_path)
+    monkeypatch.setattr(cross, "_predict", None)  # nothing is scored again
+    assert cross_scores(scorer, pairs, folder=tmp_path).tolist() == before.tolist()
+
+
+def test_a_full_disk_is_one_line(scorer: CrossScorer, tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(UserError, match=r"cannot be written \(File too large\); make"):
+        cross_scores(scorer, some_pairs(), folder=tmp_path)
+    assert not [f for f in tmp_path.rglob("*") if f.is_file() and f.name != LOCK]
 
 
 def test_other_weights_or_lengths_are_another_judge(judge: Path, tmp_path: Path) -> None:
@@ -267,6 +303,37 @@ def test_its_scores_are_in_the_file_for_every_positive_and_negative(
         hits, above = hits + len(others), above + sum(p > positive for p in others)
     assert (rate["hits"], rate["above"], rate["queries"]) == (hits, above, len(asked))
     assert 0 < rate["low"] < rate["rate"] < rate["high"] < 1
+
+
+def test_what_fills_a_list_is_judged_as_well(scorer: CrossScorer) -> None:
+    """Nothing like a positive, nothing that the judge prefers to it or calls an answer."""
+    asked, there = places()
+    rescore = {"model": "judge", "depth": 6, "relabel": True, "relabel_above": 0.6}
+    config = MiningConfig(
+        depth=6,
+        negatives=8,
+        relative_margin=None,
+        near_duplicate=0.5,
+        too_few="fill",
+        rescore=rescore,  # type: ignore[arg-type]
+    )
+    negatives = settle(asked, {MODEL: there}, config, scorer).negatives
+    documents = np.asarray(there.documents)
+    unit = documents / np.linalg.norm(documents, axis=1, keepdims=True)
+    filled = negatives.ranks == 0
+    assert filled.sum() > len(asked) and negatives.rescores is not None
+
+    every = range(len(NAMES))
+    logits = cross_scores(scorer, [(question(q), answer(d)) for q in every for d in every])
+    p = scorer.probabilities(logits).reshape(len(NAMES), -1)
+    refused = (unit @ unit.T > 0.5) | (p > np.diag(p)[:, None])
+    assert refused.mean() > 0.3  # there was much to refuse
+    assert not refused[negatives.queries[filled], negatives.documents[filled]].any()
+    for query in every:
+        own = negatives.documents[negatives.queries == query].tolist()
+        assert len(own) == len(set(own)) and query not in own
+    got = scorer.probabilities(negatives.rescores)
+    np.testing.assert_allclose(got, p[negatives.queries, negatives.documents], atol=1e-6)
 
 
 def test_a_second_model_estimates_the_rate_too() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.machine import peak_anonymous
 from tercet.errors import UserError
 from tercet.mining import pair_scores, top_k
 from tercet.mining.best import GROUP, Best
@@ -153,6 +155,26 @@ class Slices:
     def __getitem__(self, rows: slice, /) -> Vectors:
         assert isinstance(rows, slice)
         return self._vectors[rows].copy()
+
+
+def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
+    """400 MB of scores are looked at; a tile for each thread and the best ones are held."""
+    documents = np.random.default_rng(15).normal(size=(200_000, 16)).astype(np.float32)
+    np.save(tmp_path / "d.npy", documents)
+    queries, mapped = documents[:500].copy(), np.load(tmp_path / "d.npy", mmap_mode="r")
+    del documents
+
+    def growth(work: Callable[[], object]) -> float:
+        before: dict[str, float] = {}
+        found: dict[str, float] = {}
+        with peak_anonymous(before):
+            pass
+        with peak_anonymous(found):
+            work()
+        return found["anonymous_mb"] - before["anonymous_mb"]
+
+    assert growth(lambda: top_k(queries, mapped, 20, tile=(64, 2_048))) < 80
+    assert growth(lambda: queries @ mapped.T) > 300  # what would be seen
 
 
 def test_slices_are_all_it_needs() -> None:

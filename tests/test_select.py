@@ -29,7 +29,6 @@ def facts(
     *,
     known: tuple[int, ...] = (),
     own: tuple[int, ...] = (),
-    held_out: tuple[int, ...] = (),
     texts: list[int] | None = None,
     likeness: list[float] | None = None,
     lowest: float = 1.0,
@@ -49,7 +48,6 @@ def facts(
         scores=np.array([scores], dtype=np.float32),
         known=marked(known),
         own=marked(own),
-        held_out=marked(held_out),
         likeness=None if likeness is None else np.array([likeness]),
         lowest=np.array([lowest], dtype=np.float32),
         luck=luck_of(np.array([query]), places, seed),
@@ -67,7 +65,7 @@ def chosen(scores: list[float], *, seed: int = 12, **more: Any) -> list[str]:
     return names(select(facts(scores, seed=seed, **told), MiningConfig(**settings)))
 
 
-TOLD = ("known", "own", "held_out", "texts", "likeness", "lowest", "query")
+TOLD = ("known", "own", "texts", "likeness", "lowest", "query")
 
 
 def kept(verdicts: list[str]) -> list[int]:
@@ -113,10 +111,6 @@ def test_a_curated_negative_is_not_mined_again_and_takes_no_place() -> None:
     assert got == ["own", "kept", "kept", "surplus"]  # the margin has no say in what a row brings
 
 
-def test_what_only_held_out_queries_ask_for_is_never_taken() -> None:
-    assert chosen([0.9, 0.8], held_out=(0,)) == ["held_out", "kept"]
-
-
 def test_a_near_duplicate_of_a_positive_is_none_of_its_negatives() -> None:
     scores, likeness = [0.9, 0.6, 0.5], [1.0, 0.985, 0.975]
     got = chosen(scores, known=(0,), likeness=likeness, near_duplicate=0.98)
@@ -131,7 +125,7 @@ def test_negative_scores_keep_the_margin_below_the_positive() -> None:
 
 
 def test_skip_counts_unlabelled_candidates_and_depth_counts_ranks() -> None:
-    got = chosen([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], known=(0,), skip=1, depth=4, negatives=9)
+    got = chosen([0.9, 0.8, 0.7, 0.6, 0.5, 0.4], known=(0,), skip=1, depth=4, negatives=3)
     assert got == ["known", "window", "kept", "kept", "window", "window"]
 
 
@@ -185,7 +179,6 @@ def often(scores: list[float], queries: int, **settings: Any) -> NDArray[np.int6
         scores=np.broadcast_to(one.scores, shape),
         known=no,
         own=no,
-        held_out=no,
         likeness=None,
         lowest=np.ones(queries),
         luck=luck_of(np.arange(queries), places, 12),
@@ -261,7 +254,6 @@ def test_rows_of_a_block_do_not_mix() -> None:
         scores=-np.sort(-generator.normal(size=(count, width))).astype(np.float32),
         known=generator.random((count, width)) < 0.1,
         own=generator.random((count, width)) < 0.1,
-        held_out=generator.random((count, width)) < 0.1,
         likeness=generator.random((count, width)),
         lowest=generator.normal(size=count),
         luck=generator.integers(0, 2**63, (count, width)).astype(np.uint64),
@@ -301,7 +293,6 @@ def plain(e: Evidence, opinion: Opinion, config: MiningConfig, row: int) -> list
             "known": e.known[at],
             "repeat": text in seen,
             "own": e.own[at],
-            "held_out": e.held_out[at],
             "near_duplicate": e.likeness[at] > config.near_duplicate,
         }
         seen.add(text)

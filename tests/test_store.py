@@ -11,6 +11,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers.normalizers import BertNormalizer
 
 from tercet.configs import ModelConfig, Prompts
 from tercet.errors import UserError
@@ -99,6 +101,17 @@ def test_the_number_of_heads_is_part_of_the_fingerprint(tiny_model: Path) -> Non
     body: Any = model[0].auto_model
     body.config.num_attention_heads = 4
     assert model_fingerprint(model) != before
+
+
+def test_pooling_and_tokenizer_are_part_of_the_fingerprint(tiny_model: Path) -> None:
+    """Neither leaves a mark on the weights."""
+    before = model_fingerprint(tiny(tiny_model))
+    pooled, cased = tiny(tiny_model), tiny(tiny_model)
+    pooled[1] = Pooling(32, pooling_mode="cls")
+    assert model_fingerprint(pooled) != before
+    cased.tokenizer.backend_tokenizer.normalizer = BertNormalizer(lowercase=False)
+    assert model_fingerprint(cased) != before
+    assert not np.allclose(encode(pooled, TEXTS, "query"), encode(tiny(tiny_model), TEXTS, "query"))
 
 
 def test_use_does_not_change_the_fingerprint(tiny_model: Path, tmp_path: Path) -> None:

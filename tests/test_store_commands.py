@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tercet.cache import locked
 from tercet.configs import ModelConfig
 from tercet.models import load_encoder, vectors
 from tercet.models.housekeeping import all_stored, damaged, read_bytes, remove, to_prune
-from tercet.models.shards import alone
 from tests.conftest import Run
 
 TEXTS = ["a bamex is an animal", "where does the bamex live", "of"]
@@ -107,7 +107,7 @@ def test_prune_says_what_it_freed(kept: Path, run: Run) -> None:
 
 def test_a_store_in_use_is_kept(kept: Path) -> None:
     store = all_stored()[0]
-    with alone(store.place) as held:
+    with locked(store.place) as held:
         assert held and not remove(store)
     assert store.place.exists()
     assert remove(store) and not store.place.exists()

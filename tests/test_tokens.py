@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tercet.data.tokens import token_cache
-from tercet.files import whole_folder
+from tercet.errors import UserError
+from tercet.files import cache_folder, whole_folder
+from tests.disk import full_disk
 
 TEXTS = ["one", "three", ""]
 
@@ -62,6 +64,31 @@ def test_an_interrupted_write_leaves_no_cache() -> None:
     letters = Letters()
     token_cache(TEXTS, letters, "key")
     assert letters.asked == len(TEXTS)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "offsets", "missing"])
+def test_a_cache_that_is_not_whole_is_made_again(damage: str) -> None:
+    letters = Letters()
+    before = token_cache(TEXTS, letters, "key").ids.tolist()
+    (place,) = (cache_folder() / "tokens").iterdir()
+    file = place / ("offsets.npy" if damage == "offsets" else "ids.npy")
+    if damage == "missing":
+        file.unlink()
+    else:
+        data = file.read_bytes()
+        file.write_bytes(data[:-8] if damage in ("cut", "offsets") else b"")
+    assert token_cache(TEXTS, letters, "key").ids.tolist() == before
+    assert letters.asked == 2 * len(TEXTS)
+
+
+def test_no_texts_are_a_cache_too() -> None:
+    assert token_cache([], Letters(), "key").lengths(np.zeros(0, np.int64)).tolist() == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing() -> None:
+    with full_disk(), pytest.raises(UserError, match=r"cannot be written \(File too large\); make"):
+        token_cache(["a text of a hundred letters" * 20], Letters(), "key")
+    assert list((cache_folder() / "tokens").iterdir()) == []
 
 
 ROUNDS = 20  # how close two renames fall is left to chance

@@ -65,7 +65,7 @@ def use(run: Run, rows: TrainingSet, name: str, hashed: str | None = None) -> No
             f"{path}: missing or changed, and the checkpoint of step {run.step} was trained on it; "
             "put it back, or start afresh with overwrite=true"
         )
-    run.batches = batches_of(run.config, with_mined(rows, path))
+    run.batches = batches_of(run.config, with_mined(rows, path, some=True))
     run.mined = {"file": name, "sha256": sha256(path)}
 
 

@@ -2,25 +2,33 @@
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from tercet.cache import OUTPUT, disk
 from tercet.configs import Config, ModelConfig, RescoreConfig, save
 from tercet.data import TrainingSet, read_training
 from tercet.data.rows import Indices
 from tercet.errors import UserError, about
 from tercet.files import fingerprint, writable_folder, write_text
 from tercet.mining import BM25 as LEXICAL
-from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries
+from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries, searchable
 from tercet.mining import mine as mine_asked
 from tercet.mining.ann import import_faiss
+from tercet.mining.candidates import Picked
 from tercet.mining.stage import SUMMARY
 from tercet.models import (
     default_device,
     load_encoder,
+    max_length,
     model_fingerprint,
+    prompt_of,
     resolve,
     vectors,
 )
@@ -31,8 +39,9 @@ from tercet.progress import say
 from tercet.report import mining_page
 from tercet.train.remine import Remine
 from tercet.train.rows import held_out_tasks
+from tercet.versions import installed_versions
 
-MINED = "mined.parquet"
+MINED, PAGE = "mined.parquet", "mining.html"
 
 
 @dataclass(frozen=True)
@@ -52,34 +61,41 @@ def mine(config: Config) -> Mined:
     as `mine.yaml`. Works under `accelerate launch`; returns the same on every process.
     """
     folder = Path(config.output)
-    path, page = folder / MINED, folder / "mining.html"
+    path = folder / MINED
     with share_mistakes():
         writable_folder(folder)
         if path.exists() and not config.overwrite:
             raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
         models = _mining_models(config)
         scorer = _scorer(config.mining.rescore)
-        asked = _asked(config)
-    spaces, miner = {}, ""
+        if not config.data.train:
+            raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
+        rows = read_training(config.data.train)
+        asked = _asked(config, rows)
+    spaces, facts = {}, {}
     for source, settings in models.items():
         encoder = load_encoder(settings).to(default_device())
         spaces[source] = space_of(encoder, asked)
-        miner = miner or model_fingerprint(encoder)
-    counts = mine_asked(asked, spaces, config.mining, path, miner=miner, scorer=scorer)
+        facts[source] = _facts(settings, encoder)
+    made_by = _made_by(rows, facts)
+    how = {"miner": facts[MODEL]["fingerprint"], "scorer": scorer, "made_by": made_by}
+    counts = mine_asked(asked, spaces, config.mining, path, **how)
 
     def write() -> None:
-        save(config, folder / "mine.yaml")
-        write_text(page, mining_page(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))))
+        with disk(folder, OUTPUT):
+            save(config, folder / "mine.yaml")
+            _write_page(path)
 
     on_main(write)
-    return Mined(path, counts, page)
+    return Mined(path, counts, path.with_name(PAGE))
 
 
 def remine_stage(config: Config) -> Remine | None:
     """What mines anew inside a run with the model as it is then; None if the run never does.
 
-    The mined set and `mining.json` of each round stay in a folder of their own, its vectors and
-    candidate lists do not; a cross-encoder's scores are kept for the next rounds.
+    The mined set, `mining.json` and the page of each round stay in a folder of their own, its
+    vectors and candidate lists do not; a cross-encoder's scores are kept for the next rounds. What
+    does not change with the weights is prepared once, in the first round.
     """
     if config.mining.refresh_every is None:
         return None
@@ -91,6 +107,7 @@ def remine_stage(config: Config) -> Remine | None:
     models = _mining_models(config)
     scorer = _scorer(config.mining.rescore)
     cache = Path(config.output) / "mined" / "cache"
+    first: list[_Prepared] = []
 
     def remine(
         encoder: SentenceTransformer,
@@ -99,17 +116,22 @@ def remine_stage(config: Config) -> Remine | None:
         out: Path,
         round_number: int,
     ) -> None:
-        asked = _asked(config, rows).only(queries)
-        spaces = {MODEL: space_of(encoder, asked, cache / "vectors")}
-        for source, settings in models.items():
-            if source != MODEL:
-                other = load_encoder(settings, "mining.sources").to(default_device())
-                spaces[source] = space_of(other, asked)
-        miner = model_fingerprint(encoder)
-        how = {"miner": miner, "scorer": scorer, "round_number": round_number, "cache": cache}
+        if not first:
+            first.append(_prepared(config, rows, models))
+        prepared = first[0]
+        asked = prepared.asked.only(queries)
+        with own_forward(encoder):
+            spaces = {MODEL: space_of(encoder, asked, cache / "vectors")}
+        at = np.searchsorted(prepared.asked.queries, queries)
+        spaces |= {name: _queries_of(space, at) for name, space in prepared.spaces.items()}
+        facts = {MODEL: _facts(config.model, encoder)} | prepared.facts
+        how = {"scorer": scorer, "round_number": round_number, "cache": cache}
+        how |= {"miner": facts[MODEL]["fingerprint"], "made_by": _made_by(rows, facts)}
         mine_asked(asked, spaces, config.mining, out, **how)
 
         def clear() -> None:
+            with disk(out, OUTPUT):
+                _write_page(out)
             for folder in ("vectors", "candidates"):
                 shutil.rmtree(cache / folder, ignore_errors=True)
 
@@ -118,31 +140,97 @@ def remine_stage(config: Config) -> Remine | None:
     return remine
 
 
-def _asked(config: Config, rows: TrainingSet | None = None) -> Asked:
-    """What mining has to know of the training data, and of what must stay unseen."""
-    if rows is None:
-        if not config.data.train:
-            raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
-        rows = read_training(config.data.train)
+@contextmanager
+def own_forward(encoder: SentenceTransformer) -> Iterator[None]:
+    """Without the autocast that Accelerate puts round the forward of a model that is trained.
+
+    Then the vectors are those of the weights' own dtype, as `tercet mine` makes them, whatever
+    the launch: a copy that is filled under FSDP or with averages has no autocast either.
+    """
+    wrapped, own = vars(encoder).get("forward"), vars(encoder).get("_original_forward")
+    if wrapped is None or own is None:
+        yield
+        return
+    encoder.forward = own  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        encoder.forward = wrapped  # type: ignore[method-assign]
+
+
+class _Prepared(NamedTuple):
+    """What all rounds of mining inside a run share."""
+
+    asked: Asked  # all queries
+    spaces: dict[str, Space]  # of the other models, for all queries
+    facts: dict[str, dict[str, Any]]  # about them
+
+
+def _prepared(config: Config, rows: TrainingSet, models: Mapping[str, ModelConfig]) -> _Prepared:
+    with share_mistakes():
+        asked = _asked(config, rows)
+    spaces, facts = {}, {}
+    for source, settings in models.items():
+        if source != MODEL:
+            other = load_encoder(settings, "mining.sources").to(default_device())
+            spaces[source], facts[source] = space_of(other, asked), _facts(settings, other)
+    return _Prepared(asked, spaces, facts)
+
+
+def _queries_of(space: Space, queries: Indices) -> Space:
+    """The space of some of its queries alone."""
+    key = fingerprint([space.fingerprint, queries.tobytes()])
+    return Space(Picked(space.queries, queries), space.documents, key)
+
+
+def _asked(config: Config, rows: TrainingSet) -> Asked:
+    """What mining has to know of the training data, without what must stay unseen."""
     with about("mining.known"):
         known = [read_training([source]) for source in config.mining.known]
+    if rows.extra:  # texts of data.corpus: nobody knows whom they answer
+        rows = rows.with_only(np.arange(len(rows.documents) - rows.extra))
     held_out = [] if config.mining.held_out else held_out_tasks(config)
-    return asked_queries(rows, known, held_out)
+    return asked_queries(rows, known, searchable(rows, held_out))
+
+
+def _facts(settings: ModelConfig, encoder: SentenceTransformer) -> dict[str, Any]:
+    """What shaped a model's vectors, for the record."""
+    prompts = {role: prompt_of(encoder, role) for role in ("query", "document")}
+    return {
+        "path": settings.path,
+        "fingerprint": model_fingerprint(encoder),
+        "prompts": prompts,
+        "max_length": max_length(encoder),
+        "dtype": settings.dtype,
+    }
+
+
+def _made_by(rows: TrainingSet, models: Mapping[str, Any]) -> dict[str, Any]:
+    return {"data": rows.fingerprint, "models": dict(models), "versions": installed_versions()}
+
+
+def _write_page(mined: Path) -> None:
+    """The page beside a mined set, out of its `mining.json`."""
+    found = json.loads(mined.with_name(SUMMARY).read_text(encoding="utf-8"))
+    write_text(mined.with_name(PAGE), mining_page(found))
 
 
 def _mining_models(config: Config) -> dict[str, ModelConfig]:
     """The models whose vectors mining needs, by source, the one that scores first."""
-    others = [source for source in config.mining.sources if source not in (MODEL, LEXICAL)]
     trust = config.model.trust_remote_code
-    models = {path: ModelConfig(path=path, trust_remote_code=trust) for path in others}
+    models = {MODEL: config.model}
+    for source in config.mining.sources:
+        if isinstance(source, ModelConfig):
+            models[source.path] = source
+        elif source not in (MODEL, LEXICAL):
+            models[source] = ModelConfig(path=source, trust_remote_code=trust)
     if config.mining.index != "exact":
         import_faiss(
             f"mining.index: {config.mining.index!r}"
         )  # its absence should not wait for the texts to be encoded
-    resolve(config.model.path)
-    for path in others:
-        resolve(path, "mining.sources")
-    return {MODEL: config.model, **models}
+    for source, settings in models.items():
+        resolve(settings.path, "model.path" if source == MODEL else "mining.sources")
+    return models
 
 
 def _scorer(settings: RescoreConfig) -> CrossScorer | None:
@@ -160,8 +248,12 @@ def _scorer(settings: RescoreConfig) -> CrossScorer | None:
 
 
 def space_of(encoder: SentenceTransformer, asked: Asked, folder: Path | None = None) -> Space:
-    """Vectors of the asked queries and of all documents, from the store where they are there."""
-    texts = asked.documents.texts
+    """Vectors of the asked queries and of the documents, from the store where they are there.
+
+    Documents are encoded in the order they were read in, so that guides find them in the store.
+    """
     queries = vectors(encoder, asked.texts, "query", folder=folder, title="encode queries")
-    documents = vectors(encoder, texts, "document", folder=folder, title="encode documents")
-    return Space(queries, documents, fingerprint([queries.fingerprint, documents.fingerprint]))
+    read = vectors(encoder, asked.read.texts, "document", folder=folder, title="encode documents")
+    key = fingerprint([queries.fingerprint, read.fingerprint, asked.taken.tobytes()])
+    in_order = np.array_equal(asked.taken, np.arange(len(read)))
+    return Space(queries, read if in_order else Picked(read, asked.taken), key)

@@ -1,8 +1,9 @@
 """`stages.mine` in real processes, one job after another, for the price of one start.
 
 `python -m tests.workers.mining JOBS.json`: a list of {"name", "world", "cache", "recipe", "set",
-"out"}. Rank 0 writes OUT/<name>.json: what was mined, and how many texts, searches and pairs the
-models were given over all ranks; a rank that was refused writes OUT/<name>-<rank>.txt.
+"out"}, with as needed "smallest" (documents below which no index is built). Rank 0 writes
+OUT/<name>.json: what was mined, and how many texts, searches and pairs the models were given over
+all ranks; a rank that was refused writes OUT/<name>-<rank>.txt.
 """
 
 import json
@@ -19,7 +20,7 @@ from accelerate.utils import gather_object
 from tercet import stages
 from tercet.configs import load
 from tercet.errors import UserError
-from tercet.mining import candidates
+from tercet.mining import ann, candidates
 from tercet.models import cross
 from tercet.stages import mining as mining_stage
 from tests.workers.launch import run_ranks
@@ -37,6 +38,7 @@ def counted(calls: dict[str, int], name: str, size: Callable[..., int], plain: A
 
 def work(rank: int, job: dict[str, Any]) -> None:
     os.environ["TERCET_CACHE"] = job["cache"]
+    ann.SMALLEST = job.get("smallest", ann.SMALLEST)
     calls = {"texts": 0, "searches": 0, "pairs": 0}
     load_encoder = mining_stage.load_encoder
 
