@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from tercet.secret import holds_secret
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -16,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]  # NumPy takes no negative ones
+SECRET = "secret"  # pydantic's name of the error
 LAYERS = re.compile(r"all|even|(first|last|every):[1-9][0-9]*")
 Format = Literal["auto", "jsonl", "csv", "parquet", "dataset", "beir"]
 Direction = Literal[
@@ -24,9 +28,22 @@ Direction = Literal[
 
 
 class Section(BaseModel):
-    """A frozen group of settings in which an unknown key is an error."""
+    """A frozen group of settings in which an unknown key is an error, and so is a secret.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A config is written to the output, to checkpoints and to the trackers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _no_secrets(cls, value: Any) -> Any:
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and holds_secret(text):
+                raise PydanticCustomError(
+                    SECRET, "holds a key or token, which would be saved; keep it in the environment"
+                )
+        return value
 
 
 class Prompts(Section):
