@@ -20,7 +20,7 @@ from tercet.configs import Source
 from tercet.data import read_training
 from tercet.train.checkpoint import verify
 from tercet.train.tracking import read_log
-from tests.conftest import NAMES, answer, question, weights, write_lines
+from tests.conftest import weights, write_task
 from tests.workers.launch import ROOT, run_jobs
 
 STEPS, EVERY, PACE = 8, 3, 0.03
@@ -130,20 +130,13 @@ def test_fifty_runs_killed_anywhere_end_in_the_same_bits(
 
 def soak(steps: int, tiny_model: Path, pairs: Path, out: Path) -> tuple[list[float], list[float]]:
     """Memory in MB and seconds of each step of a command that evaluates, saves and mines anew."""
-    (out / "dev" / "qrels").mkdir(parents=True)
-    numbers = range(len(NAMES))
-    documents = [{"_id": f"d{n}", "text": answer(n)} for n in numbers]
-    write_lines(out / "dev" / "corpus.jsonl", documents)
-    queries = [{"_id": f"q{n}", "text": question(n)} for n in numbers]
-    write_lines(out / "dev" / "queries.jsonl", queries)
-    lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in numbers)]
-    (out / "dev" / "qrels" / "dev.tsv").write_text("\n".join(lines) + "\n")
+    dev = write_task(out / "dev")
     every = max(2, steps // 20)
     where = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={out / 'run'}"]
     more = [f"train.steps={steps}", f"train.save_every={every}", f"train.eval_every={2 * every}"]
     mining = [f"mining.refresh_every={2 * every}", "mining.negatives=3"]
     recipe = str(ROOT / "configs" / "tiny.yaml")
-    watched = [*where, *more, *mining, f"evaluation.dev={out / 'dev'}"]
+    watched = [*where, *more, *mining, f"evaluation.dev={dev}"]
     one = {"world": 1, "recipe": recipe, "set": watched, "use": str(out / "use"), "command": True}
     run_jobs([one | {"said": str(out / "said.")}], out)
     found = np.loadtxt(out / "use")
