@@ -174,10 +174,16 @@ def read_run_log(data: bytes, folder: Path) -> object:
 
 CHECKPOINT = json.dumps(manifest_of({"state.json": "0" * 64}))
 STORE = json.dumps({"format": 3, "fingerprint": "x", "rows": 3, "shards": [{"sha256": "0"}]})
-MODULES = b'[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
+MODULES = (
+    b'[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
+)
 MEAN = {"mean": 0.5, "low": 0.4, "high": 0.6}
 SCORES = {"model": "m", "split": "test", "scores": {"ndcg@10": {"q": 0.5}}, "seconds": 1.0}
-OURS = SCORES | {"means": {"ndcg@10": MEAN}, "counts": {"queries": 1}, "fingerprints": {"task": "x"}}
+OURS = SCORES | {
+    "means": {"ndcg@10": MEAN},
+    "counts": {"queries": 1},
+    "fingerprints": {"task": "x"},
+}
 MORE = {"prompts": {"query": None}, "versions": {"torch": "2"}, "languages": ["eng-Latn"]}
 RESULT = json.dumps({"task_name": "t", "tercet": OURS | MORE}).encode()
 STATE = b'{"step": 1, "best": {}, "mined": null}'

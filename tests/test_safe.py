@@ -157,9 +157,7 @@ def test_no_section_takes_a_key_from_python_either() -> None:
     assert "x" * 34 not in str(error.value)
 
 
-def test_keys_in_files_are_known(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_in_files_are_known(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
     (tmp_path / "token").write_text(f"{KEY[::-1]}\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))

@@ -34,9 +34,7 @@ PARTS = {  # of what a run began with, as a complaint calls them
 }
 
 
-def what_begins(
-    config: Config, data: TrainingSet, encoder: SentenceTransformer
-) -> dict[str, Any]:
+def what_begins(config: Config, data: TrainingSet, encoder: SentenceTransformer) -> dict[str, Any]:
     """What a checkpoint remembers of config, rows, models and code. A meeting of all processes."""
     counted = {
         "rows": len(data),
