@@ -122,7 +122,7 @@ def _complaints(error: ValidationError) -> Iterator[str]:
         elif first["type"] == "missing":
             yield f"{key} is missing"
         elif first["type"] == SECRET:
-            yield f"{key} {first['msg']}"
+            yield first["msg"]
         else:
             yield f"{key}: {_expected(problems)}, got {masked(repr(first['input']))}"[:300]
 

@@ -5,7 +5,7 @@ its meaning; defaults live here and nowhere else.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -28,22 +28,9 @@ Direction = Literal[
 
 
 class Section(BaseModel):
-    """A frozen group of settings in which an unknown key is an error, and so is a secret.
-
-    A config is written to the output, to checkpoints and to the trackers.
-    """
+    """A frozen group of settings in which an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _no_secrets(cls, value: Any) -> Any:
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str) and holds_secret(text):
-                raise PydanticCustomError(
-                    SECRET, "holds a key or token, which would be saved; keep it in the environment"
-                )
-        return value
 
 
 class Prompts(Section):
@@ -403,3 +390,25 @@ class Config(Section):
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> "Config":
+        """It is written to the output, to checkpoints and to the trackers."""
+        for key, text in _texts(self):
+            if holds_secret(text):
+                complaint = "{key} holds a key or token, which would be saved; "
+                complaint += "leave it in the environment"
+                raise PydanticCustomError(SECRET, complaint, {"key": key})
+        return self
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a section with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Section):
+        for name, part in value:
+            yield from _texts(part, f"{key}.{name}" if key else name)
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _texts(part, key)

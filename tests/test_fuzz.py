@@ -234,9 +234,9 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
 
 def survives(reader: str, data: bytes, folder: Path) -> None:
     """Read `data`; fail on anything but a result or a UserError of one line, and on other files."""
-    read = READERS[reader][0]
+    read, elsewhere = READERS[reader][0], list[str]()
     try:
-        with in_time(), written_elsewhere(folder) as elsewhere:
+        with in_time(), watched(folder, elsewhere):
             read(data, folder)
     except UserError as error:
         assert "\n" not in str(error), (reader, data)
@@ -272,13 +272,12 @@ CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.l
 
 
 @contextmanager
-def written_elsewhere(folder: Path) -> Iterator[list[str]]:
-    """What is opened for writing, made, renamed or removed outside `folder` and the cache."""
+def watched(folder: Path, elsewhere: list[str]) -> Iterator[None]:
+    """Note what is opened for writing, made, renamed or removed outside `folder` and the cache."""
     _install_hook()
-    found: list[str] = []
-    WATCHED.append((folder, found))
+    WATCHED.append((folder, elsewhere))
     try:
-        yield found
+        yield
     finally:
         WATCHED.pop()
 
@@ -308,7 +307,8 @@ def _writes(given: tuple[Any, ...]) -> bool:
 
 def test_the_watch_sees_hangs_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
-    with written_elsewhere(tmp_path / "in") as elsewhere:
+    elsewhere: list[str] = []
+    with watched(tmp_path / "in", elsewhere):
         (tmp_path / "in" / "a").write_text("x")
         assert not elsewhere
         (tmp_path / "b").write_text("x")

@@ -26,7 +26,6 @@ from tercet.train.output import (
 )
 from tercet.versions import code_version
 
-
 PARTS = {  # of what a run began with, as a complaint calls them
     "data": "set of rows",
     "models": "teacher, guide, cross-encoder or tokenizer",

@@ -84,11 +84,10 @@ def finetune(
     or sections of the config, "data", "code".
     Raises UserError for anything the user can mend, before the model is loaded where possible.
     """
-    with ExitStack() as leaving:
-        with together():
-            run = prepare(config, evaluate, remine, allow_changed)
-            leaving.callback(_close, run)  # later, as the others hear of a mistake first
-            train(run)
+    with ExitStack() as leaving, together():
+        run = prepare(config, evaluate, remine, allow_changed)
+        leaving.callback(_close, run)  # after `together`: the others hear of a mistake first
+        train(run)
     run.accelerator.end_training()  # not after a mistake: the group may wait for one who has gone
     last = run.checkpoints / name_of(run.step)
     best = run.checkpoints / name_of(run.best.get("step", run.step))

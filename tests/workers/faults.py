@@ -13,7 +13,6 @@ import torch
 from tercet import peers
 from tercet.train import loop, tracking
 
-
 FILES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
 
 
@@ -36,7 +35,7 @@ def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -
     if kind == "moment":
         return die_later(Path(how["log"]), step, how["delay"])
     if kind == "late":
-        tracking.Tracker.finish = lambda _: _wait_for("error: ", Path(how["heard"]))
+        tracking.Tracker.finish = lambda self: _wait_for("error: ", Path(how["heard"]))
         return _after_gradient(step, _fail)
     if kind == "signal":
         return die(step, how["number"])
