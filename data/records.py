@@ -227,6 +227,7 @@ def _dataset_rows(path: Path, split: str, skip: Collection[str], complain: Compl
                     "set the source's split",
                 )
             table = table[split]
+        table.data.validate(full=True)  # Arrow reads what a damaged file says, and crashes
         table = table.with_format(None)
         table = table.remove_columns([name for name in table.column_names if name in skip])
         with _bar(f"read {path.name}", len(table), MANY) as advance:

@@ -4,7 +4,7 @@ import gc
 
 import torch
 
-FULL = (  # words of RuntimeErrors; PyTorch has a class of its own for the allocators of CUDA and XPU
+FULL = (  # words of RuntimeErrors; for the allocators of CUDA and XPU PyTorch has a class
     "DefaultCPUAllocator",
     "MPS backend out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",

@@ -73,8 +73,8 @@ def newest(folder: Path) -> Path | None:
         return None
     listed = "; ".join(f"{name}: {damage}" for name, damage in damages.items())
     raise UserError(
-        f"{folder}: no checkpoint here can be gone on with ({listed}); put right what is wrong with "
-        "the disk or use the version of Tercet that wrote them; overwrite=true sets them aside"
+        f"{folder}: no checkpoint here can be gone on with ({listed}); mend the disk or use the "
+        "version of Tercet that wrote them; with overwrite=true they are set aside"
     )
 
 

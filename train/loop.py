@@ -39,8 +39,8 @@ def train(run: Run) -> None:
     """Run the steps that are left.
 
     Raises UserError if a loss or gradient is not finite, and Stopped after SIGTERM or SIGINT. A
-    checkpoint is written before each evaluation, so that none is lost in it; a run that goes on from
-    it begins by evaluating.
+    checkpoint is written before each evaluation, so that no step is lost in it; a run that goes on
+    from there begins by evaluating.
     """
     settings, alone = run.config.train, run.accelerator.num_processes == 1
     with progress("train", run.steps) as advance, politely() as asked:

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -50,7 +50,5 @@ def politely() -> Iterator[Callable[[], bool]]:
 
 def _say_at_once(text: str) -> None:
     """Past every buffer and lock: the signal may have come while one of them was held."""
-    try:
+    with suppress(OSError, ValueError):  # nobody to tell
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
-    except (OSError, ValueError):  # nobody to tell
-        pass

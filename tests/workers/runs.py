@@ -3,9 +3,9 @@
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...]}, with
 as needed "kill_after" (step), "seen" (path: gets the texts of every batch as each rank read them),
 "sharded", "remine" (true), "pace" (seconds that a step takes longer), "use" (path: gets memory and
-time at every step), "fault" (what workers/faults.py injects), "said" (path: gets what each rank printed, with its number behind), "command" (true: typed
-as a command, export and all) and "may_fail" (true). The exit statuses of all ranks go to
-statuses.json beside the jobs.
+time at every step), "fault" (what workers/faults.py injects), "said" (path: gets what each rank
+printed, with its number behind), "command" (true: typed as a command, export and all) and
+"may_fail" (true). The exit statuses of all ranks go to statuses.json beside the jobs.
 """
 
 import json
