@@ -238,7 +238,9 @@ def _dataset_rows(path: Path, split: str, skip: Collection[str], complain: Compl
                     number += 1
                     yield number, dict(zip(columns, values, strict=True))
                 advance(number - start)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the library checks nothing: it raises where its files lead it
         complain(
             "unreadable file",
             f"{path}: not readable as a saved dataset after row {number} ({_one_line(error)}); "

@@ -49,14 +49,18 @@ def job(name: str, world: int, out: Path, tiny_model: Path, pairs: Path, *more: 
     return {"world": world, "recipe": recipe, "set": settings, "remine": True, "said": said}
 
 
-def killed(one: Job, draw: random.Random, writing: bool, log: Path) -> Job:
-    """The job with a kill at a moment drawn by `draw`: while a checkpoint is written, or any."""
-    step = draw.randrange(1, STEPS - 2)
-    if writing:  # by the process that writes; the other one hears of it
+def killed(one: Job, draw: random.Random, number: int, log: Path) -> Job:
+    """The job with a kill at a drawn moment: while a checkpoint is written, or any.
+
+    Every fifth comes before the first step has ended, the others later, so that all but those
+    have something to go on from.
+    """
+    step = draw.randrange(2, STEPS - 2)
+    if number % 2 == 0 and number % 5 != 4:  # by the process that writes; the other one hears of it
         fault = {"kind": "writing", "at": 0, "step": step, "point": draw.randrange(1, 60)}
     else:
-        step = 0 if draw.random() < 0.1 else step
-        fault = {"kind": "moment", "step": step, "delay": draw.uniform(0, 2 * PACE)}
+        step = 0 if number % 5 == 4 else step
+        fault: Job = {"kind": "moment", "step": step, "delay": draw.uniform(0, 2 * PACE)}
         fault["log"] = str(log)
     return one | {"fault": fault, "pace": PACE, "may_fail": True}
 
@@ -70,7 +74,7 @@ def killed_and_resumed(
     for number, name in enumerate(names):
         one = job(name, world, out, tiny_model, pairs, *more)
         log = out / name / "run.jsonl"
-        jobs += [killed(one, draw, number % 2 == 0, log), one | {"said": str(out / f"{name}+")}]
+        jobs += [killed(one, draw, number, log), one | {"said": str(out / f"{name}+")}]
     ends = run_jobs(jobs, out)
     assert all(ranks[0] == -signal.SIGKILL for ranks in ends[1::2]), ends
     assert not any(any(ranks) for ranks in ends[::2]), ends
