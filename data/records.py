@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tercet.data.complain import Complain, refuse
+from tercet.errors import UserError
 from tercet.progress import Advance, progress
 
 Row = dict[str, Any]
