@@ -14,7 +14,7 @@ test: .venv/ready
 # The long forms, about an hour: fifty kills, 2,000 steps of soaking, 100,000 fuzzed inputs. A line
 # for each part as it ends.
 test-faults: .venv/ready
-	$(BIN)/python -m pytest -m faults -v --durations=0
+	$(BIN)/python -m pytest -m faults -vv --durations=0
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
