@@ -142,7 +142,7 @@ def soak(steps: int, tiny_model: Path, pairs: Path, out: Path) -> tuple[list[flo
     recipe = str(ROOT / "configs" / "tiny.yaml")
     watched = [*where, *more, *mining, f"evaluation.dev={dev}"]
     one = {"world": 1, "recipe": recipe, "set": watched, "use": str(out / "use"), "command": True}
-    run_jobs([one | {"said": str(out / "said.")}], out)
+    run_jobs([one | {"said": str(out / "said.")}], out, seconds=120 + steps)
     found = np.loadtxt(out / "use")
     assert len(found) == steps
     return found[:, 0].tolist(), np.diff(found[:, 1]).tolist()
