@@ -5,9 +5,11 @@ python -m benchmarks.scale [--rows N] [--out FOLDER]
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -18,20 +20,26 @@ import numpy as np
 import psutil
 import torch
 from rich import print as show
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import RESULTS, write_result
 from benchmarks.pairs import STDLIB, code_pairs, draw
 from tercet.configs import Config, load
+from tercet.data.batch import Batch
 from tercet.report.table import console_table, markdown_table
-from tercet.train.cost import Cluster, all_gather, all_reduce
+from tercet.train.cost import Cluster, Cost, Device, all_gather, all_reduce, state_bytes
 from tercet.train.loop import gradient_of, plan_of
+from tercet.train.plan import Plan
+from tercet.train.run import Run
+from tercet.train.saving import save
 from tercet.train.scale import Predicted, Workload, predict_on, workload
 from tercet.train.setup import prepare
 from tercet.train.sizing import peak_megabytes
 
 BATCH, MICRO_TOKENS, KEEP_TOKENS = 64, 1_024, 4_096
+LOOPBACK = 1e9  # bytes a second between processes of one machine; a step's seconds hide it
 WORLDS = (1, 2, 8, 64, 256, 1_024)
 NODE = 8  # devices of one machine in the simulated launches
 PER_PROCESS = 64  # rows, where the batch grows with the launch
@@ -51,6 +59,7 @@ def main() -> None:
         pairs = Path(folder) / "pairs.jsonl"
         write_pairs(pairs, options.rows)
         checks = {str(n): launch(n, Path(folder)) for n in (1, 2)}
+        predict_seconds(checks)
         work = workload(config_of(Path(folder)))
     found = {"batch": BATCH, "checks": checks, "worlds": simulate(work, WORLDS)}
     path = write_result("scale", found, options.out)
@@ -83,7 +92,7 @@ def launch(world: int, folder: Path) -> dict[str, Any]:
     """What `world` processes counted in one step beside what was predicted."""
     command = ["torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
     words = [sys.executable, "-m", *command, "-m", "benchmarks.scale", "--rank", str(folder)]
-    subprocess.run(words, check=True)
+    subprocess.run(words, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return json.loads((folder / f"{world}.json").read_text(encoding="utf-8"))
 
 
@@ -92,24 +101,27 @@ def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None
     config = config_of(folder, model, length)
     before = psutil.Process().memory_info().rss / 2**20
     run = prepare(config)
+    if isinstance(run.model, DistributedDataParallel):
+        # DDP sums its gradients in C++, where no call can be counted; this is the same in Python.
+        run.model.register_comm_hook(None, allreduce_hook)
+    accelerator = run.accelerator
     batch = run.batches(0)
     cut = plan_of(run, batch)
     run.model.train()
-    gradient_of(run, batch, cut)  # the first step also allocates
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    seconds = [_timed_step(run, batch, cut) for _ in range(3)]  # the first one also allocates
     flops = FlopCounterMode(display=False)
-    with counted(run.model) as sent, flops:
+    with counted() as sent, flops:
         gradient_of(run, batch, cut)
-    accelerator = run.accelerator
-    own = torch.tensor(
-        [float(flops.get_total_flops()), sent[0], peak_megabytes(accelerator) - before]
-    )
-    every = torch.as_tensor(accelerator.gather(own)).view(-1, 3)
+    memory = peak_megabytes(accelerator) - before
+    own = torch.tensor([float(flops.get_total_flops()), sent[0], memory, min(seconds[1:])])
+    every = torch.as_tensor(accelerator.gather(own)).view(-1, 4)
+    start = time.perf_counter()
+    save(run)
+    saved = time.perf_counter() - start
     work = workload(config)
     one = replace(work, lengths=work.lengths[:1], queries=work.queries[:1])
     cluster = Cluster(1, accelerator.num_processes, half=False)
-    predicted = predict_on(one, config, cluster, "h100")
+    cost = predict_on(one, config, cluster, "h100").cost
     if accelerator.is_main_process:
         found = {
             "counted": {
@@ -118,22 +130,63 @@ def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None
                 "flops": float(every[:, 0].sum()),
                 "sent": float(every[:, 1].max()),
                 "memory_mb": float(every[:, 2].max()),
+                "states_mb": state_megabytes(run),
+                "seconds": float(every[:, 3].max()),
             },
             "predicted": {
-                "tokens": predicted.cost.tokens,
-                "padded": predicted.cost.padded,
-                "flops": predicted.cost.flops,
-                "sent": predicted.cost.sent,
-                "memory_mb": predicted.cost.memory / 2**20,
+                "tokens": cost.tokens,
+                "padded": cost.padded,
+                "flops": cost.flops,
+                "sent": cost.sent,
+                "memory_mb": cost.memory / 2**20,
+                "states_mb": state_bytes(work.shape, cluster, len(cut.ranks[0])) / 2**20,
             },
+            "cost": asdict(cost),
+            "save_seconds": saved,
         }
         path = folder / f"{accelerator.num_processes}.json"
         path.write_text(json.dumps(found), encoding="utf-8")
+    run.model = run.encoder  # DDP goes before its group
+    accelerator.free_memory()
     accelerator.end_training()
 
 
+def _timed_step(run: Run, batch: Batch, cut: Plan) -> float:
+    """Seconds of a gradient and its step, all processes waiting for the last."""
+    run.accelerator.wait_for_everyone()
+    start = time.perf_counter()
+    gradient_of(run, batch, cut)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.accelerator.wait_for_everyone()
+    return time.perf_counter() - start
+
+
+def state_megabytes(run: Run) -> float:
+    """Weights, gradients, Adam's averages and DDP's buckets, tensor by tensor."""
+    weights = list(run.encoder.parameters())
+    averages = [v for s in run.optimizer.state.values() for v in s.values() if v.numel() > 1]
+    gradients = [p.grad for p in weights if p.grad is not None]
+    buckets = gradients if isinstance(run.model, DistributedDataParallel) else []
+    held = [*weights, *averages, *gradients, *buckets]
+    return sum(t.numel() * t.element_size() for t in held) / 2**20
+
+
+def predict_seconds(checks: dict[str, Any]) -> None:
+    """Add the seconds of a step, by a device of which one process shows the FLOP a second.
+
+    Every process computes on one thread, so what one of them does in a second is what each does.
+    """
+    alone = checks["1"]
+    speed = alone["cost"]["flops_busiest"] / alone["counted"]["seconds"]
+    here = Device(flops=speed, memory=0.0, link=LOOPBACK, network=LOOPBACK)
+    for world, check in checks.items():
+        cluster = Cluster(1, int(world), half=False)
+        check["predicted"]["seconds"] = Cost(**check["cost"]).seconds(here, cluster, share=1.0)
+
+
 @contextmanager
-def counted(model: torch.nn.Module) -> Iterator[list[float]]:
+def counted() -> Iterator[list[float]]:
     """Bytes that ring collectives of the calls inside send from this process."""
     sent, plain = [0.0], {}
     dist = torch.distributed
@@ -153,9 +206,6 @@ def counted(model: torch.nn.Module) -> Iterator[list[float]]:
     wrap("all_reduce", lambda world, tensor, *_: all_reduce(bytes_of(tensor), world))
     wrap("all_gather_into_tensor", lambda world, out, *_: all_gather(bytes_of(out), world))
     wrap("all_gather", lambda world, outs, *_: all_gather(sum(map(bytes_of, outs)), world))
-    if isinstance(model, DistributedDataParallel):  # its gradients bypass the functions above
-        size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-        sent[0] += all_reduce(size, dist.get_world_size())
     try:
         yield sent
     finally:
@@ -204,7 +254,9 @@ def check_rows(found: dict[str, Any]) -> list[dict[str, str]]:
         "padded": "padded tokens",
         "flops": "FLOP",
         "sent": "bytes sent by a process",
+        "states_mb": "weights and states",
         "memory_mb": "memory of a process",
+        "seconds": "seconds of a step",
     }
     rows = []
     for world, check in found["checks"].items():
@@ -214,6 +266,7 @@ def check_rows(found: dict[str, Any]) -> list[dict[str, str]]:
             row[f"{name}: predicted / counted"] = (
                 f"{predicted / counted_:.3f}" if counted_ else "0 / 0"
             )
+        row["seconds of a checkpoint"] = f"{check['save_seconds']:.2f}"
         rows.append(row)
     return rows
 

@@ -1,6 +1,5 @@
 """YAML plus dotted overrides -> Config, with complaints a person can act on."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,10 +11,10 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tercet.configs.schema import Config
-from tercet.errors import UserError
+from tercet.configs.schema import SECRET, Config
+from tercet.errors import UserError, did_you_mean
 from tercet.files import write_text
-from tercet.secret import holds_secret
+from tercet.secret import masked
 
 LARGEST = 100_000  # values of a YAML file, with its aliases unfolded
 UNREADABLE = (
@@ -61,7 +60,6 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
         values = OmegaConf.to_container(merged, resolve=True)
     except UNREADABLE as error:
         raise UserError(f"{where}: {_one_line(error)}") from None
-    _refuse_secrets(values, where)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -89,21 +87,6 @@ def _refuse_bombs(text: str, where: str) -> None:
         raise UserError(f"{where}: more than {LARGEST:,} values; a config holds about a hundred")
 
 
-def _refuse_secrets(values: Any, where: str, key: str = "") -> None:
-    """A config is written to the output, the model card's folder and the trackers."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            _refuse_secrets(value, where, f"{key}.{name}" if key else str(name))
-    elif isinstance(values, list):
-        for value in values:
-            _refuse_secrets(value, where, key)
-    elif isinstance(values, str) and holds_secret(values):
-        raise UserError(
-            f"{where}: {key} holds a key or token, which would be written to every checkpoint; "
-            "leave it in the environment"
-        )
-
-
 def save(config: Config, path: Path) -> None:
     """Write the resolved config: every key with the value the run used."""
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -121,9 +104,8 @@ def _find(recipe: str | Path) -> Path:
         return path
     if str(recipe) in recipes():
         return Path(str(resources.files("tercet.configs") / f"{recipe}.yaml"))
-    near = difflib.get_close_matches(str(recipe), recipes(), n=1)
-    hint = f"did you mean the recipe {near[0]!r}?" if near else f"recipes: {', '.join(recipes())}"
-    raise UserError(f"{recipe}: no such file; {hint}")
+    hint = did_you_mean(str(recipe), recipes(), f"recipes: {', '.join(recipes())}")
+    raise UserError(f"{recipe}: no such file and no such recipe; {hint}")
 
 
 def _complaints(error: ValidationError) -> Iterator[str]:
@@ -135,13 +117,14 @@ def _complaints(error: ValidationError) -> Iterator[str]:
         key, first = ".".join(map(str, location)), problems[0]
         if first["type"] == "extra_forbidden":
             names = list(_section(location[:-1]).model_fields)
-            near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"valid here: {', '.join(names)}"
+            hint = did_you_mean(str(location[-1]), names, f"valid here: {', '.join(names)}", 0.5)
             yield f"unknown key {key}; {hint}"
         elif first["type"] == "missing":
             yield f"{key} is missing"
+        elif first["type"] == SECRET:
+            yield first["msg"]
         else:
-            yield f"{key}: {_expected(problems)}, got {first['input']!r}"[:300]
+            yield f"{key}: {_expected(problems)}, got {masked(repr(first['input']))}"[:300]
 
 
 def _key(problem: ErrorDetails) -> tuple[str | int, ...]:

@@ -5,10 +5,13 @@ its meaning; defaults live here and nowhere else.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from tercet.secret import holds_secret
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -16,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]  # NumPy takes no negative ones
+SECRET = "secret"  # pydantic's name of the error
 LAYERS = re.compile(r"all|even|(first|last|every):[1-9][0-9]*")
 Format = Literal["auto", "jsonl", "csv", "parquet", "dataset", "beir"]
 Direction = Literal[
@@ -26,7 +30,7 @@ Direction = Literal[
 class Section(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class Prompts(Section):
@@ -404,3 +408,25 @@ class Config(Section):
     student: StudentConfig = StudentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> "Config":
+        """It is written to the output, to checkpoints and to the trackers."""
+        for key, text in _texts(self):
+            if holds_secret(text):
+                complaint = "{key} holds a key or token, which would be saved; "
+                complaint += "leave it in the environment"
+                raise PydanticCustomError(SECRET, complaint, {"key": key})
+        return self
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a section with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Section):
+        for name, part in value:
+            yield from _texts(part, f"{key}.{name}" if key else name)
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _texts(part, key)

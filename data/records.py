@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tercet.data.complain import Complain, refuse
+from tercet.errors import UserError
 from tercet.progress import Advance, progress
 
 Row = dict[str, Any]
@@ -227,6 +228,7 @@ def _dataset_rows(path: Path, split: str, skip: Collection[str], complain: Compl
                     "set the source's split",
                 )
             table = table[split]
+        table.data.validate(full=True)  # Arrow reads what a damaged file says, and crashes
         table = table.with_format(None)
         table = table.remove_columns([name for name in table.column_names if name in skip])
         with _bar(f"read {path.name}", len(table), MANY) as advance:
@@ -237,7 +239,9 @@ def _dataset_rows(path: Path, split: str, skip: Collection[str], complain: Compl
                     number += 1
                     yield number, dict(zip(columns, values, strict=True))
                 advance(number - start)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the library checks nothing: it raises where its files lead it
         complain(
             "unreadable file",
             f"{path}: not readable as a saved dataset after row {number} ({_one_line(error)}); "

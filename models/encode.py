@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import (
 from torch import Tensor
 
 from tercet.errors import UserError
+from tercet.memory import free_memory, is_out_of_memory
 from tercet.models.load import Role, max_length, prompt_of
 from tercet.models.routes import gives_unit_vectors, route
 from tercet.progress import Advance, progress
@@ -104,10 +105,13 @@ def encode_parts(
         cut = token_batches(np.array([len(ids) for ids in tokens]), budget)[::-1]
         return [_Batch(part, b, [tokens[i] for i in b], last=b is cut[-1]) for b in cut]
 
-    def compute(batch: _Batch) -> tuple[_Batch, Tensor]:
+    def embed(tokens: list[TokenIds]) -> Tensor:
         with without_graph():
-            features = _padded(model, batch.tokens) | prompt
-            return batch, _cut(forward(features)["sentence_embedding"], model, width)
+            features = _padded(model, tokens) | prompt
+            return _cut(forward(features)["sentence_embedding"], model, width)
+
+    def compute(batch: _Batch) -> tuple[_Batch, Tensor]:
+        return batch, in_room(embed, batch.tokens, model.device)
 
     prompt = _prompt_length(model, role)  # asked for here, as no two threads may use a tokenizer
     was_training = model.training
@@ -170,6 +174,27 @@ def _ahead(
     finally:
         for future in waiting:
             future.cancel()
+
+
+def in_room(
+    embed: Callable[[list[TokenIds]], Tensor], tokens: list[TokenIds], device: torch.device
+) -> Tensor:
+    """(B, H) vectors, by halves of the batch, and halves of those, where memory does not suffice.
+
+    Raises UserError if one text alone is too much.
+    """
+    try:
+        return embed(tokens)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory(device)  # here, where no frame of the failed attempt holds anything any more
+    if len(tokens) == 1:
+        raise UserError(
+            f"a text of {len(tokens[0]):,} tokens does not fit into memory; lower model.max_length"
+        )
+    middle = len(tokens) // 2
+    return torch.cat([in_room(embed, part, device) for part in (tokens[:middle], tokens[middle:])])
 
 
 def _forward_of_each_thread(model: SentenceTransformer, threads: int) -> Forward:

@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from tercet.errors import UserError
+from tercet.progress import say
 
 PATIENCE = 5.0  # seconds for the hub to answer
 KNOWN = (
@@ -37,21 +38,41 @@ KNOWN = (
 
 
 def find_on_hub(name: str, where: str) -> None:
-    """Raise UserError, within seconds, unless `name` is in the hub's cache here or on the hub."""
+    """Raise UserError, within seconds, unless `name` is in the hub's cache here or on the hub.
+
+    If it is cached and the hub cannot be reached, this process asks the hub nothing any more: each
+    file of the model would wait again.
+    """
+    cached = cached_folder(name) is not None
+    if cached and constants.HF_HUB_OFFLINE:
+        return
     near = nearest_to(name)
     known = near is None or near == name
     hint = "give a model folder or 'embedded'" if known else f"did you mean {near!r}?"
     try:
-        if any(isinstance(try_to_load_from_cache(name, f), str) for f in FILES):
-            return
         HfApi().model_info(name, timeout=PATIENCE)
     except (RepositoryNotFoundError, HFValidationError):
+        if cached:
+            return
         raise UserError(f"{where}: {name} is neither a folder nor on the hub; {hint}") from None
     except UNREACHABLE:
+        if cached:
+            say(f"{name}: the hub does not answer; the cached files are used")
+            constants.HF_HUB_OFFLINE = True
+            return
         raise UserError(
             f"{where}: {name} is no folder, not in the hub's cache, and the hub cannot be reached; "
             f"{hint}"
         ) from None
+
+
+def cached_folder(name: str) -> Path | None:
+    """Where the hub's cache holds a model of this name, if it does."""
+    try:
+        found = (try_to_load_from_cache(name, file) for file in FILES)
+        return next((Path(file).parent for file in found if isinstance(file, str)), None)
+    except HFValidationError:  # no name of a hub
+        return None
 
 
 def nearest_to(name: str) -> str | None:

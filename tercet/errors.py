@@ -1,6 +1,7 @@
 """The exceptions that mean: no fault of the program, here is what to do."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 SAVED = 75  # EX_TEMPFAIL of sysexits.h: stopped when asked, all saved; the same command goes on
@@ -21,6 +22,16 @@ def about(key: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """The end of a complaint about a misspelt `name`: the nearest of `names`, or `otherwise`.
+
+    >>> did_you_mean("train.epoch", ["train.epochs", "batch.size"], "give a key")
+    "did you mean 'train.epochs'?"
+    """
+    near = difflib.get_close_matches(name, sorted(names), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 class Stopped(Exception):

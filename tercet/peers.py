@@ -22,9 +22,11 @@ from accelerate.utils import broadcast_object_list
 from tercet.errors import LOST, Stopped, UserError
 from tercet.processes import process_count, process_index
 from tercet.progress import say
+from tercet.secret import masked
 
 GRACE = 20.0  # seconds that a process gets to end by itself once another has gone
 NEWS = 5.0  # seconds to wait for news of the others when a collective has failed
+PORTS = "TERCET_PORTS"  # environment variable: where firewalls let processes talk
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # 30 s in all
 
 
@@ -65,7 +67,7 @@ class _Watch:
         self.gone = False  # this process has left the block
         self.selector = selectors.DefaultSelector()
         self.lines: dict[socket.socket, tuple[str, bytes]] = {}  # who is there, what came so far
-        listener = socket.create_server(("", 0), backlog=1024) if self.rank == 0 else None
+        listener = _listener() if self.rank == 0 else None
         where: list[Any] = [None]
         if listener is not None:
             where[0] = (socket.gethostname(), listener.getsockname()[1], secrets.token_hex(16))
@@ -176,8 +178,25 @@ class _Watch:
 
     def _end(self) -> None:
         if not self.gone:
-            print(f"error: {self.news}", file=sys.stderr, flush=True)
+            print(f"error: {masked(self.news)}", file=sys.stderr, flush=True)
             os._exit(LOST)
+
+
+def _listener() -> socket.socket:
+    """A port that the others call: any free one, or of those that PORTS names; IPv4 and IPv6."""
+    both = socket.has_dualstack_ipv6()
+    how: Any = {"family": socket.AF_INET6, "dualstack_ipv6": True} if both else {}
+    first, _, last = os.environ.get(PORTS, "0").partition("-")
+    try:
+        ports = range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise UserError(f"{PORTS}: give a port or a range of them, such as 29600-29699") from None
+    for port in ports:
+        try:
+            return socket.create_server(("", port), backlog=1024, **how)
+        except OSError:  # taken
+            continue
+    raise UserError(f"{PORTS}: no port of {first}{_}{last} is free on this machine")
 
 
 def _send(line: socket.socket, message: dict[str, Any]) -> None:

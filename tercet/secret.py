@@ -1,7 +1,10 @@
 """Keys and tokens: never in a config, a message, a card or a checkpoint."""
 
+import functools
+import netrc
 import os
 import re
+from pathlib import Path
 
 # What holds a secret, by the names that tools of the field read.
 NAMES = re.compile(
@@ -15,7 +18,9 @@ LEAST = 8  # characters; anything shorter stands in ordinary words
 
 
 def masked(text: str) -> str:
-    """`text` with `***` for every secret of the environment and for what has a secret's shape.
+    """`text` with `***` for every secret known here and for what has a secret's shape.
+
+    Known are those of the environment, of ~/.netrc, where W&B keeps its key, and the hub's token.
 
     >>> masked("hf_" + "a" * 30 + " was refused")
     '*** was refused'
@@ -31,5 +36,25 @@ def holds_secret(text: str) -> bool:
 
 
 def _known() -> list[str]:
-    values = (value for name, value in os.environ.items() if NAMES.fullmatch(name))
+    values = [value for name, value in os.environ.items() if NAMES.fullmatch(name)]
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    hub = os.environ.get("HF_HOME") or f"{cache}/huggingface"
+    values += _passwords(Path(os.environ.get("NETRC") or "~/.netrc").expanduser())
+    values += _token(Path(os.environ.get("HF_TOKEN_PATH") or f"{hub}/token").expanduser())
     return sorted((v for v in values if len(v) >= LEAST), key=len, reverse=True)
+
+
+@functools.cache
+def _passwords(path: Path) -> list[str]:
+    try:
+        return [password or "" for _, _, password in netrc.netrc(path).hosts.values()]
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+        return []
+
+
+@functools.cache
+def _token(path: Path) -> list[str]:
+    try:
+        return [path.read_text(encoding="utf-8").strip()]
+    except (OSError, UnicodeDecodeError):
+        return []

@@ -12,13 +12,15 @@ PACKAGES = (
     "tercet",
     "torch",
     "transformers",
+    "tokenizers",
     "sentence-transformers",
     "accelerate",
     "numpy",
     "bm25s",
+    "faiss-cpu",
     "pytrec-eval-terrier",
 )
-STEP = ("data", "losses", "models", "train")  # our folders that a training step depends on
+STEP = ("configs", "data", "losses", "mining", "models", "train")  # what a step may run
 
 
 def installed_versions() -> dict[str, str]:

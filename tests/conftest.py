@@ -32,6 +32,17 @@ def write_lines(path: Path, rows: Iterable[dict]) -> Path:
     return path
 
 
+def write_task(folder: Path, split: str = "dev") -> Path:
+    """All questions and answers as a BEIR folder."""
+    (folder / "qrels").mkdir(parents=True)
+    numbers = range(len(NAMES))
+    write_lines(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": answer(n)} for n in numbers))
+    write_lines(folder / "queries.jsonl", ({"_id": f"q{n}", "text": question(n)} for n in numbers))
+    lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in numbers)]
+    (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
 def weights(checkpoint: Path) -> dict[str, Any]:
     """Name -> tensor of a checkpoint's model."""
     from safetensors.torch import load_file

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tercet.configs import load
+from tercet.configs import ModelConfig, load
+from tercet.errors import UserError
 from tercet.files import write_json
+from tercet.models import add_dense, load_encoder
 from tercet.train import finetune
-from tercet.train.checkpoint import drop_old, manifest_of, newest, verify
+from tercet.train.checkpoint import FORMAT, drop_old, manifest_of, newest, verify
+from tests.conftest import weights
 
+NAME = "embeddings.word_embeddings.weight"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -115,9 +120,137 @@ def test_paths_out_of_the_folder_are_refused(folder: Path, name: str) -> None:
     assert found is not None and "outside it" in found and name in found
 
 
-def test_what_comes_after_this_step_is_dropped(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4, 9):
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
         (tmp_path / f"step-{step:08d}").mkdir()
-    (tmp_path / ".step-00000005.x.partial").mkdir()
+    (tmp_path / "step-00000001.copy").mkdir()  # somebody's own
     drop_old(tmp_path, step=4, best=1, keep=2)
-    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["1", "3", "4"]
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == ["step-00000001", "step-00000001.copy", "step-00000003", "step-00000004"]
+
+
+def test_hidden_files_do_no_harm(folder: Path) -> None:
+    (folder / "step-00000004" / ".DS_Store").write_bytes(b"Bud1")
+    (folder / "step-00000004" / "model" / ".nfs0001").write_bytes(b"x")
+    assert newest(folder) == folder / "step-00000004"
+    (folder / "step-00000004" / "model" / "extra.json").write_bytes(b"{}")
+    assert "extra.json is not in its manifest" in str(verify(folder / "step-00000004"))
+
+
+# What a run does about them
+
+
+@pytest.fixture
+def ended(folder: Path, made: Path) -> list[str]:
+    """Settings of the run of `folder`, which is to go on to step 6."""
+    shutil.copy(made.parent / "config.yaml", folder.parent / "config.yaml")
+    where = [f"{key}={path}" for key, path in paths_of(made).items()]
+    more = ["train.save_every=2", "train.steps=6"]
+    return [f"output={folder.parent}", *where, *more]
+
+
+def paths_of(made: Path) -> dict[str, str]:
+    config = load(made.parent / "config.yaml")
+    return {"model.path": config.model.path, "data.train": config.data.train[0].path}
+
+
+def go_on(settings: list[str], *more: str) -> Path:
+    return finetune(load("tiny", [*settings, *more]), allow_changed=["train.steps"]).last
+
+
+def test_a_run_of_which_nothing_is_sound_is_not_begun_anew(folder: Path, ended: list[str]) -> None:
+    for path in folder.iterdir():
+        flip(path / "trainer.safetensors")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="no checkpoint here .*step-00000004.*step-00000002"):
+        go_on(ended)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert go_on(ended, "overwrite=true") == folder / "step-00000006"
+    aside = {f"damaged-{path.parent.name}" for path in before if path.parent.parent == folder}
+    assert aside == {"damaged-step-00000002", "damaged-step-00000004"}
+    assert aside < {path.name for path in folder.iterdir()}
+
+
+def test_checkpoints_of_another_version_are_left_alone(folder: Path, ended: list[str]) -> None:
+    path = folder / "step-00000004" / "manifest.json"
+    hashes = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+    write_json(path, manifest_of(hashes, FORMAT + 1))
+    with pytest.raises(UserError, match=f"step-00000004: it is of format {FORMAT + 1}"):
+        go_on(ended)
+    assert {path.name[-1] for path in folder.iterdir()} == {"2", "4"}
+
+
+def test_a_damaged_one_is_set_aside_and_halves_are_removed(folder: Path, ended: list[str]) -> None:
+    flip(folder / "step-00000004" / "trainer.safetensors")
+    (folder / ".step-00000006.x.partial").mkdir()
+    (folder / ".step-00000002.1.old").mkdir()
+    assert go_on(ended, "train.keep=9") == folder / "step-00000006"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "damaged-step-00000004",
+        *(f"step-0000000{step}" for step in (2, 4, 6)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("loss.learn_temperature=true", "loss.learn_temperature: .* with a fixed one"),
+        ("model.normalize=false", None),
+        ("train.ema=0.5", None),
+    ],
+)
+def test_changes_that_were_allowed_work_or_are_one_line(
+    folder: Path, ended: list[str], setting: str, complaint: str | None
+) -> None:
+    config = load("tiny", [*ended, setting])
+    allowed = ["train.steps", setting.split("=")[0]]
+    if complaint is not None:
+        with pytest.raises(UserError, match=complaint):
+            finetune(config, allow_changed=allowed)
+    else:
+        assert finetune(config, allow_changed=allowed).steps == 6
+
+
+def test_another_model_is_one_line(folder: Path, ended: list[str], tmp_path: Path) -> None:
+    start = next(word for word in ended if word.startswith("model.path="))
+    other = load_encoder(ModelConfig(path=start.removeprefix("model.path=")))
+    add_dense(other, torch.eye(32))
+    other.save(str(tmp_path / "other"), create_model_card=False)
+    config = load("tiny", [*ended, f"model.path={tmp_path / 'other'}"])
+    with pytest.raises(UserError, match="its model has other weights than the config asks for"):
+        finetune(config, allow_changed=["train.steps", "model"])
+
+
+def test_a_run_that_stops_averaging_goes_on_from_its_weights(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    where = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path}"]
+    steady = ["train.schedule=constant", "train.warmup=0", "train.learning_rate=0.003"]
+    averaged = finetune(load("tiny", [*where, *steady, "train.ema=0.9"]))
+    plain = load_file(averaged.last / "trainer.safetensors")
+    name = next(n for n in plain if n.startswith("weights/") and n.endswith(NAME))
+    assert not torch.equal(weights(averaged.last)[NAME], plain[name])
+    longer = load("tiny", [*where, *steady, "train.steps=5", "train.learning_rate=1e-12"])
+    allowed = ["train.steps", "train.ema", "train.learning_rate"]
+    found = weights(finetune(longer, allow_changed=allowed).last)
+    assert torch.allclose(found[NAME], plain[name], rtol=0, atol=1e-9)
+
+
+# What models say
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_another_guide_under_the_same_path_is_refused(
+    file: str, tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    guide = Path(shutil.copytree(tiny_model, tmp_path / "guide"))
+    where = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path / 'run'}"]
+    settings = [*where, f"loss.false_negatives.guide={guide}"]
+    finetune(load("tiny", settings))
+    longer = load("tiny", [*settings, "train.steps=5"])
+    flip(guide / file) if file.endswith("safetensors") else (guide / file).write_text(
+        (guide / file).read_text(encoding="utf-8") + " ", encoding="utf-8"
+    )
+    with pytest.raises(UserError, match="another teacher, guide.*--allow-changed models"):
+        finetune(longer, allow_changed=["train.steps"])
+    assert finetune(longer, allow_changed=["train.steps", "models"]).steps == 5

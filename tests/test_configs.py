@@ -81,5 +81,5 @@ def test_what_is_wrong_is_said_in_one_line(text: str, overrides: list[str], comp
 
 
 def test_a_missing_recipe_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean the recipe 'finetune'"):
+    with pytest.raises(UserError, match="did you mean 'finetune'"):
         load("fintune")

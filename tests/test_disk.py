@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from safetensors.torch import load_file
 
 from tercet.configs import load
 from tercet.errors import UserError
 from tercet.train import finetune, loop, tracking
 from tercet.train.checkpoint import newest, verify
-from tercet.train.tracking import read_log
-from tests.conftest import Run
+from tercet.train.tracking import Tracker, read_log
+from tests.conftest import Run, weights
 from tests.workers.launch import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,22 +115,26 @@ def test_weights_that_are_not_finite_are_not_written(
 def test_nan_at_step_3_ends_the_command(
     run: Run, tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = loop.gradient_of
+    """The vectors of one micro-batch are NaN, and with them all that comes of them."""
+    plain = loop.forward
 
-    def spoilt(at: loop.Run, *given: Any) -> Any:
-        found = plain(at, *given)
-        return found._replace(loss=float("nan")) if at.step == 2 else found
+    def spoilt(at: loop.Run, batch: Any, micro: Any) -> Any:
+        found = plain(at, batch, micro)
+        return found * float("nan") if at.step == 2 else found
 
-    monkeypatch.setattr(loop, "gradient_of", spoilt)
+    monkeypatch.setattr(loop, "forward", spoilt)
     status, _, err = run("finetune", "tiny", *options(tiny_model, pairs, tmp_path / "run"))
     last = err.strip().splitlines()[-1]
     report = json.loads((tmp_path / "run" / "nonfinite-step-3.json").read_text())
     assert status == 2 and "step 3: loss nan" in last
     assert all(id_ in last for id_ in report["ids"][:3]) and len(report["ids"]) == 8
     assert read_log(tmp_path / "run" / "run.jsonl")[-1]["loss"] == "nan"
-    assert newest(tmp_path / "run" / "checkpoints") == (
-        tmp_path / "run" / "checkpoints" / "step-00000002"
-    )
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert newest(checkpoints) == checkpoints / "step-00000002"
+    files = list((tmp_path / "run").rglob("*.safetensors"))
+    assert len(files) == 4  # weights and optimizer of two steps
+    for path in files:
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
 
 
 def test_skipping_without_end_is_given_up(
@@ -141,7 +149,38 @@ def test_skipping_without_end_is_given_up(
         finetune(load("tiny", words))
 
 
+def test_fp16_that_overflows_for_ever_is_given_up(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the scaler tells of each step: that it has left the step out."""
+    monkeypatch.setattr(AcceleratedOptimizer, "step_was_skipped", True)
+    words = options(tiny_model, pairs, tmp_path, "train.ema=0.5")
+    assert finetune(load("tiny", words)).steps == 6
+    start, end = weights_of(tiny_model), weights(tmp_path / "checkpoints" / "step-00000006")
+    assert all(torch.equal(start[name], end[name]) for name in start)  # no step was averaged
+    assert read_log(tmp_path / "run.jsonl")[-1]["skipped_steps"] == 6
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
+    with pytest.raises(UserError, match="step 4: in fp16 the gradients of 4 steps in a row"):
+        finetune(load("tiny", options(tiny_model, pairs, tmp_path / "other")))
+
+
+def weights_of(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "model.safetensors")
+
+
 # The log
+
+
+def test_a_torn_line_costs_no_other(tmp_path: Path) -> None:
+    """The disk was full in the middle of a line and has room again."""
+    tracker = Tracker(Accelerator(cpu=True), load("tiny", [f"output={tmp_path}"]), 0)
+    tracker.log(1, {"loss": 2.0})
+    with tracker.path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo')
+    tracker._not_written(OSError(28, "No space left on device"))
+    for step in (3, 4):
+        tracker.log(step, {"loss": 1.0})
+    assert [line["step"] for line in read_log(tracker.path)] == [1, 3, 4]
 
 
 def test_a_torn_or_spoilt_log_is_read(tmp_path: Path) -> None:

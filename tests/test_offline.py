@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tercet.models.hub import nearest_to
-from tests.conftest import Run, answer, question, write_lines
+from tests.conftest import Run, answer, question, write_lines, write_task
 from tests.workers.launch import ROOT
 
 
@@ -60,6 +61,68 @@ def test_a_hub_that_does_not_answer_is_given_up_within_seconds(pairs: Path, tmp_
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("error: model.path: some/thing is no folder") and "reached" in last
     assert "Traceback" not in ended.stderr and time.monotonic() - start < 60
+
+
+def without_network(words: list[list[str]], tmp_path: Path) -> list[list[float]]:
+    """Status and seconds of each command where every connection is refused and nothing says so."""
+    program = (
+        "import json, socket, sys, time\n"
+        "def refuse(*_, **__): raise OSError(101, 'Network is unreachable')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
+        "from tercet import cli\n"
+        "ends = []\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    sys.argv, start, status = ['tercet', *words], time.monotonic(), 0\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as end: status = end.code or 0\n"
+        "    ends.append([status, time.monotonic() - start])\n"
+        "print('ends', json.dumps(ends))\n"
+    )
+    quiet = {"HF_HUB_OFFLINE": "", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(words)],
+        cwd=tmp_path,
+        env=os.environ | quiet | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    (tmp_path / "said").write_text(ended.stderr, encoding="utf-8")
+    return json.loads(ended.stdout.rpartition("ends ")[2])
+
+
+def test_local_paths_need_no_network(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    task = write_task(tmp_path / "task")
+    where = [f"data.train={pairs}", f"model.path={tiny_model}"]
+    words = [
+        ["finetune", "tiny", *where, "output=run", f"evaluation.dev={task}"],
+        ["mine", "tiny", *where, "output=mined"],
+        ["plan", "tiny", *where, "output=planned", "--device", "h100"],
+        ["evaluate", "run/model", "--data", str(task), "--split", "dev", "--out", "results"],
+        ["data", "check", str(pairs)],
+        ["store", "list"],
+        ["finetune", "tiny", *where, "output=run2", "model.path=some/thing"],
+    ]
+    ends = without_network(words, tmp_path)
+    assert [status for status, _ in ends] == [0] * 6 + [2], (tmp_path / "said").read_text()
+    assert all(seconds < 20 for _, seconds in ends), ends
+
+
+def test_a_cached_name_waits_once_for_a_hub_that_is_away(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """All of the model is in the cache; no file of it is asked for again."""
+    place = tmp_path / "hf" / "hub" / "models--some--thing"
+    shutil.copytree(tiny_model, place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    where = [f"data.train={pairs}", "model.path=some/thing", "output=run"]
+    (status, seconds), *_ = without_network([["finetune", "tiny", *where]], tmp_path)
+    said = (tmp_path / "said").read_text()
+    assert status == 0 and seconds < 20, said
+    assert said.count("the hub does not answer; the cached files are used") == 1
 
 
 MISTAKES = {

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def settings(tiny_model: Path, pairs: Path) -> list[str]:
     where = [f"model.path={tiny_model}", f"data.train={pairs}", "batch.size=8"]
     mining = [f"mining.refresh_every={EVERY}", "mining.negatives=3", "mining.relative_margin=null"]
-    return [*where, *mining, f"train.steps={STEPS}", "train.learning_rate=0.003"]
+    steps = [f"train.steps={STEPS}", "train.save_every=2", "train.keep=9"]  # of all rounds
+    return [*where, *mining, *steps, "train.learning_rate=0.003"]
 
 
 def rounds(run: Path) -> list[list[dict[str, Any]]]:
@@ -63,7 +64,7 @@ def test_each_round_mines_the_queries_of_its_steps_with_the_weights_of_then(
 
 def test_killed_runs_and_two_processes_end_alike(settings: list[str], tmp_path: Path) -> None:
     """Killed in step 5: the checkpoint of step 4 names the set of step 3, and goes on with it."""
-    more = ["train.dropout=0.2", "train.save_every=2"]
+    more = ["train.dropout=0.2"]
     plain = ["train.dropout=0.0"]
 
     def job(name: str, world: int, options: list[str], kill: int | None = None) -> dict[str, Any]:
@@ -109,8 +110,17 @@ def test_a_checkpoint_needs_the_set_it_was_trained_on(settings: list[str], tmp_p
         finetune(config, evaluate=interrupt, remine=remine_stage(config))
     mined = out / "mined/step-00000003/mined.parquet"
     mined.write_bytes(mined.read_bytes()[:-1])
-    with pytest.raises(UserError, match="missing or changed, and the checkpoint of step 4"):
+    with pytest.raises(UserError, match="missing or changed, and the checkpoint of step 5"):
         finetune(config, remine=remine_stage(config))
+
+
+def test_rounds_that_no_checkpoint_names_go(settings: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    stages.finetune(load("tiny", [*settings, f"output={out}", "train.keep=1"]))
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
+    left = sorted(path.parent.name for path in (out / "mined").glob("step-*/mined.parquet"))
+    assert left == ["step-00000006"]
+    assert len(list((out / "mined").glob("step-*/mining.json"))) == 3
 
 
 def test_overwriting_a_run_removes_its_rounds(settings: list[str], tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """Out of memory: smaller micro-batches, the same step again, the bits of a step begun like that."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from tercet.configs import load
+from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
+from tercet.memory import is_out_of_memory
+from tercet.models import encode, load_encoder
 from tercet.train import finetune, loop, sizing
-from tercet.train.room import is_out_of_memory
 from tercet.train.tracking import read_log
-from tests.conftest import weights
+from tests.conftest import answer, question, weights
 from tests.workers import faults
 from tests.workers.launch import ROOT, run_jobs
 
@@ -110,6 +113,53 @@ def test_one_process_without_room_makes_all_replay(
         assert "process 1 is out of memory where the others cannot wait" in said
 
 
+def test_a_run_goes_on_with_what_was_left_of_its_sizes(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """Out of memory in step 3, killed in step 5: the process that goes on has all the room."""
+
+    def job(name: str, kill: int | None = None, full: bool = True) -> dict[str, Any]:
+        more = ["batch.keep_tokens=200", "train.steps=6", "train.save_every=1"]
+        return {
+            "world": 1,
+            "recipe": str(ROOT / "configs" / "tiny.yaml"),
+            "set": [f"output={tmp_path / name}", *options(tiny_model, pairs), *more],
+            "fault": {"kind": "memory", "step": 2, "tokens": SMALL} if full else None,
+            "kill_after": kill,
+        }
+
+    run_jobs([job("whole"), job("killed", kill=4), job("killed", full=False)], tmp_path)
+    last = [tmp_path / name / "checkpoints" / "step-00000006" for name in ("whole", "killed")]
+    a, b = map(weights, last)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    for path in last:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        assert (state["micro_tokens"], state["keep_tokens"]) == (60, 100)
+
+
+def test_a_batch_of_texts_is_halved_until_it_fits(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_encoder(ModelConfig(path=str(tiny_model)))
+    texts = [f"{question(n)} {answer(n)}" for n in range(24)]
+    expected = encode(model, texts, "query")
+    plain, seen = model.forward, []
+
+    def small(features: dict[str, Any], *given: Any, **named: Any) -> Any:
+        seen.append(features["input_ids"].numel())
+        if seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(features, *given, **named)
+
+    monkeypatch.setattr(model, "forward", small)
+    most = 100
+    np.testing.assert_allclose(encode(model, texts, "query"), expected, atol=1e-6)
+    assert max(seen) > most and sum(size <= most for size in seen) >= 4
+    most = 3
+    with pytest.raises(UserError, match="a text of .* tokens does not fit.*model.max_length"):
+        encode(model, texts, "query")
+
+
 def test_what_cannot_fit_is_not_tried(
     tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,4 +183,7 @@ def test_what_cannot_fit_is_not_tried(
 def test_errors_that_mean_full_memory() -> None:
     full = "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory"
     assert is_out_of_memory(RuntimeError(full)) and is_out_of_memory(MemoryError())
+    elsewhere = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert is_out_of_memory(RuntimeError(elsewhere))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))

@@ -1,16 +1,20 @@
 """What is read cannot run code, leave its folder or fill memory; what is written holds no key."""
 
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tercet.configs import ModelConfig, load
+from tercet.configs import Config, ModelConfig, load
 from tercet.configs.load import parse
 from tercet.errors import UserError
 from tercet.models import add_dense, load_encoder
@@ -19,6 +23,7 @@ from tercet.progress import say
 from tercet.secret import masked
 from tercet.train import finetune
 from tests.conftest import Run
+from tests.workers.launch import ROOT
 
 KEY = "a1b2c3d4" * 5  # as long as those of Weights & Biases
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,6 +149,39 @@ def test_a_key_in_a_config_is_refused(
     status, out, err = run("finetune", "tiny", *words)
     assert status == 2 and "tracking.name holds a key or token" in err
     assert KEY not in out + err and not (tmp_path / "out").exists()
+
+
+def test_no_section_takes_a_key_from_python_either() -> None:
+    with pytest.raises(ValidationError, match="holds a key or token") as error:
+        Config.model_validate({"output": "x", "tracking": {"name": "hf_" + "x" * 34}})
+    assert "x" * 34 not in str(error.value)
+
+
+def test_keys_in_files_are_known(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
+    (tmp_path / "token").write_text(f"{KEY[::-1]}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert masked(f"a {KEY} b {KEY[::-1]}") == "a *** b ***"
+    with pytest.raises(UserError, match="tracking.name holds a key or token"):
+        load("tiny", [f"tracking.name={KEY}"])
+
+
+def test_a_traceback_shows_no_key(tmp_path: Path) -> None:
+    program = (
+        "import sys; from tercet import cli; from tercet.cli import app\n"
+        f"def fails(**_): raise RuntimeError('refused for {KEY}')\n"
+        "app.app = fails; cli.main()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_TOKEN": KEY},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1 and KEY not in ended.stderr
+    assert "Traceback" in ended.stderr and "RuntimeError: refused for ***" in ended.stderr
 
 
 def test_no_message_shows_a_key(

@@ -1,8 +1,12 @@
 """Runs that are told to stop, and processes that lose one of theirs: saved, ended, explained."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import torch
 from tercet.configs import load
 from tercet.errors import LOST, SAVED, Stopped
 from tercet.train import finetune, loop
+from tercet.train.checkpoint import name_of, newest
 from tercet.train.tracking import read_log
 from tests.conftest import Run, weights
 from tests.workers.launch import ROOT, run_jobs
@@ -50,11 +55,11 @@ def ended(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
         job("twice", 1, kind="signals", step=3, number=signal.SIGTERM),
         job("killed", 2, kind="signal", step=3, at=1, number=signal.SIGKILL),
         job("error", 2, kind="error", step=3, at=1),
+        job("main-killed", 2, kind="signal", step=3, at=0, number=signal.SIGKILL),
         job("stuck", 2, kind="stuck", step=3, at=1),
+        job("late", 2, kind="late", step=3, at=1, heard=str(out / "late.0")),
     ]
-    start = time.monotonic()
     found = dict(zip([j["name"] for j in jobs], run_jobs(jobs, out), strict=True))
-    assert time.monotonic() - start < 240
     again = [job("term", 1), job("term-two", 2)]
     run_jobs(again, out)
     return out, found
@@ -100,6 +105,51 @@ def test_a_process_that_dies_ends_the_others_with_the_reason(
     assert "Traceback" not in said
 
 
+def test_without_the_main_process_the_others_say_why(ended: Any) -> None:
+    out, found = ended
+    assert found["main-killed"] == [-signal.SIGKILL, LOST]
+    last = (out / "main-killed.1").read_text().strip().splitlines()[-1]
+    assert last.startswith("error: process 0 of 2 on ") and "ended without a word" in last
+
+
+def test_the_others_hear_of_a_mistake_before_the_trackers_are_closed(ended: Any) -> None:
+    """Closing waits, in this test, until the other process has said that it ends."""
+    out, found = ended
+    assert found["late"] == [LOST, 1]
+    last = (out / "late.0").read_text().strip().splitlines()[-1]
+    assert "ended: ValueError: a strange thing happened" in last
+
+
+def test_a_signal_to_a_launcher_saves(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """torchrun, which `accelerate launch` calls as well, passes it on and waits for its own."""
+    words = [f"output={tmp_path / 'run'}", *options(tiny_model, pairs)]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tercet"]
+    quiet = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "said").open("w") as said:
+        running = subprocess.Popen(
+            [sys.executable, "-m", *launcher, "finetune", "tiny", *words, "train.steps=100000"],
+            cwd=tmp_path,
+            env=os.environ | quiet | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"},
+            stderr=said,
+        )
+        log = tmp_path / "run" / "run.jsonl"
+        until(lambda: running.poll() is not None or len(read_log(log)) > 2)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(timeout=120) != 0
+    told = (tmp_path / "said").read_text()
+    assert "stopped as asked after step" in " ".join(told.split()), told
+    reached = newest(tmp_path / "run" / "checkpoints")
+    assert reached is not None and reached.name == name_of(read_log(log)[-1]["step"])
+
+
+def until(happens: Callable[[], bool], seconds: float = 180) -> None:
+    """Return when it has happened."""
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_a_stop_says_what_to_do(
     run: Run, tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,3 +169,41 @@ def test_a_stop_says_what_to_do(
         finetune(load("tiny", words))
     state = tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json"
     assert json.loads(state.read_text())["step"] == 2
+
+
+def test_nothing_is_lost_in_an_evaluation(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint comes before it; the run that goes on begins by evaluating that step again."""
+    config = load("tiny", [f"output={tmp_path}", *options(tiny_model, pairs), "train.eval_every=2"])
+    asked: list[int] = []
+
+    def dies(model: object) -> dict[str, float]:
+        asked.append(len(asked))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return {"ndcg@10": 1.0 - len(asked) / 10}
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, evaluate=dies)
+    assert newest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "step-00000004"
+    trained = finetune(config, evaluate=dies)
+    assert len(asked) == 4  # steps 2, 4 (twice) and 6
+    assert (trained.best.name, trained.metric) == ("step-00000002", 0.9)
+    log = read_log(tmp_path / "run.jsonl")
+    assert [line["step"] for line in log if "dev/ndcg@10" in line] == [2, 4, 6]
+
+
+def test_a_signal_in_an_evaluation_is_heard_after_it(
+    tiny_model: Path, pairs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = load("tiny", [f"output={tmp_path}", *options(tiny_model, pairs), "train.eval_every=2"])
+
+    def signalled(model: object) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        assert "SIGTERM: stopping after this step" in capfd.readouterr().err  # said at once
+        return {"ndcg@10": 1.0}
+
+    with pytest.raises(Stopped, match="step 2"):
+        finetune(config, evaluate=signalled)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]

@@ -6,7 +6,9 @@ is unpickled.
 """
 
 import json
+import re
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -33,44 +35,81 @@ def save_checkpoint(
     with whole_folder(target) as partial:
         encoder.save(str(partial / "model"), create_model_card=False)
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / TENSORS)
-        write_json(partial / "state.json", state | {"step": step})
+        write_json(partial / STATE, state | {"step": step})
         files = sorted(f for f in partial.rglob("*") if f.is_file())
         manifest = {str(f.relative_to(partial)): sha256(f) for f in files}
         write_json(partial / MANIFEST, manifest_of(manifest))
     return target
 
 
-def manifest_of(hashes: dict[str, str]) -> dict[str, Any]:
+def manifest_of(hashes: dict[str, str], version: int | None = None) -> dict[str, Any]:
     """What manifest.json holds: the SHA-256 of each file, and a digest of that list itself."""
-    digest = fingerprint(part for item in sorted(hashes.items()) for part in item)
-    return {"format": FORMAT, "sha256": hashes, "digest": digest}
+    version = FORMAT if version is None else version
+    parts = (part for item in sorted(hashes.items()) for part in item)
+    return {"format": version, "sha256": hashes, "digest": fingerprint([str(version), *parts])}
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders of checkpoints, sound or not, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if STEP.fullmatch(path.name))
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint; a damaged one is named and skipped."""
-    for candidate in sorted(folder.glob("step-*"), reverse=True):
+    """The newest complete checkpoint, or None if there is none at all; damaged ones are named.
+
+    Raises UserError if all are damaged, or if one is of another version of Tercet: a run begun
+    anew in their place would be work lost, perhaps to a disk that is away for a moment.
+    """
+    damages = {}
+    for candidate in reversed(checkpoints_in(folder)):
         damage = verify(candidate)
         if damage is None:
             return candidate
+        damages[candidate.name] = damage
         say(f"{candidate}: skipped, {damage}")
-    return None
+        if damage.startswith(OTHER_FORMAT):
+            break
+    if not damages:
+        return None
+    listed = "; ".join(f"{name}: {damage}" for name, damage in damages.items())
+    raise UserError(
+        f"{folder}: no checkpoint here can be gone on with ({listed}); mend the disk or use the "
+        "version of Tercet that wrote them; with overwrite=true they are set aside"
+    )
+
+
+def set_aside(folder: Path, after: Path | None) -> None:
+    """Rename the damaged checkpoints later than the sound one: nothing is deleted unseen."""
+    for path in checkpoints_in(folder):
+        if after is None or path.name > after.name:
+            names = (f"damaged-{path.name}{f'.{n}' if n else ''}" for n in count())
+            path.rename(next(path.with_name(n) for n in names if not path.with_name(n).exists()))
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for path in [*folder.glob(".step-*.partial"), *folder.glob(".step-*.old")]:
+        shutil.rmtree(path)
 
 
 def verify(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None.
 
     Every file must be one that the manifest names, inside the folder, of the bytes it had when
-    written, and none may hold a pickle: loading that would run whatever it says.
+    written, and none may hold a pickle: loading that would run whatever it says. Hidden files,
+    which file systems and desktops leave (.nfs*, .DS_Store) and no library reads, do no harm.
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"its {MANIFEST} is of format {manifest['format']}, this version reads {FORMAT}"
+        version = int(manifest["format"])
         hashes = {str(name): str(digest) for name, digest in manifest["sha256"].items()}
-        if manifest != manifest_of(hashes):
+        if manifest != manifest_of(hashes, version):
             return f"its {MANIFEST} is damaged"
+        if version != FORMAT:
+            return f"{OTHER_FORMAT} {version}, this version reads {FORMAT}"
         there = {str(f.relative_to(checkpoint)) for f in checkpoint.rglob("*") if not f.is_dir()}
-        for name in sorted(hashes.keys() | (there - {MANIFEST})):
+        seen = {name for name in there if not Path(name).name.startswith(".")}
+        for name in sorted(hashes.keys() | (seen - {MANIFEST})):
             damage = _damage(checkpoint, name, hashes.get(name))
             if damage is not None:
                 return damage
@@ -97,27 +136,54 @@ def _damage(checkpoint: Path, name: str, expected: str | None) -> str | None:
 def load_checkpoint(
     checkpoint: Path, encoder: SentenceTransformer, trust_remote_code: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Put the weights into `encoder`; return the other tensors and the state."""
+    """Put the weights into `encoder`; return the other tensors and the state.
+
+    Raises UserError if the encoder is not the one that was trained.
+    """
     saved = SentenceTransformer(
         str(checkpoint / "model"), device="cpu", trust_remote_code=trust_remote_code
     )
+    there, wanted = (
+        {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        for model in (saved, encoder)
+    )
+    if there != wanted:
+        first = min({name for name, _ in there.items() ^ wanted.items()})
+        raise UserError(
+            f"{checkpoint}: its model has other weights than the config asks for (first {first}: "
+            f"{there.get(first, 'absent')} there, {wanted.get(first, 'absent')} here); no run goes "
+            "on under such a change: choose another output or say overwrite=true"
+        )
     encoder.load_state_dict(saved.state_dict())
     tensors = load_file(checkpoint / TENSORS)
-    return tensors, json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return tensors, read_state(checkpoint)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Its state.json: step, best, sizes, config, fingerprints."""
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
 def drop_old(folder: Path, step: int, best: int, keep: int) -> None:
-    """Keep the checkpoints of `step`, of `best` and the `keep` - 1 newest before `step`.
+    """Keep the checkpoints of `step`, of `best` and the `keep` - 1 newest before `step`."""
+    past = [path for path in checkpoints_in(folder) if path.name <= name_of(step)]
+    for path in past[:-keep]:
+        if path.name != name_of(best):
+            shutil.rmtree(path)
 
-    Those after `step` go too: they are damaged, or of a run that was taken back; so does what a
-    killed process left half written.
+
+def drop_rounds(folder: Path, rounds: Path, current: str | None) -> None:
+    """Delete the mined sets below `rounds` that neither a kept checkpoint nor the run goes on with.
+
+    current: of the run, relative to the output folder as the checkpoints name theirs. The summary
+    and the page of each round stay.
     """
-    there = {path.name: path for path in sorted(folder.glob("step-*"))}
-    past = [name for name in there if name <= name_of(step)]
-    kept = {*past[-keep:], name_of(best)}
-    unfinished = [*folder.glob(".step-*.partial"), *folder.glob(".step-*.old")]
-    for path in [*(p for name, p in there.items() if name not in kept), *unfinished]:
-        shutil.rmtree(path)
+    named = {current}
+    for checkpoint in checkpoints_in(folder):
+        named.add((read_state(checkpoint)["mined"] or {}).get("file"))
+    for mined in rounds.glob("step-*/mined.parquet"):
+        if str(mined.relative_to(rounds.parent)) not in named:
+            mined.unlink()
 
 
 def name_of(step: int) -> str:
@@ -156,6 +222,9 @@ def restore_optimizer(
         }
 
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
+STATE = "state.json"
+STEP = re.compile(r"step-\d{8,}")
+OTHER_FORMAT = "it is of format"
 TENSORS = "trainer.safetensors"

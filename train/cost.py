@@ -185,16 +185,23 @@ def _sent(shape: Shape, plan: Plan, cluster: Cluster, kept: int) -> float:
 
 
 def _memory(shape: Shape, plan: Plan, cluster: Cluster, kept_tokens: int) -> float:
-    """Weights, gradients, Adam, what the launch adds, graphs, vectors."""
-    trained, width = shape.trained * FLOAT, 2 if cluster.half else FLOAT
+    """States, graphs, vectors."""
+    width = 2 if cluster.half else FLOAT
+    largest = max(plan.cost(m) for micros in plan.ranks for m in micros)
+    graphs = (kept_tokens + largest) * token_bytes(shape, width)
+    vectors = VECTORS * len(plan.lengths) * shape.vector * FLOAT
+    return state_bytes(shape, cluster, len(plan.ranks[0])) + graphs + vectors
+
+
+def state_bytes(shape: Shape, cluster: Cluster, micro_batches: int) -> float:
+    """What a process holds whatever the batch: weights, gradients, Adam's averages, buffers."""
+    trained = shape.trained * FLOAT
     states = shape.parameters * FLOAT + (1 + ADAM) * trained
     if cluster.sharded:
         states = states / cluster.world + 2 * shape.largest * FLOAT  # two layers are whole
-    else:
-        states += trained * (cluster.world > 1) + shape.parameters * 2 * cluster.half
-    largest = max(plan.cost(m) for micros in plan.ranks for m in micros)
-    graphs = (kept_tokens + largest) * token_bytes(shape, width)
-    return states + graphs + VECTORS * len(plan.lengths) * shape.vector * FLOAT
+        # Until the last micro-batch the gradient is added up unsharded, on every process.
+        return states + trained * (micro_batches > 1)
+    return states + trained * (cluster.world > 1) + shape.parameters * 2 * cluster.half
 
 
 def token_bytes(shape: Shape, width: int) -> float:

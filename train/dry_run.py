@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import psutil
@@ -52,12 +53,12 @@ def forecast(config: Config) -> Forecast:
     """
     with tempfile.TemporaryDirectory() as folder:
         aside = {"output": folder, "tracking": config.tracking.model_copy(update={"wandb": False})}
-        with together():
+        with ExitStack() as leaving, together():
             run = prepare(config.model_copy(update=aside))
-            try:
-                return _measure(run)
-            finally:
-                close(run)
+            leaving.callback(close, run)
+            found = _measure(run)
+        run.accelerator.end_training()
+    return found
 
 
 def _used(run: Run) -> int:
@@ -68,14 +69,14 @@ def _used(run: Run) -> int:
 
 
 def _states(run: Run) -> int:
-    """Bytes of gradients and of Adam's averages, which the first step makes."""
+    """Bytes of the gradients; Adam's averages are there already."""
     trained = [p for p in run.model.parameters() if p.requires_grad]
     own = sum(own_part(p).numel() * p.element_size() for p in trained)
     whole = sum(p.numel() * p.element_size() for p in trained)
     if run.accelerator.num_processes == 1:
-        return 3 * own
+        return own
     # DDP's buckets; FSDP keeps whole gradients until the last micro-batch reduces them.
-    return 3 * own + whole
+    return own + whole
 
 
 def _measure(run: Run) -> Forecast:

@@ -13,16 +13,18 @@ from tercet.data.batch import Batch
 from tercet.data.rows import Indices
 from tercet.errors import SAVED, Stopped, UserError
 from tercet.files import write_json
+from tercet.memory import free_memory
 from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
+from tercet.processes import on_main
 from tercet.progress import progress, say
 from tercet.train.average import decay_at
 from tercet.train.objective import objective, report
 from tercet.train.optim import learning_rate, least_log_temperature, set_rate
 from tercet.train.plan import Plan, plan
 from tercet.train.polite import politely
-from tercet.train.room import OutOfMemory, free_memory
-from tercet.train.run import Run
+from tercet.train.room import OutOfMemory
+from tercet.train.run import Evaluate, Run
 from tercet.train.saving import save, settle
 from tercet.train.shards import whole
 from tercet.train.signals import effective_rank, masked_pairs
@@ -36,12 +38,16 @@ HALVINGS = 4  # of the micro-batches in one step, before it is given up
 def train(run: Run) -> None:
     """Run the steps that are left.
 
-    Raises UserError if a loss or gradient is not finite, and Stopped after SIGTERM or SIGINT.
+    Raises UserError if a loss or gradient is not finite, and Stopped after SIGTERM or SIGINT. A
+    checkpoint is written before each evaluation, so that no step is lost in it; a run that goes on
+    from there begins by evaluating.
     """
     settings, alone = run.config.train, run.accelerator.num_processes == 1
     with progress("train", run.steps) as advance, politely() as asked:
         run.asked_to_stop = asked
         advance(run.step)
+        if run.step and _evaluates_now(run):
+            _evaluate(run)
         while run.step < run.steps:
             if run.refresh is not None:
                 run.refresh(run)
@@ -58,9 +64,12 @@ def train(run: Run) -> None:
                 run.optimizer.step()
                 if run.log_temperature is not None:
                     run.log_temperature.data.clamp_(min=least_log_temperature(run.config.loss))
-                run.skipped_in_a_row = 0
-                if run.average is not None and settings.ema is not None:
-                    run.average.update(run.encoder, decay_at(run.step, settings.ema))
+                if run.optimizer.step_was_skipped:  # type: ignore[attr-defined]
+                    _count_overflow(run)
+                else:
+                    run.skipped_in_a_row = 0
+                    if run.average is not None and settings.ema is not None:
+                        run.average.update(run.encoder, decay_at(run.step, settings.ema))
             run.optimizer.zero_grad(set_to_none=True)
             run.step += 1
 
@@ -69,10 +78,13 @@ def train(run: Run) -> None:
                 seconds = time.perf_counter() - started
                 values = signals(run, batch, cut, outcome) | {"grad_norm": norm, "lr": rate}
                 run.tracker.log(run.step, values | {"tokens_per_second": cut.tokens / seconds})
-            improved = _evaluate(run) if last or run.step % run.eval_every == 0 else False
+            evaluates = _evaluates_now(run)
             stop = not last and (outcome.flags > 0 or (alone and asked()))
-            if last or stop or improved or run.step % run.save_every == 0:
+            if last or stop or evaluates or run.step % run.save_every == 0:
                 save(run)
+            if evaluates and not stop:
+                _evaluate(run)
+                stop = not last and alone and asked()
             advance(1, note=f"loss {outcome.loss:.4f}")
             if stop:
                 raise Stopped(
@@ -95,7 +107,9 @@ def gradient_in_room(run: Run, batch: Batch) -> tuple[Plan, Outcome]:
             run.optimizer.zero_grad(set_to_none=True)
         if attempt == HALVINGS:
             break
-        free_memory(run.accelerator)  # only here, where nothing holds the failed step any more
+        free_memory(
+            run.accelerator.device
+        )  # only here, where nothing holds the failed step any more
         run.micro_tokens, run.keep_tokens = max(1, run.micro_tokens // 2), run.keep_tokens // 2
         say(
             f"step {run.step + 1}: out of memory; once more with micro-batches of "
@@ -212,23 +226,37 @@ def _refuse_or_skip(run: Run, batch: Batch, outcome: Outcome, norm: float) -> No
         run.accelerator.scaler.update()
 
 
-def _evaluate(run: Run) -> bool:
-    """Log the dev metrics; whether this is the best step so far. On the main process only."""
-    run.accelerator.wait_for_everyone()
-    improved = False
-    if run.evaluate is not None:
+def _count_overflow(run: Run) -> None:
+    """A step that fp16's scaler left out: expected now and then, for ever it teaches nothing."""
+    run.skipped, run.skipped_in_a_row = run.skipped + 1, run.skipped_in_a_row + 1
+    if run.skipped_in_a_row > MOST_SKIPPED:
+        raise UserError(
+            f"step {run.step + 1}: in fp16 the gradients of {run.skipped_in_a_row} steps in a row "
+            "were not finite, whatever the scale; nothing was applied, the last checkpoint is "
+            "sound; use train.mixed_precision=bf16"
+        )
+
+
+def _evaluates_now(run: Run) -> bool:
+    due = run.step == run.steps or run.step % run.eval_every == 0
+    return due and run.evaluate is not None
+
+
+def _evaluate(run: Run) -> None:
+    """Log the dev metrics, on the main process only, and note whether this is the best step."""
+    if (evaluate := run.evaluate) is not None:
         settle(run)
+        run.best = on_main(lambda: _best_of(run, evaluate))
+
+
+def _best_of(run: Run, evaluate: Evaluate) -> dict[str, Any]:
+    """Evaluate on this process; step and value of the best so far."""
     place = run.whole.device  # a copy goes back to where it waits
-    if run.evaluate is not None and run.accelerator.is_main_process:
-        values = run.evaluate(run.whole.to(run.accelerator.device))
-        run.whole.to(place)
-        run.tracker.log(run.step, {f"dev/{name}": value for name, value in values.items()})
-        metric = run.config.evaluation.metric
-        if metric not in values:
-            raise UserError(f"evaluation.metric: no {metric!r}; measured are {', '.join(values)}")
-        value = values[metric]
-        improved = value > run.best.get("value", -math.inf)
-        if improved:
-            run.best = {"step": run.step, "value": value}
-    flag = torch.tensor(float(improved), device=run.accelerator.device)
-    return bool(run.accelerator.reduce(flag, "sum") > 0)  # type: ignore[operator]
+    values = evaluate(run.whole.to(run.accelerator.device))
+    run.whole.to(place)
+    run.tracker.log(run.step, {f"dev/{name}": value for name, value in values.items()})
+    metric = run.config.evaluation.metric
+    if metric not in values:
+        raise UserError(f"evaluation.metric: no {metric!r}; measured are {', '.join(values)}")
+    better = values[metric] > run.best.get("value", -math.inf)
+    return {"step": run.step, "value": values[metric]} if better else run.best

@@ -26,6 +26,16 @@ def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
+def allocate(optimizer: torch.optim.Optimizer) -> None:
+    """Make Adam's averages now, zero as its first step would, so that what is free stays free."""
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+
+
 def add_temperature(
     optimizer: torch.optim.Optimizer, log_temperature: nn.Parameter, config: Config
 ) -> None:

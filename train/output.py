@@ -1,14 +1,14 @@
 """The output folder of a run: refused if it holds other work, claimed when training can begin."""
 
-import difflib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tercet.configs import Config, load, save
-from tercet.errors import UserError
+from tercet.errors import UserError, did_you_mean
 from tercet.files import writable_folder
+from tercet.train.checkpoint import checkpoints_in
 from tercet.train.tracking import WANDB_ID
 
 CONFIG = "config.yaml"
@@ -91,10 +91,9 @@ def check_allowed(allowed: Sequence[str], config: Config) -> None:
     """Raise UserError for a name in `allowed` that is nothing a run could differ in."""
     keys = _flat(config.model_dump(mode="json"))
     sections = {key.rsplit(".", n)[0] for key in keys for n in range(1, key.count(".") + 1)}
-    known = {"code", *keys, *sections}
+    known = {"code", "models", *keys, *sections}
     for name in set(allowed) - known:
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "give a key of the config, data or code"
+        hint = did_you_mean(name, known, "give a key of the config, data, models or code")
         raise UserError(f"--allow-changed: nothing is called {name!r}; {hint}")
 
 
@@ -104,7 +103,7 @@ def _finished(folder: Path) -> bool:
 
 def _changed(folder: Path, config: Config, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """Keys in which an unfinished run in `folder` differs; none if no run has got anywhere."""
-    if not (folder / CONFIG).exists() or not any((folder / "checkpoints").glob("step-*")):
+    if not (folder / CONFIG).exists() or not checkpoints_in(folder / "checkpoints"):
         return {}
     was, now = (c.model_dump(mode="json") for c in (load(folder / CONFIG), config))
     found = differences(was, now, allowed)

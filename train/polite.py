@@ -1,15 +1,18 @@
 """SIGTERM and SIGINT: a step is finished and saved before the run ends."""
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from tercet.progress import say
+from tercet.progress import is_main_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+WHAT_NOW = "stopping after this step, once it is saved; a second one stops at once"
 SAME = 1.0  # seconds: a terminal and a launcher that pass on the same Ctrl-C are one asking
 
 
@@ -26,8 +29,8 @@ def politely() -> Iterator[Callable[[], bool]]:
         now = time.monotonic()
         if not asked:
             asked.append(now)
-            name = signal.Signals(number).name
-            say(f"{name}: stopping after this step, once it is saved; a second one stops at once")
+            if is_main_process():
+                _say_at_once(f"\n{signal.Signals(number).name}: {WHAT_NOW}\n")
         elif now - asked[0] >= SAME:
             signal.signal(number, before[number])
             signal.raise_signal(number)
@@ -43,3 +46,9 @@ def politely() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say_at_once(text: str) -> None:
+    """Past every buffer and lock: the signal may have come while one of them was held."""
+    with suppress(OSError, ValueError):  # nobody to tell
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

@@ -19,6 +19,7 @@ from tercet.files import sha256
 from tercet.progress import say
 from tercet.train.rows import batches_of
 from tercet.train.run import Run
+from tercet.train.saving import save
 from tercet.train.shards import fill
 
 # Encoder, rows, positions of the queries to mine for, file to write, round. All processes call it.
@@ -37,14 +38,17 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
         if run.step % every or begun_with:
             return
         steps = range(run.step, min(run.step + every, run.steps))
+        if run.step > run.saved:
+            save(run)  # mining may take hours, and a signal is heard after it
         chosen = [rows.row_query[run.batches.order.batch(step)[0]] for step in steps]
         asked = np.unique(np.concatenate(chosen))
-        name = f"mined/step-{run.step:08d}/mined.parquet"
+        path = run.rounds / f"step-{run.step:08d}" / "mined.parquet"
+        name = str(path.relative_to(run.config.output))
         say(f"step {run.step}: mining {len(asked)} queries anew with the current weights")
         fill(run.whole, run.encoder)
         place = run.whole.device
         encoder = run.whole.to(run.accelerator.device)
-        remine(encoder, rows, asked, Path(run.config.output) / name, run.step // every)
+        remine(encoder, rows, asked, path, run.step // every)
         run.whole.to(place)
         run.accelerator.wait_for_everyone()
         use(run, rows, name)

@@ -1,16 +1,22 @@
 """Which checkpoint a run goes on from, and whether it may: same rows, same code, or said so."""
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config
 from tercet.data import TrainingSet
 from tercet.errors import UserError
+from tercet.files import fingerprint, sha256
+from tercet.models import resolve
+from tercet.models.hub import cached_folder
+from tercet.models.store import tokenizer_fingerprint
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
-from tercet.train.checkpoint import newest
+from tercet.train.checkpoint import drop_unfinished, newest, read_state, set_aside
 from tercet.train.output import (
     claim_output,
     clear_output,
@@ -20,9 +26,15 @@ from tercet.train.output import (
 )
 from tercet.versions import code_version
 
+PARTS = {  # of what a run began with, as a complaint calls them
+    "data": "set of rows",
+    "models": "teacher, guide, cross-encoder or tokenizer",
+    "code": "version of the code",
+}
 
-def what_begins(config: Config, data: TrainingSet) -> dict[str, Any]:
-    """What a checkpoint remembers of config, rows and code."""
+
+def what_begins(config: Config, data: TrainingSet, encoder: SentenceTransformer) -> dict[str, Any]:
+    """What a checkpoint remembers of config, rows, models and code. A meeting of all processes."""
     counted = {
         "rows": len(data),
         "queries": len(data.queries),
@@ -30,29 +42,61 @@ def what_begins(config: Config, data: TrainingSet) -> dict[str, Any]:
         "negatives": len(data.negatives.values),
         "fingerprint": data.fingerprint,
     }
-    return {"config": config.model_dump(mode="json"), "data": counted, "code": code_version()}
+    return {
+        "config": config.model_dump(mode="json"),
+        "data": counted,
+        "models": on_main(partial(_models, config, encoder)),
+        "code": code_version(),
+    }
+
+
+def _models(config: Config, encoder: SentenceTransformer) -> dict[str, Any]:
+    """Fingerprints of the models that steer the run, since a path may come to hold another.
+
+    Of the trained model itself only the tokenizer: its weights are in the checkpoint.
+    """
+    others = {
+        "distil.teacher": config.distil.teacher,
+        "loss.false_negatives.guide": [config.loss.false_negatives.guide],
+        "mining.rescore.model": [config.mining.refresh_every and config.mining.rescore.model],
+    }
+    return {"tokenizer": tokenizer_fingerprint(encoder.tokenizer)} | {
+        key: [_files(path, key) for path in paths if path] for key, paths in others.items()
+    }
+
+
+def _files(path: str, where: str) -> str:
+    """Hash of a model folder's weights and settings."""
+    found = resolve(path, where)
+    folder = Path(found) if Path(found).is_dir() else cached_folder(found)
+    if folder is None:  # fetched only when it is used
+        return found
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json"))
+    return fingerprint(part for f in files for part in (str(f.relative_to(folder)), sha256(f)))
 
 
 def to_resume(config: Config, begun: dict[str, Any], allowed: Sequence[str] = ()) -> Path | None:
     """The newest sound checkpoint of the output folder, which is claimed for this run.
 
-    With `overwrite`, what another run left there is removed first. Raises UserError, with the
-    difference, if the checkpoint was trained on other rows or by other code and `allowed` names
-    neither. A meeting of all processes.
+    With `overwrite`, what another run left there is removed first, and checkpoints of which none
+    is sound are set aside. Raises UserError, with the difference, if the checkpoint was trained on
+    other rows, under other teachers or by other code and `allowed` does not name that. A meeting
+    of all processes.
     """
 
     def choose() -> Path | None:
         folder = Path(config.output)
         clear_output(config, allowed)
-        found = newest(folder / "checkpoints")
+        found = _newest(config)
         if found is not None and (changes := _changes(found, begun, allowed)):
             if not config.overwrite:
                 for part, changed in changes.items():
-                    what = {"data": "set of rows", "code": "version of the code"}[part]
-                    refuse_changes(config, what, changed, allow=tuple(changes))
+                    refuse_changes(config, PARTS[part], changed, allow=tuple(changes))
             say(f"{folder}: holds a run on other {' and '.join(changes)}, which is removed")
             remove_run(folder)
             found = None
+        drop_unfinished(folder / "checkpoints")
+        set_aside(folder / "checkpoints", after=found)
         claim_output(config)
         return found
 
@@ -66,11 +110,21 @@ def to_resume(config: Config, begun: dict[str, Any], allowed: Sequence[str] = ()
     return found
 
 
+def _newest(config: Config) -> Path | None:
+    try:
+        return newest(Path(config.output) / "checkpoints")
+    except UserError:
+        if not config.overwrite:
+            raise
+        say(f"{config.output}: no checkpoint is sound; they are set aside and the run begins anew")
+        return None
+
+
 def _changes(
     checkpoint: Path, begun: dict[str, Any], allowed: Sequence[str]
 ) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """By part, `data` and `code`, what differs from the checkpoint's."""
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    parts = [part for part in ("data", "code") if part not in allowed]
+    """By part what differs from the checkpoint's."""
+    state = read_state(checkpoint)
+    parts = [part for part in PARTS if part not in allowed]
     found = {part: differences({part: state[part]}, {part: begun[part]}) for part in parts}
     return {part: changed for part, changed in found.items() if changed}

@@ -1,6 +1,5 @@
 """Out of memory: noticed by one process, agreed on by all, so that none waits for another."""
 
-import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from tercet.errors import UserError
+from tercet.memory import free_memory, is_out_of_memory
 
 Made = TypeVar("Made")
 
@@ -38,7 +38,7 @@ class Room:
                 self._refuse(error, unless=self.can_go_on)
             # Here the error and the tensors that its frames hold are gone.
             self.out = True
-            free_memory(self.accelerator)
+            free_memory(self.accelerator.device)
         if self.accelerator.num_processes == 1:
             raise OutOfMemory
         return stand_in()
@@ -52,7 +52,7 @@ class Room:
             self._refuse(error, unless=alone)
         else:
             return
-        free_memory(self.accelerator)
+        free_memory(self.accelerator.device)
         raise OutOfMemory
 
     def _refuse(self, error: Exception, *, unless: bool) -> None:
@@ -73,17 +73,3 @@ class Room:
         here = torch.tensor(float(self.out), device=self.accelerator.device)
         if float(self.accelerator.reduce(here, "sum")) > 0:  # type: ignore[arg-type]
             raise OutOfMemory
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what a device, or the CPU's allocator, raises when memory is full."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
-
-
-def free_memory(accelerator: Accelerator) -> None:
-    """Give back what a failed attempt has left behind."""
-    gc.collect()
-    if accelerator.device.type != "cpu":
-        torch.accelerator.empty_cache()

@@ -47,6 +47,7 @@ class Run:
     micro_tokens: int
     keep_tokens: int
     step: int = 0  # finished steps
+    saved: int = 0  # of the newest checkpoint
     best: dict[str, Any] = field(default_factory=dict)  # step and value of the metric
     skipped: int = 0  # steps left out because something was not finite
     skipped_in_a_row: int = 0
@@ -57,3 +58,8 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return Path(self.config.output) / "checkpoints"
+
+    @property
+    def rounds(self) -> Path:
+        """Where negatives are mined inside the run."""
+        return Path(self.config.output) / "mined"

@@ -9,7 +9,12 @@ from tercet.errors import UserError
 from tercet.files import disk_trouble
 from tercet.processes import share_mistakes
 from tercet.train.average import weight_tensors
-from tercet.train.checkpoint import drop_old, optimizer_tensors, save_checkpoint
+from tercet.train.checkpoint import (
+    drop_old,
+    drop_rounds,
+    optimizer_tensors,
+    save_checkpoint,
+)
 from tercet.train.run import Run
 from tercet.train.shards import fill
 
@@ -27,6 +32,8 @@ def save(run: Run) -> None:
         "best": run.best,
         "skipped": run.skipped,
         "micro_tokens": run.micro_tokens,
+        "keep_tokens": run.keep_tokens,
+        "processes": run.accelerator.num_processes,
         **run.begun,
         "mined": run.mined,
         "scaler": run.accelerator.scaler and run.accelerator.scaler.state_dict(),
@@ -34,6 +41,7 @@ def save(run: Run) -> None:
     with share_mistakes():
         if run.accelerator.is_main_process:
             _write(run, tensors, state)
+    run.saved = run.step
 
 
 def settle(run: Run) -> None:
@@ -55,6 +63,7 @@ def _write(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         save_checkpoint(run.checkpoints, run.step, run.whole, tensors, state)
         best = run.best.get("step", run.step)
         drop_old(run.checkpoints, run.step, best, run.config.train.keep)
+        drop_rounds(run.checkpoints, run.rounds, (run.mined or {}).get("file"))
     except Exception as error:
         reason = disk_trouble(error)
         if reason is None:

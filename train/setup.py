@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,11 +29,11 @@ from tercet.models import (
 )
 from tercet.peers import together
 from tercet.progress import say
-from tercet.train.average import Average, restore_weights
+from tercet.train.average import WEIGHTS, Average, restore_weights
 from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
 from tercet.train.loop import forward, plan_of, train
 from tercet.train.objective import GuideVectors
-from tercet.train.optim import adamw, add_temperature
+from tercet.train.optim import adamw, add_temperature, allocate
 from tercet.train.output import check_allowed, refuse_other_run
 from tercet.train.remine import Remine, refresher, resume
 from tercet.train.resuming import to_resume, what_begins
@@ -82,12 +83,11 @@ def finetune(
     or sections of the config, "data", "code".
     Raises UserError for anything the user can mend, before the model is loaded where possible.
     """
-    with together():
+    with ExitStack() as leaving, together():
         run = prepare(config, evaluate, remine, allow_changed)
-        try:
-            train(run)
-        finally:
-            close(run)
+        leaving.callback(close, run)  # after `together`: the others hear of a mistake first
+        train(run)
+    run.accelerator.end_training()  # not after a mistake: the group may wait for one who has gone
     last = run.checkpoints / name_of(run.step)
     best = run.checkpoints / name_of(run.best.get("step", run.step))
     return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.whole)
@@ -120,7 +120,7 @@ def prepare(
 
 
 def close(run: Run) -> None:
-    """End the trackers and the process group, DDP first.
+    """End DDP and the trackers; the process group has to be ended after DDP.
 
     Otherwise DDP's reducer takes the last hold on the group down with it while it holds Python's
     lock, which the group's own thread may be waiting for: a hang after the last step, seen with
@@ -157,7 +157,7 @@ def _set_up(
         )
     if config.train.dropout is not None:
         set_dropout(encoder, config.train.dropout)
-    begun = what_begins(config, data)
+    begun = what_begins(config, data, encoder)
     resumed = to_resume(config, begun, allow_changed)
     tensors, state = {}, {}
     if resumed is not None:
@@ -186,6 +186,7 @@ def _set_up(
         model = accelerator.unwrap_model(model)
     if learned is not None:  # not before: FSDP looks for each parameter in the model
         add_temperature(optimizer, learned, config)
+    allocate(optimizer)
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -212,10 +213,13 @@ def _set_up(
     )
     if resumed is not None:
         run.step, run.best, run.skipped = state["step"], state["best"], state["skipped"]
+        run.saved = run.step
         resume(run, rows, state)
         if learned is not None:
+            if "log_temperature" not in tensors:
+                raise UserError(f"loss.learn_temperature: {resumed} was trained with a fixed one")
             learned.data.copy_(tensors["log_temperature"])
-        if run.average is not None:  # it was read from the checkpoint's model
+        if any(name.startswith(WEIGHTS) for name in tensors):  # its model holds averages
             restore_weights(encoder, tensors)
         restore_optimizer(optimizer, parameter_names(run), tensors)
         if accelerator.scaler is not None and state["scaler"]:
@@ -231,8 +235,10 @@ def _set_sizes(run: Run, state: dict[str, Any]) -> None:
     batch = run.batches(run.step)
     same = state and state["config"]["batch"]["micro_tokens"] == asked.micro_tokens
     known: int | None = state["micro_tokens"] if same else None
+    kept: int | None = state["keep_tokens"] if same and _same_graphs(run, state) else None
     run.micro_tokens = known or (1 if asked.micro_tokens == "auto" else asked.micro_tokens)
     run.keep_tokens = 0 if asked.keep_tokens == "auto" else asked.keep_tokens
+    run.keep_tokens = run.keep_tokens if kept is None else kept
     lengths = plan_of(run, batch).lengths
     run.model.train()
 
@@ -241,11 +247,17 @@ def _set_sizes(run: Run, state: dict[str, Any]) -> None:
 
     if asked.micro_tokens == "auto" and known is None:
         run.micro_tokens = choose_micro_tokens(run.accelerator, run.model, probe, lengths)
-    if asked.keep_tokens == "auto":
+    if asked.keep_tokens == "auto" and kept is None:
         each = bytes_per_token(run.accelerator, run.model, probe, lengths, run.micro_tokens)
         room = least(run.accelerator, free_bytes(run.accelerator) / each)
         run.keep_tokens = int(KEEP_SHARE * room)
     say(f"micro-batches of {run.micro_tokens} tokens, graphs of {run.keep_tokens} tokens kept")
+
+
+def _same_graphs(run: Run, state: dict[str, Any]) -> bool:
+    """Whether as many graphs may be kept as before: as much was asked for, by as many processes."""
+    before, asked = state["config"]["batch"]["keep_tokens"], run.config.batch.keep_tokens
+    return before == asked and state["processes"] == run.accelerator.num_processes
 
 
 def _accelerator(config: Config) -> Accelerator:

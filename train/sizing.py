@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tercet.data.rows import Indices
+from tercet.memory import is_out_of_memory
 from tercet.train.plan import plan
-from tercet.train.room import is_out_of_memory
 from tercet.train.shards import own_part
 
 SMALLEST = {"cpu": 1_024}  # padded tokens to start from; other devices start larger

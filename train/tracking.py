@@ -26,6 +26,7 @@ class Tracker:
         self.accelerator = accelerator
         self.path = Path(config.output) / "run.jsonl"
         self.said: set[str] = set()
+        self.torn = False  # the last line may be half written
         if accelerator.is_main_process:
             try:
                 _drop_after(self.path, start)
@@ -40,7 +41,8 @@ class Tracker:
             line = {"step": step} | {key: _plain(value) for key, value in values.items()}
             try:
                 with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line, allow_nan=False) + "\n")
+                    file.write("\n" * self.torn + json.dumps(line, allow_nan=False) + "\n")
+                self.torn = False
             except OSError as error:
                 self._not_written(error)
         if self.accelerator.trackers:
@@ -51,7 +53,7 @@ class Tracker:
                 self.accelerator.trackers = []
 
     def finish(self) -> None:
-        """Flush and close the trackers, for a minute at most; then leave the process group."""
+        """Flush and close the trackers, for a minute at most."""
         for tracker in self.accelerator.trackers:
             closing = threading.Thread(target=_close, args=(tracker,), daemon=True)
             closing.start()
@@ -60,7 +62,6 @@ class Tracker:
                 say(f"Weights & Biases has not taken everything within {WAIT:.0f} s; `wandb sync` "
                     "sends what is below wandb/ in the output folder")  # fmt: skip
         self.accelerator.trackers = []
-        self.accelerator.end_training()
 
     def _start_wandb(self, config: Config) -> None:
         settings: dict[str, Any] = {
@@ -85,6 +86,7 @@ class Tracker:
             self.accelerator.trackers = []
 
     def _not_written(self, error: OSError) -> None:
+        self.torn = True
         reason = error.strerror or str(error)
         if reason not in self.said:
             self.said.add(reason)
@@ -107,9 +109,16 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Forget what was logged after the checkpoint that the run resumes from."""
-    kept = [line for line in read_log(path) if line["step"] <= step]
+    """Forget what was logged after the checkpoint that the run resumes from.
+
+    Also its evaluation, which came after it was written and will be repeated.
+    """
+    kept = [line for line in read_log(path) if line["step"] < step or _trained(line, step)]
     write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _trained(line: dict[str, Any], step: int) -> bool:
+    return line["step"] == step and not any(key.startswith("dev/") for key in line)
 
 
 def _run_id(folder: Path) -> str:

@@ -1,13 +1,14 @@
 """The command line itself: the app that commands register with, and what they share."""
 
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tercet import __version__
-from tercet.errors import Stopped, UserError
+from tercet.errors import LOST, Stopped, UserError
 from tercet.files import FULL
 from tercet.secret import masked
 
@@ -40,6 +41,7 @@ Overrides = Annotated[
 
 def main() -> None:
     """Run the command line: a user's mistake is one line and exit status 2, a stop 75 or 69."""
+    sys.excepthook = _print_masked
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -89,9 +91,14 @@ def show(renderable: object) -> None:
     console.print(renderable)
 
 
+def _print_masked(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """An exception that nobody expected, as Python prints it but for keys and tokens."""
+    sys.stderr.write(masked("".join(traceback.format_exception(kind, error, trace))))
+
+
 def _complain(message: str, status: int = 2) -> None:
     from tercet.progress import is_main_process
 
-    if is_main_process():
+    if is_main_process() or status == LOST:  # the main process may be the one that has gone
         print(f"error: {' '.join(masked(message).split())}", file=sys.stderr)
     sys.exit(status)

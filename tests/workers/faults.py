@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tercet import files, peers
-from tercet.train import loop
+from tercet import peers
+from tercet.train import loop, tracking
+
+FILES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
 
 
 def die(step: int, number: int = signal.SIGKILL) -> None:
@@ -26,7 +29,15 @@ def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -
         other = lambda: time.sleep(600)  # noqa: E731
         return _after_gradient(step, lambda: os.kill(os.getpid(), 9) if rank == at else other())
     if at not in (None, rank):
+        peers.GRACE = 2.0
         return None
+    if kind == "writing":
+        return die_writing(step, how["point"])
+    if kind == "moment":
+        return die_later(Path(how["log"]), step, how["delay"])
+    if kind == "late":
+        tracking.Tracker.finish = lambda self: _wait_for("error: ", Path(how["heard"]))
+        return _after_gradient(step, _fail)
     if kind == "signal":
         return die(step, how["number"])
     if kind == "signals":
@@ -38,17 +49,51 @@ def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -
     raise ValueError(kind)
 
 
-def die_writing(fsyncs: int) -> None:
-    """Kill -9 at the fsync after so many: a checkpoint is half on the disk, or half renamed."""
-    left, plain = [fsyncs], files._fsync
+def die_writing(step: int, point: int) -> None:
+    """Kill -9 at so many operations on files after the first one on the checkpoint of `step`.
 
-    def dying(path: Path) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        plain(path)
+    They are all that Python does with files: those inside saving a model, the syncing, the renaming
+    and the deletion of old checkpoints, for which nothing in the program is changed.
+    """
+    name, seen = f"step-{step:08d}", [0]
 
-    files._fsync = dying
+    def count(event: str, given: tuple[Any, ...]) -> None:
+        if event in FILES and (seen[0] or any(name in str(part) for part in given)):
+            seen[0] += 1
+            if seen[0] == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
+def die_later(log: Path, step: int, delay: float) -> None:
+    """Kill -9 from outside, so many seconds after the log has a line of `step`; 0: has begun."""
+    victim = os.getpid()
+    if os.fork():
+        return
+    while os.getppid() == victim:
+        there = log.parent.exists() if step == 0 else f'"step": {step},' in _text(log)
+        if there:
+            time.sleep(delay)
+            if os.getppid() == victim:
+                os.kill(victim, signal.SIGKILL)
+        time.sleep(0.002)
+    os._exit(0)
+
+
+def slow_down(seconds: float) -> None:
+    """Let every step last longer, so that chosen moments fall into it."""
+    plain = loop.gradient_of
+
+    def slow(*given: Any) -> Any:
+        time.sleep(seconds)
+        return plain(*given)
+
+    loop.gradient_of = slow
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def limit_memory(step: int, tokens: int, phase: str = "forward") -> None:
@@ -101,6 +146,14 @@ def _after_gradient(step: int, act: Callable[[], object]) -> None:
         return found
 
     loop.gradient_of = faulty
+
+
+def _wait_for(text: str, path: Path) -> None:
+    """Return once `text` stands in the file; a minute at most."""
+    for _ in range(600):
+        if text in _text(path):
+            return
+        time.sleep(0.1)
 
 
 def _twice(number: int) -> None:

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def run_jobs(jobs: Sequence[dict[str, Any]], folder: Path) -> list[list[int]]:
+def run_jobs(jobs: Sequence[dict[str, Any]], folder: Path, seconds: float = 300) -> list[list[int]]:
     """Training runs one after another, as workers/runs.py says; their caches are in `folder`.
 
     Returns the exit status of each rank of each job; those of a signal are negative.
@@ -29,7 +29,7 @@ def run_jobs(jobs: Sequence[dict[str, Any]], folder: Path) -> list[list[int]]:
         cwd=ROOT,
         env=os.environ | quiet | {"TERCET_CACHE": str(folder / "cache")},
         check=True,
-        timeout=300,
+        timeout=seconds,
     )
     return json.loads((folder / "statuses.json").read_text(encoding="utf-8"))
 

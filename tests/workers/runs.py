@@ -2,19 +2,21 @@
 
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...]}, with
 as needed "kill_after" (step), "seen" (path: gets the texts of every batch as each rank read them),
-"sharded", "remine" (true), "dies_writing" (fsyncs survived), "fault" (what workers/faults.py
-injects), "said" (path: gets what each rank printed, with its number behind), "command" (true: typed
-as a command, export and all) and "may_fail" (true). The exit statuses of all ranks go to
-statuses.json beside the jobs.
+"sharded", "remine" (true), "pace" (seconds that a step takes longer), "use" (path: gets memory and
+time at every step), "fault" (what workers/faults.py injects), "said" (path: gets what each rank
+printed, with its number behind), "command" (true: typed as a command, export and all) and
+"may_fail" (true). The exit statuses of all ranks go to statuses.json beside the jobs.
 """
 
 import json
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from tercet import cli
@@ -31,8 +33,10 @@ def work(rank: int, job: dict[str, Any]) -> None:
         os.dup2(to, sys.stderr.fileno())
     if job.get("kill_after"):
         faults.die(job["kill_after"])
-    if job.get("dies_writing"):
-        faults.die_writing(job["dies_writing"])
+    if job.get("pace"):
+        faults.slow_down(job["pace"])
+    if job.get("use"):
+        _record_use(Path(job["use"]))
     if job.get("fault"):
         faults.inject(rank, **job["fault"])
     if job.get("seen"):
@@ -56,6 +60,19 @@ def _record_batches(path: Path) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([queries, documents]) + "\n")
         return plain(run, batch, cut)
+
+    loop.gradient_of = recording
+
+
+def _record_use(path: Path) -> None:
+    """One line a step: megabytes of this process, seconds of its clock."""
+    plain, process = loop.gradient_of, psutil.Process()
+
+    def recording(*given: Any) -> Any:
+        used = process.memory_info().rss / 2**20
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{used} {time.perf_counter()}\n")
+        return plain(*given)
 
     loop.gradient_of = recording
 
