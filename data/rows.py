@@ -44,6 +44,13 @@ class Texts:
         """Position of each id."""
         return {id_: i for i, id_ in enumerate(self.ids)}
 
+    def and_also(self, texts: Sequence[str]) -> "Texts":
+        """These, then those of `texts` that are new, named by their hash."""
+        there = set(self.texts)
+        new = {text_hash(text): text for text in texts if text not in there}
+        fresh = {id_: text for id_, text in new.items() if id_ not in self.index}
+        return Texts([*self.ids, *fresh], [*self.texts, *fresh.values()])
+
     @cached_property
     def identical(self) -> Indices:
         """(N,) position of the first text that is exactly equal to each one."""
@@ -133,13 +140,10 @@ class TrainingSet:
         nothing = Texts([], [])
         return cls(nothing, nothing, none, Ragged.of([]), Ragged.of([]), np.zeros(1, np.int64))
 
-    def with_documents(self, texts: Sequence[str]) -> "TrainingSet":
-        """The same rows beside more documents, named by their hash; known texts are left out."""
-        there = set(self.documents.texts)
-        new = {text_hash(text): text for text in texts if text not in there}
-        fresh = {id_: text for id_, text in new.items() if id_ not in self.documents.index}
-        documents = Texts([*self.documents.ids, *fresh], [*self.documents.texts, *fresh.values()])
-        return replace(self, documents=documents)
+    def with_texts(self, queries: Sequence[str], documents: Sequence[str]) -> "TrainingSet":
+        """The same rows beside more texts, named by their hash; known ones are left out."""
+        sides = self.queries.and_also(queries), self.documents.and_also(documents)
+        return replace(self, queries=sides[0], documents=sides[1])
 
     @cached_property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ from tercet.data.rows import Indices
 from tercet.errors import UserError
 from tercet.files import sha256
 from tercet.progress import say
-from tercet.train.rows import batches_of
+from tercet.train.rows import batches_of, refuse_unscored
 from tercet.train.run import Run
 from tercet.train.shards import fill
 
@@ -37,8 +37,8 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
         if run.step % every or begun_with:
             return
         steps = range(run.step, min(run.step + every, run.steps))
-        chosen = [rows.row_query[run.batches.order.batch(step)[0]] for step in steps]
-        asked = np.unique(np.concatenate(chosen))
+        drawn = np.unique(np.concatenate([run.batches.order.batch(step)[0] for step in steps]))
+        asked = np.unique(rows.row_query[drawn])
         name = f"mined/step-{run.step:08d}/mined.parquet"
         say(f"step {run.step}: mining {len(asked)} queries anew with the current weights")
         fill(run.whole, run.encoder)
@@ -48,6 +48,8 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
         run.whole.to(place)
         run.accelerator.wait_for_everyone()
         use(run, rows, name)
+        if run.config.distil.scores == "data":  # negatives of the rows' own were not rescored
+            refuse_unscored(run.batches.data, drawn)
 
     return refresh
 

@@ -21,6 +21,7 @@ from tercet.errors import UserError
 from tercet.models import (
     freeze_unused,
     load_encoder,
+    on_disk,
     refuse_pair,
     resolve,
     set_dropout,
@@ -72,6 +73,7 @@ def finetune(
     evaluate: Evaluate | None = None,
     remine: Remine | None = None,
     allow_changed: Sequence[str] = (),
+    student: ModelConfig | None = None,
 ) -> Trained:
     """Fine-tune `config.model` on `config.data` with InfoNCE.
 
@@ -80,11 +82,12 @@ def finetune(
     the model and gives dev metrics; it is called on the main process only. `remine` writes the
     mined sets that mining.refresh_every asks for; all processes call it. A run on another config,
     other rows or other code is not gone on with, unless `allow_changed` names what differs: keys
-    or sections of the config, "data", "code".
+    or sections of the config, "data", "code". `student` is trained in place of `config.model`, out
+    of which the config makes it.
     Raises UserError for anything the user can mend, before the model is loaded where possible.
     """
     with together():
-        run = prepare(config, evaluate, remine, allow_changed)
+        run = prepare(config, evaluate, remine, allow_changed, student)
         try:
             train(run)
         finally:
@@ -99,6 +102,7 @@ def prepare(
     evaluate: Evaluate | None = None,
     remine: Remine | None = None,
     allow_changed: Sequence[str] = (),
+    student: ModelConfig | None = None,
 ) -> Run:
     """Check everything, load, resume if there is something to resume: ready for `train`."""
     accelerator = _accelerator(config)
@@ -112,7 +116,7 @@ def prepare(
     resolve_teachers(config)
     resolve(config.model.path)  # a missing model should not wait for the data to be read
     if config.loss.false_negatives.guide is not None:
-        resolve(config.loss.false_negatives.guide, GUIDE)
+        on_disk(config.loss.false_negatives.guide, GUIDE)
     rows = read_rows(config.data)
     if config.train.ema is not None and config.model.dtype != "float32":
         raise UserError(f"train.ema averages float32 weights; model.dtype is {config.model.dtype}")
@@ -121,7 +125,8 @@ def prepare(
     data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
     _refuse_what_cannot_work(config, rows, data)
     warn_of_overlap(config, data)
-    return _set_up(config, accelerator, rows, data, evaluate, remine, allow_changed)
+    start = student or config.model
+    return _set_up(config, accelerator, start, rows, data, evaluate, remine, allow_changed)
 
 
 def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSet) -> None:
@@ -171,6 +176,7 @@ def _close(run: Run) -> None:
 def _set_up(
     config: Config,
     accelerator: Accelerator,
+    start: ModelConfig,
     rows: TrainingSet,
     data: TrainingSet,
     evaluate: Evaluate | None = None,
@@ -178,11 +184,11 @@ def _set_up(
     allow_changed: Sequence[str] = (),
 ) -> Run:
     batches = batches_of(config, data)
-    encoder = load_encoder(config.model)
+    encoder = load_encoder(start)
     refuse_pair(encoder, "model.path")
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
-        add_projection(encoder, teacher.width, config.distil)
+        add_projection(encoder, teacher.width, config)
     freeze_unused(encoder)
     width, nested = encoder.get_embedding_dimension() or 0, config.loss.matryoshka
     if nested is not None and max(nested.dims) > width:
@@ -326,7 +332,8 @@ def _guide(config: Config, data: TrainingSet, device: torch.device) -> GuideVect
     if path is None:
         return None
     trust = config.model.trust_remote_code
-    guide = load_encoder(ModelConfig(path=path, trust_remote_code=trust), GUIDE).to(device)
+    settings = ModelConfig(path=path, trust_remote_code=trust)
+    guide = load_encoder(settings, GUIDE, fetch=False).to(device)
     return GuideVectors(
         vectors(guide, data.queries.texts, "query", title="guide: queries"),
         vectors(guide, data.documents.texts, "document", title="guide: documents"),

@@ -21,6 +21,7 @@ from tercet.models import (
     default_device,
     load_encoder,
     model_fingerprint,
+    on_disk,
     resolve,
     vectors,
 )
@@ -62,7 +63,8 @@ def mine(config: Config) -> Mined:
         asked = _asked(config)
     spaces, miner = {}, ""
     for source, settings in models.items():
-        encoder = load_encoder(settings).to(default_device())
+        where = "model.path" if source == MODEL else "mining.sources"
+        encoder = load_encoder(settings, where, fetch=source == MODEL).to(default_device())
         spaces[source] = space_of(encoder, asked)
         miner = miner or model_fingerprint(encoder)
     counts = mine_asked(asked, spaces, config.mining, path, miner=miner, scorer=scorer)
@@ -103,7 +105,8 @@ def remine_stage(config: Config) -> Remine | None:
         spaces = {MODEL: space_of(encoder, asked, cache / "vectors")}
         for source, settings in models.items():
             if source != MODEL:
-                other = load_encoder(settings, "mining.sources").to(default_device())
+                other = load_encoder(settings, "mining.sources", fetch=False)
+                other = other.to(default_device())
                 spaces[source] = space_of(other, asked)
         miner = model_fingerprint(encoder)
         how = {"miner": miner, "scorer": scorer, "round_number": round_number, "cache": cache}
@@ -141,7 +144,7 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
         )  # its absence should not wait for the texts to be encoded
     resolve(config.model.path)
     for path in others:
-        resolve(path, "mining.sources")
+        on_disk(path, "mining.sources")
     return {MODEL: config.model, **models}
 
 
