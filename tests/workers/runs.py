@@ -3,8 +3,9 @@
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...]}, with
 as needed "kill_after" (step), "seen" (path: gets the texts of every batch as each rank read them),
 "sharded", "remine" (true), "dies_writing" (fsyncs survived), "fault" (what workers/faults.py
-injects), "said" (path: gets what each rank printed, with its number behind), "command" (true: typed
-as a command, export and all) and "may_fail" (true). The exit statuses of all ranks go to
+injects), "said" (path: gets what each rank printed, with its number behind), "weights" (path: gets
+those that each rank ends with, with its number behind), "command" (true: typed as a command, export
+and all) and "may_fail" (true). The exit statuses of all ranks go to
 statuses.json beside the jobs.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from tercet import cli
 from tercet.configs import load
@@ -43,7 +45,9 @@ def work(rank: int, job: dict[str, Any]) -> None:
         sys.argv = ["tercet", "finetune", job["recipe"], *job["set"]]
         return cli.main()
     config = load(job["recipe"], job["set"])
-    finetune(config, remine=remine_stage(config) if job.get("remine") else None)
+    trained = finetune(config, remine=remine_stage(config) if job.get("remine") else None)
+    if job.get("weights"):
+        save_file(dict(trained.encoder.state_dict()), f"{job['weights']}{rank}")
 
 
 def _record_batches(path: Path) -> None:
