@@ -13,6 +13,7 @@ from tercet.stages.merging import Curve, merge, merge_curve
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
 from tercet.stages.official import evaluate_official
+from tercet.stages.retaining import retain
 from tercet.stages.scoring import (
     Search,
     delta_lines,
@@ -24,7 +25,7 @@ from tercet.stages.scoring import (
 )
 from tercet.stages.serving import serve
 from tercet.stages.students import pair, student
-from tercet.stages.training import distil, finetune
+from tercet.stages.training import distil, finetune, with_student
 
 __all__ = [
     "Curve",
@@ -50,8 +51,10 @@ __all__ = [
     "name_of",
     "onnx_options",
     "pair",
+    "retain",
     "scores_of",
     "serve",
     "space_of",
     "student",
+    "with_student",
 ]
