@@ -172,7 +172,8 @@ def static(work: Work, name: str) -> dict[str, Any]:
     attempt(*max(tried, key=lambda how: tried[how]), *LABELLED)
     best = max(tried, key=lambda how: tried[how])
     run = work.folder / "runs" / name
-    config = load("student_static", [*common(work.whole(CODE), run), *table, *best])
+    watched = f"evaluation.dev={dev}"  # the best step is kept: twenty epochs may be too many
+    config = load("student_static", [*common(dev, run), *table, *best, watched])
     return judged(work, CODE, run, trained(run, config)) | {
         "recipe": "student_static",
         "settings": [*table, *best],
@@ -407,7 +408,7 @@ def judged(work: Work, data: str, run: Path, found: Mapping[str, Any]) -> dict[s
         "student": student,
         "asymmetric": pair_models(student, teacher, ("student", TEACHER)),
     }
-    if (run / "student" / "model").exists():
+    if data == CODE and (run / "student" / "model").exists():  # a large corpus takes long
         ways["untrained"] = encoder(str(run / "student" / "model"))
     task = read_task(work.whole(data))
     scores = {

@@ -12,7 +12,7 @@ from tercet.errors import UserError
 from tercet.models import Role, encode
 from tercet.progress import progress
 
-DOCUMENTS, QUERIES = 2_000, 8_000  # distinct texts, spread over all, that are encoded in batches
+DOCUMENTS, QUERIES = 2_000, 4_000  # distinct texts, spread over all, that are encoded in batches
 SINGLE = 50  # queries timed one by one in each round
 
 

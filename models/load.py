@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -148,7 +148,7 @@ def _embedded_folder() -> Path:
 
 
 def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTransformer:
-    here = {"local_files_only": not fetch}
+    here: dict[str, Any] = {"local_files_only": not fetch}
     trust = {"trust_remote_code": config.trust_remote_code, **here}
     safe = None if config.allow_pickle else True
     settings = {"dtype": getattr(torch, config.dtype), "use_safetensors": safe, **trust}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Transformer
 from torch import Tensor
 
 from tercet import stages
@@ -438,7 +439,8 @@ def test_what_a_student_has_not_is_not_asked_of_it(
 ) -> None:
     """Maximum length, pooling and prompts are those of the model it is made of."""
     body = tmp_path / "plain"
-    SentenceTransformer(str(tiny_model), device="cpu")[0].save(str(body))
+    transformer: Transformer = SentenceTransformer(str(tiny_model), device="cpu")[0]  # type: ignore[assignment]
+    transformer.save(str(body))
     plain = ["model.pooling=cls", "model.max_length=16", "model.prompts.query='where: '"]
     shape = ["student.scratch={layers: 1, width: 32, heads: 2}", f"student.kind={kind}"]
     out = tmp_path / "run"

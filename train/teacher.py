@@ -101,7 +101,7 @@ def _documents(model: SentenceTransformer, texts: Sequence[str], drawn: Indices)
     title = "teacher: documents"
     if len(drawn) == len(texts) or on_main(lambda: are_stored(model, texts, "document")):
         return vectors(model, texts, "document", title=title)
-    some = vectors(model, [texts[i] for i in drawn.tolist()], "document", title=title)
+    some = vectors(model, [texts[int(i)] for i in drawn], "document", title=title)
     places = np.full(len(texts), -1)
     places[drawn] = np.arange(len(drawn))
     return _Some(some, places)
