@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-faults check fix wheel clean-room clean
+.PHONY: demo test test-slow test-faults check fix wheel clean-room try-distillation clean
 
 demo: .venv/ready
 	$(BIN)/tercet demo
@@ -37,6 +37,10 @@ wheel: .venv/ready
 # Run an exported model in an environment that holds onnxruntime, tokenizers and NumPy alone.
 clean-room: .venv/ready
 	$(BIN)/python -m pytest tests/test_export.py -m slow
+
+# Every part of the program behind docs/distillation.md, on a handful of texts.
+try-distillation: .venv/ready
+	$(BIN)/python -m pytest tests/test_retention.py -m slow
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -77,26 +77,22 @@ def write_with_dev(source: Path, folder: Path, small: int | None = None) -> None
 
 
 def write_halves(
-    source: Path, folder: Path, documents: int, queries: int, small: int | None = None
+    source: Path, folder: Path, documents: tuple[int, int], small: int | None = None
 ) -> None:
     """The test split of `source` in halves: every other query to choose by, the rest to report.
 
-    `<folder>-choose` has at most `queries` queries and `documents` documents besides their
-    answers; `<folder>-report` the whole corpus, or with `small` so many queries and documents.
+    `<folder>-choose` and `<folder>-report` have at most so many `documents` besides the answers of
+    their queries. `small`: so many queries of each.
     """
     task = read_task(source, "test")
     corpus = dict(zip(task.documents.ids, task.documents.texts, strict=True))
     asked = dict(zip(task.queries.ids, task.queries.texts, strict=True))
-    for part, ids in (
-        ("choose", task.queries.ids[::2][:queries]),
-        ("report", task.queries.ids[1::2][:small]),
-    ):
+    for part, first, limit in (("choose", 0, documents[0]), ("report", 1, documents[1])):
+        ids = task.queries.ids[first::2][:small]
         grades = {q: task.qrels[q] for q in ids}
         wanted = {d for judged in grades.values() for d in judged}
         others = [d for d in corpus if d not in wanted]
-        limit = small if part == "report" else documents
-        every = 1 if limit is None else max(1, len(others) // limit)
-        kept = set(others[::every][:limit])
+        kept = set(others[:: max(1, len(others) // limit)][:limit])
         chosen = {d: t for d, t in corpus.items() if d in wanted or d in kept}
         out = folder.with_name(f"{folder.name}-{part}")
         write_collection(out, chosen, {q: asked[q] for q in ids}, {"test": grades})

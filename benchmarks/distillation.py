@@ -1,8 +1,9 @@
 """What distillation reaches: `python -m benchmarks.distillation --shared DIR --work DIR`.
 
 all-MiniLM-L6-v2 is the teacher throughout. Students learn from the texts of a collection's
-training split, without labels, and are scored on its test split; whatever is chosen is chosen on a
-dev part of the training queries. Parts (`--only PART ...`):
+training split, without labels unless they are said to be tuned, and are scored on its test split;
+whatever is chosen is chosen on a dev part of the training queries. Settings are those of the
+recipes in configs/. Parts (`--only PART ...`):
 
 three_code, three_debian  three of six layers on code_nl2bash, debian_desc
 two_code                  two of six layers on code_nl2bash
@@ -23,36 +24,64 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.collections import kept_json, write_collection, write_halves, write_with_dev
+from benchmarks.collections import kept_json, write_halves, write_with_dev
 from benchmarks.machine import RESULTS, machine
-from benchmarks.retention import TEACHER, plot, rates, retention, summary
 from tercet import stages
-from tercet.configs import ModelConfig, load
-from tercet.data import read_task
-from tercet.errors import UserError
+from tercet.configs import Config, ModelConfig, load
+from tercet.data import RetrievalTask, read_similarity, read_task, with_mined
 from tercet.evaluation import MAIN_METRIC
+from tercet.evaluation.retention import TEACHER, retention, summary
+from tercet.evaluation.speed import rates
 from tercet.files import write_json
 from tercet.models import (
     EMBEDDED,
+    Corpus,
     Size,
     default_device,
     load_encoder,
     max_length,
+    merge_line,
     pair_models,
 )
 from tercet.models.layers import layer_count
+from tercet.models.static import static_student, token_vectors
+from tercet.models.vocabulary import token_counts
 from tercet.progress import say
+from tercet.report.retention import retention_plot
+from tercet.stages.merging import Curve, Point, best_share
+from tercet.train.rows import read_rows
+from tercet.train.teacher import load_teacher
 
 CODE, DEBIAN = "code_nl2bash", "debian_desc"
 OTHERS = ("scifact", "cranfield", "stackfaq", DEBIAN)
+PAIRS = "stsb_en/test.tsv"  # sentences that people have scored
+STUDENTS = {  # part -> collection, recipe
+    "three_code": (CODE, "distil_align"),
+    "three_debian": (DEBIAN, "distil_many"),
+    "two_code": (CODE, "distil_2layer"),
+}
 CENTRES, SIFS = (True, False), (0.0, 1e-4, 1e-3, 1e-2)  # of static students, chosen on dev
-RATES = (1e-3, 3e-3, 1e-2)  # the same
-MERGE_DOCUMENTS, MERGE_QUERIES = 2_500, 300  # of a collection that guards the choice of a merge
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # the same, after
+TRIAL_EPOCHS = 4
+LABELLED = (  # a static student may learn the labels too, if that is better on dev
+    "distil.infonce=1",
+    "loss.directions=[query_to_document,document_to_query]",
+)
+TUNED = {  # part -> whom, and what the recipe distil_kl is told: 16,384 rows of many
+    "tuned_code": ("three_code", ()),
+    "tuned_debian": ("three_debian", ("train.steps=128",)),
+}
+POINTS = 6  # of the merge curve
+GUARD_DOCUMENTS = 800  # besides the answers, of a collection that guards the choice of a merge
+REPORT_DOCUMENTS = 10_000  # the same of one that the merge is reported on
+HASTY = ("batch.micro_tokens=2048", "overwrite=false")
 
 
 @dataclass(frozen=True)
@@ -65,43 +94,16 @@ class Work:
     rounds: int
     dims: Sequence[int] = (128,)
 
+    def whole(self, name: str) -> Path:
+        """A collection as it is: train and test."""
+        return self.data(name) if self.small else self.shared / name
+
     def data(self, name: str) -> Path:
-        """A collection with a dev split of its own."""
+        """A collection whose training split has given a part to a dev split."""
         folder = self.folder / "data" / name
         if not folder.exists():
             write_with_dev(self.shared / name, folder, self.small)
         return folder
-
-
-@dataclass(frozen=True)
-class Align:
-    """A student that learns the teacher's vectors: where, and what the recipe is told."""
-
-    data: str
-    settings: tuple[str, ...]
-
-
-STUDENTS = {
-    "three_code": Align(CODE, ("student.layers=[0,2,5]", "train.epochs=4")),
-    # Texts are cut for training alone: most are shorter, and attention over the rest is dear.
-    "three_debian": Align(
-        DEBIAN, ("student.layers=[0,2,5]", "train.epochs=1.5", "model.max_length=128")
-    ),
-    "two_code": Align(CODE, ("student.layers=[0,5]", "train.epochs=6")),
-}
-STATIC = ("student.kind=static", "student.layers=all", "batch.size=256", "train.weight_decay=0")
-STATIC_EPOCHS, TRIAL_EPOCHS = 20, 4
-TUNED = {"tuned_code": ("three_code", 10**9), "tuned_debian": ("three_debian", 16_384)}
-TUNE = (  # of the recipe distil_kl
-    "train.epochs=1",
-    "train.learning_rate=1.0e-4",
-    "train.dropout=0.0",
-    "batch.size=128",
-    "distil.listwise_kl=0.5",
-    "data.negatives_per_row=2",
-    "loss.directions=[query_to_document,document_to_query]",
-)
-QUIET = ("batch.micro_tokens=2048", "overwrite=false")
 
 
 def main() -> None:
@@ -120,7 +122,7 @@ def main() -> None:
         part(work, name)
         write_json(asked.out / "distillation.json", {"machine": machine(), **done(work)})
     if (found := done(work)).get("retention"):
-        plot(found["retention"], asked.out / "distillation.svg")
+        retention_plot(found["retention"], asked.out / "distillation.svg")
 
 
 def part(work: Work, name: str) -> dict[str, Any]:
@@ -140,79 +142,92 @@ def done(work: Work) -> dict[str, Any]:
 
 def aligned(work: Work, name: str) -> dict[str, Any]:
     """Cut, train on texts alone, score both ways."""
-    task = STUDENTS[name]
+    data, recipe = STUDENTS[name]
     run = work.folder / "runs" / name
-    config = load("distil_align", [*common(work, task.data, run), *task.settings])
-    trained = timed(run, lambda: stages.distil(config))
-    return judged(work, task.data, run, trained) | {"settings": task.settings}
+    config = load(recipe, common(work.whole(data), run))
+    return judged(work, data, run, trained(run, config)) | {"recipe": recipe}
 
 
 def static(work: Work, name: str) -> dict[str, Any]:
-    """Choose on dev how the table is made and how fast it learns, train it, score it."""
+    """Choose on dev how the table is made and how it learns, train it, score it."""
     dev = work.data(CODE)
     made = {}
     for centre in CENTRES[:1] if work.small else CENTRES:
         for sif in SIFS[-2:] if work.small else SIFS:
             how = (f"student.centre={str(centre).lower()}", f"student.sif={sif}")
             made[how] = kept_json(
-                step(work, name, *how), lambda how=how: {"ndcg": untrained(work, how)}
-            )
-    table = max(made, key=lambda how: made[how]["ndcg"])
-    tried = {}
-    for rate in RATES[-1:] if work.small else RATES:
-        how = (*table, f"train.learning_rate={rate}", f"train.epochs={TRIAL_EPOCHS}")
-        tried[rate] = kept_json(
-            step(work, name, *how), lambda how=how: {"ndcg": trial(work, dev, how)}
-        )
-    best = max(tried, key=lambda rate: tried[rate]["ndcg"])
+                step(work, name, *how),
+                lambda centre=centre, sif=sif: {"ndcg": untrained(dev, centre, sif)},
+            )["ndcg"]
+    table = max(made, key=lambda how: made[how])
+    tried: dict[tuple[str, ...], float] = {}
+
+    def attempt(*how: str) -> None:
+        tried[how] = kept_json(
+            step(work, name, *how), lambda: {"ndcg": trial(work, dev, table, how)}
+        )["ndcg"]
+
+    for rate in RATES[-2:] if work.small else RATES:
+        attempt(f"train.learning_rate={rate}")
+    attempt(*max(tried, key=lambda how: tried[how]), *LABELLED)
+    best = max(tried, key=lambda how: tried[how])
     run = work.folder / "runs" / name
-    settings = (*STATIC, *table, f"train.learning_rate={best}", f"train.epochs={STATIC_EPOCHS}")
-    config = load("distil_align", [*common(work, CODE, run), *settings, f"evaluation.dev={dev}"])
-    trained = timed(run, lambda: stages.distil(config))
-    return judged(work, CODE, run, trained) | {
-        "settings": settings,
-        "tables_on_dev": {" ".join(how): found["ndcg"] for how, found in made.items()},
-        "rates_on_dev": {str(rate): found["ndcg"] for rate, found in tried.items()},
+    watched = f"evaluation.dev={dev}"  # the best step is kept: twenty epochs may be too many
+    config = load("student_static", [*common(dev, run), *table, *best, watched])
+    return judged(work, CODE, run, trained(run, config)) | {
+        "recipe": "student_static",
+        "settings": [*table, *best],
+        "tables_on_dev": {" ".join(how): score for how, score in made.items()},
+        "trials_on_dev": {" ".join(how): score for how, score in tried.items()},
     }
 
 
-def untrained(work: Work, how: Sequence[str]) -> float:
+def untrained(dev: Path, centre: bool, sif: float) -> float:
     """nDCG@10 on dev of a static student before training."""
-    out = work.folder / "trial"
-    shutil.rmtree(out, ignore_errors=True)
-    words = [f"output={out}", f"data.train={work.data(CODE)}", *how]
-    made = stages.student(load("student_static", words))
-    return mean_on_dev(made.model, work.data(CODE))
+    teacher = encoder(EMBEDDED)
+    model = static_student(teacher, *tokens_alone(dev), None, sif, centre)
+    return mean_on_dev(model, dev)
 
 
-def trial(work: Work, dev: Path, how: Sequence[str]) -> float:
+@cache
+def tokens_alone(folder: Path) -> tuple[Any, Any]:
+    """The teacher's vector of each token, and how often each occurs in the training texts."""
+    rows = read_rows(load("student_static", [f"data.train={folder}"]).data)
+    corpus: Corpus = {"query": rows.queries.texts, "document": rows.documents.texts}
+    teacher = encoder(EMBEDDED)
+    return token_vectors(teacher), token_counts(teacher, corpus)
+
+
+def trial(work: Work, dev: Path, table: Sequence[str], how: Sequence[str]) -> float:
     """nDCG@10 on dev after a few epochs."""
     out = work.folder / "trial"
     shutil.rmtree(out, ignore_errors=True)
-    model = stages.distil(load("distil_align", [*common(work, CODE, out), *STATIC, *how]))
-    return mean_on_dev(load_encoder(ModelConfig(path=str(model))), dev)
+    words = [*common(dev, out), *table, *how, f"train.epochs={TRIAL_EPOCHS}"]
+    model = stages.distil(load("student_static", words))
+    return mean_on_dev(encoder(str(model)), dev)
 
 
 def mean_on_dev(model: SentenceTransformer, folder: Path) -> float:
     """nDCG@10 of the dev split."""
-    return float(stages.scores_of(model, read_task(folder, "dev"))[MAIN_METRIC].mean())
+    return float(np.mean(list(per_query(model, read_task(folder, "dev")).values())))
 
 
 def vocabulary(work: Work, name: str) -> dict[str, Any]:
     """Fewer tokens, no training."""
     run = work.folder / "runs" / name
-    tokens = "student.vocabulary=used" if work.small else "student.vocabulary=12000"
-    words = [f"output={run}", "overwrite=true", f"data.train={work.data(CODE)}", tokens]
+    folder = work.whole(CODE)
+    words = [f"output={run}", "overwrite=true", f"data.train={folder}"]
+    words += ["student.vocabulary=used"] if work.small else []
     stages.student(load("trim_vocab", words))
     facts = json.loads((run / "student.json").read_text(encoding="utf-8"))
-    test = read_task(work.data(CODE), "test")
+    task = read_task(folder)
     scores = {
-        who: test_scores(work, who, encoder(path), CODE)
+        who: test_scores(work, who, encoder(path), task)
         for who, path in ((TEACHER, EMBEDDED), (name, str(run / "model")))
     }
     return facts | {
         "data": CODE,
-        "queries": len(test.queries),
+        "queries": len(task.queries),
         "teacher": summary(scores[TEACHER], scores[TEACHER]),
         "student": summary(scores[name], scores[TEACHER]),
     }
@@ -223,69 +238,94 @@ def vocabulary(work: Work, name: str) -> dict[str, Any]:
 
 def tuned(work: Work, name: str) -> dict[str, Any]:
     """The aligned student learns from labels, the teacher's ranking, and mined negatives."""
-    source, limit = TUNED[name]
+    source, more = TUNED[name]
     part(work, source)
-    data = STUDENTS[source].data
+    data, _ = STUDENTS[source]
     student = work.folder / "runs" / source / "model"
-    train = limited(work, data, limit)
     mined = work.folder / "mined" / name
-    model = [f"model.path={student}", f"data.train={train}"]
+    words = [f"model.path={student}", f"data.train={work.whole(data)}"]
     if not (mined / "mined.parquet").exists():
-        stages.mine(load("distil_kl", [*model, f"output={mined}", "overwrite=true"]))
+        stages.mine(load("distil_kl", [*words, f"output={mined}", "overwrite=true"]))
     run = work.folder / "runs" / name
-    words = [*common(work, data, run), *model, f"data.mined={mined / 'mined.parquet'}", *TUNE]
-    trained = timed(run, lambda: stages.distil(load("distil_kl", words)))
-    return judged(work, data, run, trained) | {"settings": TUNE, "rows": limit}
-
-
-def limited(work: Work, data: str, limit: int) -> Path:
-    """Pairs of the training split, at most so many queries, beside the whole corpus."""
-    source = work.data(data)
-    task = read_task(source, "train")
-    if len(task.queries) <= limit:
-        return source
-    folder = work.folder / "data" / f"{data}-{limit}"
-    if not folder.exists():
-        asked = task.queries.ids[:: -(-len(task.queries) // limit)]
-        texts = dict(zip(task.queries.ids, task.queries.texts, strict=True))
-        others = [read_task(source, split).qrels.values() for split in ("dev", "test")]
-        unseen = {d for rows in others for judged in rows for d in judged}
-        wanted = {d for q in asked for d in task.qrels[q]}
-        documents = zip(task.documents.ids, task.documents.texts, strict=True)
-        corpus = {d: text for d, text in documents if d in wanted or d not in unseen}
-        grades = {q: task.qrels[q] for q in asked}
-        write_collection(folder, corpus, {q: texts[q] for q in asked}, {"train": grades})
-    return folder
+    words = [*common(work.whole(data), run), *words, f"data.mined={mined / 'mined.parquet'}"]
+    config = load("distil_kl", [*words, *(["train.steps=2"] if work.small else more)])
+    facts = {"recipe": "distil_kl", "settings": more}
+    if config.train.steps is not None:
+        facts["rows"] = config.train.steps * config.batch.size
+    return judged(work, data, run, trained(run, config)) | facts
 
 
 def merge(work: Work, name: str) -> dict[str, Any]:
     """Fine-tune the teacher itself, and find the mean that forgets nothing."""
     run, out = work.folder / "runs" / "teacher_tuned", work.folder / "runs" / name
-    words = [f"output={run}", f"data.train={work.data(CODE)}"]
-    tuned_model = timed(run, lambda: stages.finetune(load("short_pairs", words)))["model"]
-    for other in OTHERS:
-        halves = work.folder / "data" / other
-        if not halves.with_name(f"{other}-report").exists():
-            sizes = (work.small or MERGE_DOCUMENTS, work.small or MERGE_QUERIES, work.small)
-            write_halves(work.shared / other, halves, *sizes)
-    keep = [work.folder / "data" / f"{other}-choose" for other in OTHERS]
-    points = 3 if work.small else 11
-    curve = stages.merge_curve(
-        EMBEDDED, tuned_model, work.data(CODE), out, keep=keep, points=points, overwrite=True
-    )
+    config = load("short_pairs", [f"output={run}", f"data.train={work.data(CODE)}"])
+    tuned_model = timed(run, lambda: stages.finetune(config))["model"]
+    halves = {other: halves_of(work, other) for other in OTHERS}
+    tasks = [
+        read_task(work.data(CODE), "dev"),
+        *(read_task(choose) for choose, _ in halves.values()),
+    ]
+    curve = curve_of(work, name, tuned_model, tasks)
+    parts = [EMBEDDED, tuned_model], [1 - curve.chosen, curve.chosen]
+    stages.merge(*parts, out, overwrite=True)
     models = {"base": EMBEDDED, "tuned": tuned_model, "merged": str(out)}
-    tests = {CODE: CODE} | {other: f"{other}-report" for other in OTHERS}
     found: dict[str, Any] = {}
-    for data, folder in tests.items():
-        scores = {who: test_scores(work, who, encoder(p), folder) for who, p in models.items()}
-        found[data] = {who: summary(s, scores["base"]) for who, s in scores.items()}
+    reported = [read_task(work.whole(CODE)), *(read_task(report) for _, report in halves.values())]
+    for task in reported:
+        scores = {who: test_scores(work, who, encoder(p), task) for who, p in models.items()}
+        found[task.name.removesuffix("-report")] = {"documents": len(task.documents)} | {
+            who: summary(s, scores["base"]) for who, s in scores.items()
+        }
     gains = {who: found[CODE][who]["against_teacher"]["mean"] for who in ("tuned", "merged")}
     return {
         "curve": curve.facts(),
         "chosen": curve.chosen,
         "test": found,
+        "similarity": similarity(work, models),
         "gain_kept": gains["merged"] / gains["tuned"] if gains["tuned"] else None,
     }
+
+
+def halves_of(work: Work, other: str) -> tuple[Path, Path]:
+    """A part of a collection's test queries to choose by, and the rest to report."""
+    folder = work.folder / "data" / other
+    choose, report = (folder.with_name(f"{other}-{half}") for half in ("choose", "report"))
+    if not report.exists():
+        write_halves(
+            work.shared / other,
+            folder,
+            (work.small or GUARD_DOCUMENTS, work.small or REPORT_DOCUMENTS),
+            work.small,
+        )
+    return choose, report
+
+
+def curve_of(work: Work, name: str, tuned_model: str, tasks: Sequence[RetrievalTask]) -> Curve:
+    """The line from the teacher to its tuned self; each point is kept when it has been scored."""
+    shares = np.linspace(0, 1, 3 if work.small else POINTS).round(6).tolist()
+    files = {share: step(work, name, f"share={share}") for share in shares}
+    missing = [share for share in shares if not files[share].exists()]
+    ends = (encoder(path) for path in (EMBEDDED, tuned_model))
+    line = merge_line(next(ends), next(ends), missing, ("base", "tuned"))
+    points = []
+    for share in shares:
+
+        def score() -> dict[str, Any]:
+            model = next(line)
+            return {task.name: per_query(model, task) for task in tasks}
+
+        points.append(Point(share, kept_json(files[share], score)))
+    return Curve(tasks[0].name, tuple(points), best_share(points, tasks[0].name))
+
+
+def similarity(work: Work, models: Mapping[str, str]) -> dict[str, Any]:
+    """Spearman's correlation with people's scores, with its interval."""
+    task, out = read_similarity(work.shared / PAIRS), work.folder / "evaluated"
+    results = {
+        who: stages.evaluate_similarity(encoder(path), who, task, out)
+        for who, path in models.items()
+    }
+    return {who: asdict(found.means[found.main]) for who, found in results.items()}
 
 
 def all_students(work: Work, name: str) -> dict[str, Any]:
@@ -296,7 +336,9 @@ def all_students(work: Work, name: str) -> dict[str, Any]:
     models = {TEACHER: encoder(EMBEDDED)} | {
         student: encoder(str(work.folder / "runs" / student / "model")) for student in students
     }
-    return retention(models, read_task(work.data(CODE), "test"), work.dims, work.rounds)
+    folder = work.whole(CODE)
+    timed_queries = read_task(folder, "train").queries.texts
+    return retention(models, read_task(folder), work.dims, work.rounds, timed_queries)
 
 
 PARTS: dict[str, Callable[[Work, str], dict[str, Any]]] = {
@@ -315,9 +357,24 @@ PARTS: dict[str, Callable[[Work, str], dict[str, Any]]] = {
 # What all of them do
 
 
-def common(work: Work, data: str, run: Path) -> list[str]:
+def common(data: Path, run: Path) -> list[str]:
     """Settings of every run."""
-    return [f"output={run}", f"data.train={work.data(data)}", *QUIET]
+    return [f"output={run}", f"data.train={data}", *HASTY]
+
+
+def trained(run: Path, config: Config) -> dict[str, Any]:
+    """The trained model, and the seconds of the teacher's vectors and of all that follows."""
+
+    def teach() -> dict[str, Any]:
+        start = time.perf_counter()
+        rows = read_rows(config.data)
+        data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
+        load_teacher(config, data, default_device())
+        return {"seconds": time.perf_counter() - start}
+
+    taught = kept_json(run.with_name(f"{run.name}-taught.json"), teach)
+    found = timed(run, lambda: stages.distil(config))
+    return found | {"teacher_seconds": taught["seconds"]}
 
 
 def timed(run: Path, train: Callable[[], Path]) -> dict[str, Any]:
@@ -343,30 +400,32 @@ def step(work: Work, name: str, *how: str) -> Path:
     return work.folder / "tries" / f"{name}-{'-'.join(how)}.json"
 
 
-def judged(work: Work, data: str, run: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
+def judged(work: Work, data: str, run: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     """A trained student beside its teacher: both ways, before training, and how fast."""
-    teacher, student = encoder(EMBEDDED), encoder(trained["model"])
+    teacher, student = encoder(EMBEDDED), encoder(found["model"])
     ways = {
         TEACHER: teacher,
         "student": student,
         "asymmetric": pair_models(student, teacher, ("student", TEACHER)),
     }
-    if (run / "student" / "model").exists():
+    if data == CODE and (run / "student" / "model").exists():  # a large corpus takes long
         ways["untrained"] = encoder(str(run / "student" / "model"))
+    task = read_task(work.whole(data))
     scores = {
-        who: test_scores(work, who if who == TEACHER else f"{run.name}-{who}", model, data)
+        who: test_scores(work, who if who == TEACHER else f"{run.name}-{who}", model, task)
         for who, model in ways.items()
     }
-    test = read_task(work.data(data), "test")
     both = {TEACHER: teacher, "student": student}
+    asked = read_task(work.whole(data), "train").queries.texts
     return {
         "data": data,
-        "queries": len(test.queries),
-        "minutes": trained["seconds"] / 60,
-        "resumed": trained["resumed"],
+        "queries": len(task.queries),
+        "minutes": found["seconds"] / 60,
+        "teacher_minutes": found["teacher_seconds"] / 60,
+        "resumed": found["resumed"],
         "sizes": {who: asdict(Size.of(model)) for who, model in both.items()},
-        "speed": rates(both, test.documents.texts, test.queries.texts, work.rounds),
-        **{who: summary(found, scores[TEACHER]) for who, found in scores.items()},
+        "speed": rates(both, task.documents.texts, asked, work.rounds),
+        **{who: summary(values, scores[TEACHER]) for who, values in scores.items()},
     }
 
 
@@ -374,16 +433,26 @@ def encoder(path: str) -> SentenceTransformer:
     """A model as it is scored and timed: every transformer at the teacher's own length."""
     model = load_encoder(ModelConfig(path=path)).to(default_device())
     if layer_count(model):
-        model.max_seq_length = max_length(load_encoder(ModelConfig(path=EMBEDDED)))
+        model.max_seq_length = teachers_length()
     return model
 
 
-def test_scores(work: Work, name: str, model: SentenceTransformer, data: str) -> dict[str, float]:
-    """nDCG@10 of every test query."""
-    folder = work.folder / "data" / data
-    if not folder.exists():
-        raise UserError(f"{folder}: missing; remove {work.folder / 'parts'} and run again")
-    result = stages.evaluate_model(model, name, read_task(folder), work.folder / "evaluated")
+@cache
+def teachers_length() -> int:
+    return max_length(load_encoder(ModelConfig(path=EMBEDDED)))
+
+
+def per_query(model: SentenceTransformer, task: RetrievalTask) -> dict[str, float]:
+    """nDCG@10 of each query, with vectors that are not kept."""
+    values = stages.scores_of(model, task)[MAIN_METRIC]
+    return dict(zip(task.qrels, values.tolist(), strict=True))
+
+
+def test_scores(
+    work: Work, name: str, model: SentenceTransformer, task: RetrievalTask
+) -> dict[str, float]:
+    """The same of a test split, with vectors that are kept for the next model beside it."""
+    result = stages.evaluate_model(model, name, task, work.folder / "evaluated")
     return result.scores[MAIN_METRIC]
 
 

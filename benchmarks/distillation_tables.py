@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.distillation import CODE, STUDENTS, TRIAL_EPOCHS, TUNED
-from benchmarks.retention import percent
-from benchmarks.retention import tables as retention_tables
 from tercet.evaluation import Delta
 from tercet.report import curve_table, markdown_table
+from tercet.report.retention import retention_note, retention_table
+from tercet.report.table import p_value, percent
 from tercet.stages.merging import is_loss
 
 
@@ -25,37 +25,44 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
         shown["merge_curve"] = markdown_table(curve_table(merged["curve"]))
         shown["merge_test"] = markdown_table(_merged(merged)) + "\n\n" + _merge_note(merged)
     if every := found.get("retention"):
-        shown |= retention_tables(every)
+        shown["retention"] = (
+            f"{markdown_table(retention_table(every))}\n\n{retention_note(every)}\n\n"
+            "![Quality against speed](../benchmarks/results/distillation.svg)"
+        )
     return shown
 
 
 def _student(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     speed, student = found["speed"]["student"], found["student"]
     delta = student["against_teacher"]
-    p = "< 0.001" if delta["p"] < 0.001 else f"= {delta['p']:.3f}"
+    rows = f", {found['rows']:,} rows" if "rows" in found else ""
     return {
         "Student": name,
+        "Recipe": found["recipe"] + rows,
         "Teacher": f"{found['teacher']['mean']:.3f}",
         "Untrained": f"{found['untrained']['mean']:.3f}" if "untrained" in found else "",
         "nDCG@10": f"{student['mean']:.3f} [{student['low']:.3f}, {student['high']:.3f}]",
         "Of the teacher": percent(student["share"]),
-        "Difference": f"{delta['mean']:+.3f}, p {p}",
+        "Difference": f"{delta['mean']:+.3f}, {p_value(delta['p'])}",
         "Its queries, teacher's index": percent(found["asymmetric"]["share"]),
         "Documents / s": f"{speed['documents_times_faster']:.2f} x",
         "Queries / s": f"{speed['queries_times_faster']:.1f} x",
         "Minutes": f"{found['minutes']:.1f}" + (" (resumed)" if found["resumed"] else ""),
+        "Teacher's minutes": f"{found['teacher_minutes']:.1f}",
     }
 
 
 def _static_note(found: Mapping[str, Any]) -> str:
-    best = max(found["tables_on_dev"], key=found["tables_on_dev"].get)
-    tried = ", ".join(f"{how} {value:.3f}" for how, value in found["tables_on_dev"].items())
-    rate = max(found["rates_on_dev"], key=found["rates_on_dev"].get)
-    learnt = ", ".join(f"{how} {value:.3f}" for how, value in found["rates_on_dev"].items())
     return (
-        f"nDCG@10 on dev before training: {tried}; taken: {best}. After {TRIAL_EPOCHS} epochs at "
-        f"learning rates {learnt}; taken: {rate}."
+        f"nDCG@10 on dev before training: {_listed(found['tables_on_dev'])}. After {TRIAL_EPOCHS} "
+        f"epochs: {_listed(found['trials_on_dev'])}."
     )
+
+
+def _listed(scores: Mapping[str, float]) -> str:
+    best = max(scores, key=lambda how: scores[how])
+    tried = "; ".join(f"`{how}` {value:.3f}" for how, value in scores.items())
+    return f"{tried}; taken: `{best}`"
 
 
 def _vocabulary(found: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -77,11 +84,12 @@ def _vocabulary(found: Mapping[str, Any]) -> list[dict[str, str]]:
 def _merged(found: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for data, models in found["test"].items():
-        row = {"Collection": data, "Base": f"{models['base']['mean']:.3f}"}
+        row = {"Collection": data, "Documents": f"{models['documents']:,}"}
+        row["Base"] = f"{models['base']['mean']:.3f}"
         for who in ("tuned", "merged"):
             delta = models[who]["against_teacher"]
-            p = "< 0.001" if delta["p"] < 0.001 else f"= {delta['p']:.3f}"
-            row[who.capitalize()] = f"{models[who]['mean']:.3f} ({delta['mean']:+.3f}, p {p})"
+            changed = f"{delta['mean']:+.3f}, {p_value(delta['p'])}"
+            row[who.capitalize()] = f"{models[who]['mean']:.3f} ({changed})"
         rows.append(row)
     return rows
 
@@ -89,8 +97,13 @@ def _merged(found: Mapping[str, Any]) -> list[dict[str, str]]:
 def _merge_note(found: Mapping[str, Any]) -> str:
     others = {data: models for data, models in found["test"].items() if data != CODE}
     lost = [d for d, m in others.items() if is_loss(Delta(**m["merged"]["against_teacher"]))]
+    sentences = ", ".join(
+        f"{who} {mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
+        for who, mean in found["similarity"].items()
+    )
     return (
         f"Chosen: {found['chosen']:.2g} of the tuned model. It keeps {percent(found['gain_kept'])} "
         f"of the gain on {CODE}; significant losses elsewhere: {', '.join(lost) or 'none'}. The "
-        "queries that were chosen by are not among those reported."
+        f"queries that were chosen by are not among those reported. STS benchmark (test), Spearman "
+        f"with 95 % interval: {sentences}."
     )

@@ -5,12 +5,10 @@ import gc
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +18,25 @@ import psutil
 import torch
 
 from tercet.errors import UserError
+from tercet.evaluation.speed import alternate, medians, ratio, seconds
 from tercet.export.cpu import cpu_field, cpu_name
 from tercet.files import write_json
-from tercet.progress import progress
 from tercet.versions import code_version
+
+__all__ = [
+    "RESULTS",
+    "alternate",
+    "gemm_flops",
+    "gemm_peak",
+    "in_subprocess",
+    "machine",
+    "medians",
+    "peak_anonymous",
+    "peak_memory",
+    "ratio",
+    "seconds",
+    "write_result",
+]
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
@@ -58,50 +71,6 @@ def gemm_flops(m: int, k: int, n: int, times: int = 1) -> float:
 def gemm_peak() -> float:
     """The most float32 operations a second seen here: large square matrix products."""
     return gemm_flops(PEAK_SIZE, PEAK_SIZE, PEAK_SIZE, times=8)
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock time of one call, garbage collected before it and not during it."""
-    gc.collect()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-    finally:
-        gc.enable()
-
-
-def alternate(
-    variants: Mapping[str, Callable[[], Any]], rounds: int, untimed: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of every variant, each round running all of them in turn, some rounds untimed first.
-
-    Whatever else the machine does then falls on all variants alike.
-    """
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    with progress("rounds", (untimed + rounds) * len(variants)) as advance:
-        for turn in range(untimed + rounds):
-            for name, work in variants.items():
-                spent = seconds(work)
-                if turn >= untimed:
-                    times[name].append(spent)
-                advance(note=f"{name}: {spent:.3g} s")
-    return times
-
-
-def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
-    """Median of each variant's times."""
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
-    """Median over rounds of how many times longer `slow` took than `fast` in the same round.
-
-    >>> ratio({"a": [4.0, 9.0, 6.0], "b": [2.0, 3.0, 3.0]}, "a", "b")
-    2.0
-    """
-    return statistics.median(s / f for s, f in zip(times[slow], times[fast], strict=True))
 
 
 @contextmanager

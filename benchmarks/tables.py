@@ -24,7 +24,6 @@ from benchmarks import (
     pruning,
     quality,
     quantised,
-    retention,
     scale,
     train_step,
 )
@@ -62,8 +61,6 @@ def main() -> None:
     if "mining_quality" in found:
         _fill(ROOT / "docs" / "mining.md", mining_quality.tables(found["mining_quality"]))
     taught = distillation_tables.tables(found.get("distillation", {}))
-    if "retention" in found:  # of models that a user names, in place of ours
-        taught |= retention.tables(found["retention"])
     if taught:
         _fill(ROOT / "docs" / "distillation.md", taught)
     if "scale" in found:

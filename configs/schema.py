@@ -84,22 +84,23 @@ class Source(Section):
     licence: str | None = None  # of the data, for the model's card
 
 
-def _sources(value: Any) -> Any:
-    """A path stands for a source, and one source needs no list."""
+def _sections(value: Any) -> Any:
+    """A path stands for a section that has one, and one section needs no list."""
     values = [value] if isinstance(value, str | Mapping) else value
     if not isinstance(values, list | tuple):
         return values
     return [{"path": item} if isinstance(item, str) else item for item in values]
 
 
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_sources)]
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_sections)]
 
 
 class DataConfig(Section):
     """What to train on, and what must stay unseen."""
 
     train: Sources = ()
-    corpus: tuple[str, ...] = ()  # files of texts without labels, for distillation
+    corpus: tuple[str, ...] = ()  # files of documents without labels, for distillation
+    queries: tuple[str, ...] = ()  # files of queries without labels, for distillation
     corpus_licence: str | None = None  # of those texts, for the model's card
     mined: str | None = None  # a mined set (Parquet) whose negatives join the rows by query id
     positives_per_row: Count | None = None  # drawn anew each epoch; null: all of them
@@ -169,18 +170,38 @@ class LossConfig(Section):
         return self
 
 
+class TeacherConfig(Section):
+    """A model to learn from, and how it reads texts."""
+
+    path: str  # "embedded", a folder, or a hub name
+    prompts: Prompts = Prompts()  # put before the texts; null: the teacher's own
+    max_length: Count | None = None  # tokens, special ones included; null: the teacher's own
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
+
+
+class RelationalConfig(Section):
+    """The weights within the relational term, with the defaults of its paper (arXiv:2412.19048)."""
+
+    cosine: NotNegative = 10.0  # of 1 - cosine; left out where student and teacher differ in width
+    gram: NotNegative = 200.0  # of the squared difference of all similarities
+    relative: NotNegative = 20.0  # of the hinge over pairs of similarities
+    margin: NotNegative = 0.015  # of that hinge
+
+
 class DistilConfig(Section):
     """Learn from a teacher's vectors: the weight of each term, and what it compares."""
 
-    teacher: tuple[str, ...] = ()  # models; null: no distillation
+    teacher: tuple[TeacherConfig, ...] = ()  # null: no distillation; a path stands for a section
     combine: Literal["concatenate", "average"] = "concatenate"  # several teachers' unit vectors
-    projection: bool | None = None  # a Dense layer to the teacher's width; null: if it differs
+    projection: bool | None = None  # a Dense layer to the teacher's width; null: if align needs it
     infonce: NotNegative = 0.0  # the loss of the section above
     align: NotNegative = 1.0  # to give the teacher's own vectors (LEAF, arXiv:2509.12539)
     relational: NotNegative = 0.0  # to call the same texts similar (Jasper, arXiv:2412.19048)
+    relations: RelationalConfig = RelationalConfig()  # of which it is made
     listwise_kl: NotNegative = 0.0  # to rank a row's documents alike (arXiv:1503.02531)
     margin_mse: NotNegative = 0.0  # to set positives apart from negatives alike (arXiv:2010.02666)
     scores: Literal["teacher", "data"] = "teacher"  # of the last two: its cosines, or given ones
+    student_temperature: Positive | None = None  # listwise_kl; null: that of the loss
     teacher_temperature: Positive | None = None  # listwise_kl; null: 0.05 of cosines, 1 of others
     margin_temperature: Positive = 1.0  # margin_mse: the student's margins reach 2 / this
     calibration: Literal["none", "min_max", "standard"] = "none"  # listwise_kl: of its lists
@@ -188,7 +209,7 @@ class DistilConfig(Section):
     @field_validator("teacher", mode="before")
     @classmethod
     def _one_needs_no_list(cls, value: Any) -> Any:
-        return () if value is None else [value] if isinstance(value, str) else value
+        return () if value is None else _sections(value)
 
     @model_validator(mode="after")
     def _something_is_learnt(self) -> "DistilConfig":

@@ -2,22 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from tercet.data.records import as_id, format_of, place, read_rows, text_lines
 from tercet.data.rows import Texts
 from tercet.errors import UserError
 
+Part = Literal["corpus", "queries"]  # of a BEIR folder
 Found = tuple[str, object, str]  # where it stands, its id if it has one, the text
 
 
-def read_corpus(paths: Sequence[str | Path]) -> list[str]:
+def read_corpus(paths: Sequence[str | Path], part: Part = "corpus") -> list[str]:
     """Every text of the files, in order; empty ones are left out.
 
     `.txt` and `.txt.gz` hold a text a line. JSONL, CSV, Parquet and saved datasets hold one in
     column `text`, after `title` if there is one, as BEIR writes documents; a BEIR folder stands
-    for its corpus. Raises UserError if a file cannot be read or none holds a text.
+    for its corpus, or its queries of all splits. Raises UserError if a file cannot be read or none
+    holds a text.
     """
-    return [text for _, _, text in _all(paths)]
+    return [text for _, _, text in _all(paths, part)]
 
 
 def read_documents(paths: Sequence[str | Path]) -> Texts:
@@ -39,22 +42,22 @@ def read_documents(paths: Sequence[str | Path]) -> Texts:
     return Texts(list(ids), texts)
 
 
-def _all(paths: Sequence[str | Path]) -> list[Found]:
-    found = [row for path in paths for row in _texts(Path(path)) if row[2].strip()]
+def _all(paths: Sequence[str | Path], part: Part = "corpus") -> list[Found]:
+    found = [row for path in paths for row in _texts(Path(path), part) if row[2].strip()]
     if not found:
         raise UserError(f"{', '.join(map(str, paths))}: no text in it; name other files")
     return found
 
 
-def _texts(path: Path) -> Iterator[Found]:
+def _texts(path: Path, part: Part) -> Iterator[Found]:
     if path.name.lower().endswith((".txt", ".txt.gz")):
         for number, line in text_lines(path):
             yield f"{path}, line {number}", None, line.rstrip("\r\n")
         return
     form = format_of(path) or ""
     if form == "beir":
-        whole, form = path / "corpus.jsonl", "jsonl"
-        path = whole if whole.exists() else path / "corpus.jsonl.gz"
+        whole, form = path / f"{part}.jsonl", "jsonl"
+        path = whole if whole.exists() else path / f"{part}.jsonl.gz"
     for number, row in read_rows(path, form):
         where = place(path, form, number)
         if not isinstance(row.get("text"), str):

@@ -50,6 +50,13 @@ class Texts:
         """Position of each id."""
         return {id_: i for i, id_ in enumerate(self.ids)}
 
+    def and_also(self, texts: Sequence[str]) -> "Texts":
+        """These, then those of `texts` that are new, named by their hash."""
+        there = set(self.texts)
+        new = {text_hash(text): text for text in texts if text not in there}
+        fresh = {id_: text for id_, text in new.items() if id_ not in self.index}
+        return Texts([*self.ids, *fresh], [*self.texts, *fresh.values()])
+
     @cached_property
     def identical(self) -> Indices:
         """(N,) position of the first text that is exactly equal to each one."""
@@ -143,13 +150,11 @@ class TrainingSet:
         nothing = Texts([], [])
         return cls(nothing, nothing, none, Ragged.of([]), Ragged.of([]), np.zeros(1, np.int64))
 
-    def with_documents(self, texts: Sequence[str]) -> "TrainingSet":
-        """The same rows beside more documents, named by their hash; known texts are left out."""
-        there = set(self.documents.texts)
-        new = {text_hash(text): text for text in texts if text not in there}
-        fresh = {id_: text for id_, text in new.items() if id_ not in self.documents.index}
-        documents = Texts([*self.documents.ids, *fresh], [*self.documents.texts, *fresh.values()])
-        return replace(self, documents=documents, extra=self.extra + len(fresh))
+    def with_texts(self, queries: Sequence[str], documents: Sequence[str]) -> "TrainingSet":
+        """The same rows beside more texts, named by their hash; known ones are left out."""
+        sides = self.queries.and_also(queries), self.documents.and_also(documents)
+        extra = self.extra + len(sides[1]) - len(self.documents)
+        return replace(self, queries=sides[0], documents=sides[1], extra=extra)
 
     def with_only(self, documents: Indices) -> "TrainingSet":
         """The same rows over some of the documents, (D',) positions, in that order.

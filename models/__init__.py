@@ -20,7 +20,7 @@ from tercet.models.load import (
 from tercet.models.merge import merge_line, merge_models
 from tercet.models.routes import pair_models, refuse_pair, route
 from tercet.models.shards import Vectors
-from tercet.models.store import model_fingerprint, vectors
+from tercet.models.store import are_stored, model_fingerprint, vectors
 from tercet.models.student import Size, Student, make_student
 from tercet.models.vocabulary import Corpus
 
@@ -30,8 +30,9 @@ __all__ = [
     "Role",
     "Size",
     "Student",
-    "add_dense",
     "Vectors",
+    "add_dense",
+    "are_stored",
     "default_device",
     "encode",
     "freeze_unused",

@@ -101,8 +101,11 @@ def encode_parts(
         distinct, order = _distinct(texts)
         part = _Part(order, np.empty((len(distinct), width), dtype=np.float32))
         tokens = tokenise(model, distinct, role)
-        # longest first: what does not fit into memory fails at once, and the last to end are short
-        cut = token_batches(np.array([len(ids) for ids in tokens]), budget)[::-1]
+        if isinstance(model[0], StaticEmbedding):  # nothing is padded: one batch does
+            cut = [np.arange(len(tokens))]
+        else:
+            # longest first: what has no room in memory fails at once, and the last to end are short
+            cut = token_batches(np.array([len(ids) for ids in tokens]), budget)[::-1]
         return [_Batch(part, b, [tokens[i] for i in b], last=b is cut[-1]) for b in cut]
 
     def embed(tokens: list[TokenIds]) -> Tensor:
@@ -201,9 +204,9 @@ def _forward_of_each_thread(model: SentenceTransformer, threads: int) -> Forward
     """The model, to be run in any of the threads at once.
 
     Each has modules of its own over the same weights, as some models keep tables between calls
-    (rotary, ALiBi).
+    (rotary, ALiBi). A static model keeps nothing, and would spend its time on copies.
     """
-    if threads == 1:
+    if threads == 1 or isinstance(model[0], StaticEmbedding):
         return model
     own = threading.local()
     shared = [*model.parameters(), *model.buffers(), model.tokenizer]
@@ -258,10 +261,11 @@ def token_batches(lengths: NDArray[np.integer], budget: int) -> list[NDArray[np.
     return batches[::-1]
 
 
-def pad(model: SentenceTransformer, tokens: Sequence[TokenIds], role: Role) -> Features:
+def pad(model: SentenceTransformer, tokens: Sequence[TokenIds], role: Role | None) -> Features:
     """The input of one forward pass, (B, longest) int64, on the model's device.
 
-    For a static model all tokens end to end, (tokens,), and where each text begins, (B,).
+    For a static model all tokens end to end, (tokens,), and where each text begins, (B,). `role`
+    is the one whose prompt the tokens begin with; None: they begin with none.
     """
     return _padded(model, tokens) | _prompt_length(model, role)
 
@@ -305,14 +309,14 @@ def _padded(model: SentenceTransformer, tokens: Sequence[TokenIds]) -> Features:
     return features
 
 
-def _prompt_length(model: SentenceTransformer, role: Role) -> Features:
+def _prompt_length(model: SentenceTransformer, role: Role | None) -> Features:
     """What the pooling has to know of the prompt, if anything.
 
     Its tokens, the opening special token included, the closing one not.
     """
     if not pools_without_prompt(model):
         return {}
-    prompt = prompt_of(model, role)
+    prompt = prompt_of(model, role) if role else ""
     if not prompt:
         return {"prompt_length": 0}
     with_end = model.tokenizer(prompt)["input_ids"]

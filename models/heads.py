@@ -13,8 +13,8 @@ from tercet.errors import UserError
 def add_dense(model: SentenceTransformer, weight: Tensor) -> Dense:
     """Map sentence vectors by `weight` (out, in), without bias, before they are normalised.
 
-    The layer is a module of the model: trained, saved and loaded with it. A model that gives unit
-    vectors still does.
+    The layer is a module of the model, of its device and dtype: trained, saved and loaded with it.
+    A model that gives unit vectors still does.
     """
     out, width = weight.shape
     dense = Dense(width, out, bias=False, activation_function=nn.Identity())
@@ -24,7 +24,7 @@ def add_dense(model: SentenceTransformer, weight: Tensor) -> Dense:
     ends_in_unit = isinstance(model._modules[last], Normalize)
     if ends_in_unit:
         del model._modules[last]
-    model.append(dense.to(model.device))
+    model.append(dense.to(model.device, model.dtype))
     if ends_in_unit:
         model.append(Normalize())
     return dense

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -30,17 +30,20 @@ EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 PROBES = ["a", "Another, longer text: 3 numbers (1, 2.5, 7), one *sign* and some words."]
 
 
-def load_encoder(config: ModelConfig, where: str = "model.path") -> SentenceTransformer:
+def load_encoder(
+    config: ModelConfig, where: str = "model.path", *, fetch: bool = True
+) -> SentenceTransformer:
     """Load a sentence-transformers folder, a plain transformers encoder, or a hub name.
 
     The result has the pooling, normalisation, maximum length and prompts that `config` asks for,
     weights in `config.dtype` whatever the checkpoint's precision, is on the CPU and in evaluation
-    mode. Raises UserError, beginning with `where`, if there is no such model or its parts do not
-    fit the config.
+    mode. Without `fetch` every file must be on this disk already: for what is loaded after a run
+    has begun. Raises UserError, beginning with `where`, if there is no such model or its parts do
+    not fit the config.
     """
     transformers.utils.logging.disable_progress_bar()
-    path = resolve(config.path, where)
-    model = _load(path, config, where)
+    path = resolve(config.path, where) if fetch else on_disk(config.path, where)
+    model = _load(path, config, where, fetch)
     _set_normalise(model, config.normalize)
     _set_max_length(model, config)
     for role, prompt in (("query", config.prompts.query), ("document", config.prompts.document)):
@@ -77,7 +80,8 @@ def resolve(path: str, where: str = "model.path") -> str:
 def on_disk(path: str, where: str) -> str:
     """`resolve`, and refuse a hub name whose model was not fetched before.
 
-    For models that are loaded after a run has begun, where a download would come as a surprise.
+    For models that are loaded after a run has begun, where a download would come as a surprise:
+    `load_encoder(..., fetch=False)`, which also finds out whether all of it was fetched.
     """
     found = resolve(path, where)
     if is_here(found):
@@ -155,13 +159,16 @@ def _embedded_folder() -> Path:
     return folder
 
 
-def _load(path: str, config: ModelConfig, where: str) -> SentenceTransformer:
-    trust = {"trust_remote_code": config.trust_remote_code}
+def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTransformer:
+    here: dict[str, Any] = {"local_files_only": not fetch}
+    trust = {"trust_remote_code": config.trust_remote_code, **here}
     safe = None if config.allow_pickle else True
     settings = {"dtype": getattr(torch, config.dtype), "use_safetensors": safe, **trust}
     try:
         with only_safetensors(config.allow_pickle):
-            modules = cached_file(path, "modules.json", _raise_exceptions_for_missing_entries=False)
+            modules = cached_file(
+                path, "modules.json", _raise_exceptions_for_missing_entries=False, **here
+            )
             if modules:
                 refuse_escapes(Path(modules))
                 model = SentenceTransformer(
@@ -169,15 +176,20 @@ def _load(path: str, config: ModelConfig, where: str) -> SentenceTransformer:
                     trust_remote_code=config.trust_remote_code,
                     model_kwargs=settings,
                     device="cpu",
+                    **here,
                 )
                 return _check_pooling(model, config)
-            body = Transformer(path, model_kwargs=settings, config_kwargs=trust)
+            body = Transformer(
+                path, model_kwargs=settings, config_kwargs=trust, processor_kwargs=here
+            )
             mode = "mean" if config.pooling == "auto" else config.pooling
             parts = [body, Pooling(body.get_embedding_dimension(), pooling_mode=mode)]
             return SentenceTransformer(modules=parts, device="cpu")
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         reason += "" if ADVICE in reason else advice_for(path)
+        if not fetch and not Path(path).exists():
+            reason = f"not all of it is on this disk ({reason}); fetch it: hf download {path}"
         raise UserError(f"{where}: {config.path} cannot be loaded: {reason}") from None
 
 

@@ -18,6 +18,7 @@ from tercet.progress import progress
 
 def static_student(
     teacher: SentenceTransformer,
+    vectors: NDArray[np.float32],
     counts: Counts,
     dims: int | None,
     sif: float,
@@ -25,21 +26,19 @@ def static_student(
 ) -> SentenceTransformer:
     """A table with a vector for each token of the teacher's vocabulary, as `StaticEmbedding`.
 
-    Each token's vector is the teacher's of that token alone (Model2Vec), if `centre` less the mean
-    of all, narrowed by a PCA to `dims` (None: as wide as the teacher, so that training can align it
-    with the teacher's index), times sif / (sif + p): p is the token's share of counts (V,), so
-    frequent tokens say little (Arora et al. 2017, SIF). Special tokens are zero. The result gives
-    unit vectors where the teacher does, of texts of any length and without prompts, which
-    would move all of them alike.
+    Each token's vector is the teacher's of that token alone (Model2Vec), `vectors` (V, H) as
+    `token_vectors` gives them; if `centre` less the mean of all; narrowed by a PCA to `dims` (None:
+    as wide as the teacher, so that training can align it with the teacher's index); times
+    sif / (sif + p), p the token's share of counts (V,), so that frequent tokens say little (Arora
+    et al. 2017, SIF). Special tokens are zero. The result gives unit vectors where the teacher
+    does, of texts of any length and without prompts, which would move all of them alike.
     Raises UserError if `dims` is more than the teacher's or the vocabulary can span.
     """
-    table = token_vectors(teacher)
-    if centre:
-        table -= table.mean(axis=0)
+    table = vectors - vectors.mean(axis=0) if centre else vectors
     if dims is not None and dims != table.shape[1]:
         table = table @ principal_directions(table, dims).T
     share = counts / max(1, counts.sum())
-    table *= (sif / (sif + share) if sif else np.ones_like(share))[:, None]
+    table = table * (sif / (sif + share) if sif else np.ones_like(share))[:, None]
     table[teacher.tokenizer.all_special_ids] = 0.0
     tokenizer = Tokenizer.from_str(teacher.tokenizer.backend_tokenizer.to_str())
     tokenizer.no_truncation()
@@ -63,7 +62,7 @@ def token_vectors(teacher: SentenceTransformer) -> NDArray[np.float32]:
     with torch.inference_mode(), progress("token vectors", len(texts)) as advance:
         for start in range(0, len(texts), rows):
             part = texts[start : start + rows]
-            vectors = teacher(pad(teacher, part, "document"))["sentence_embedding"]
+            vectors = teacher(pad(teacher, part, None))["sentence_embedding"]
             parts.append(vectors.float().cpu().numpy())
             advance(len(part))
     return np.concatenate(parts)

@@ -22,6 +22,7 @@ from tercet.models.shards import (
     begin,
     finish,
     open_vectors,
+    read_manifest,
     rows_of_a_shard,
     unsound,
     write_shard,
@@ -84,6 +85,21 @@ def vectors(
         manifest = on_main(lambda: finish(place, manifest))
         with share_mistakes():  # the lock is let go when all have mapped the shards
             return open_vectors(place, manifest)
+
+
+def are_stored(
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    role: Role,
+    *,
+    folder: Path | None = None,
+    truncate_dim: int | None = None,
+) -> bool:
+    """Whether `vectors` has finished these texts before. One process alone may ask."""
+    model = route(model, role)
+    facts = _facts(model, texts, role, vector_width(model, truncate_dim))
+    manifest = read_manifest(stores_folder(folder) / facts.fingerprint)
+    return manifest is not None and manifest.complete
 
 
 def stores_folder(folder: Path | None = None) -> Path:

@@ -17,7 +17,7 @@ from tercet.models.heads import narrow
 from tercet.models.layers import keep_layers, layer_count
 from tercet.models.load import max_length
 from tercet.models.routes import refuse_pair
-from tercet.models.static import static_student
+from tercet.models.static import static_student, token_vectors
 from tercet.models.surgery import Vocabulary
 from tercet.models.vocabulary import Corpus, keep_tokens, token_counts
 
@@ -76,7 +76,8 @@ def make_student(
         covered = float(counts[kept].sum() / max(1, counts.sum()))
         counts = counts[kept]
     if settings.kind == "static":
-        model = static_student(model, counts, settings.dims, settings.sif, settings.centre)
+        table = token_vectors(model)
+        model = static_student(model, table, counts, settings.dims, settings.sif, settings.centre)
     elif settings.kind == "scratch":
         model = _from_scratch(model, settings.scratch, seed)
     else:

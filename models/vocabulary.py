@@ -88,9 +88,9 @@ def choose_tokens(
     for place in places[np.argsort(-counts[places], kind="stable")].tolist():
         if len(kept) == limit or (target == "used" and counts[place] == 0):
             break
-        needed = vocabulary.parts(place)
-        if len(kept | needed) <= limit:
-            kept |= needed
+        new = vocabulary.parts(place) - kept
+        if len(kept) + len(new) <= limit:
+            kept |= new
     return np.array(sorted(kept), dtype=np.int64)
 
 

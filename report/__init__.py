@@ -3,7 +3,7 @@
 from tercet.report.merging import curve_table
 from tercet.report.mining import mining_page
 from tercet.report.plan import forecast_table, predicted_table
-from tercet.report.size import size_table
+from tercet.report.size import size_line, size_table
 from tercet.report.store import store_table
 from tercet.report.table import (
     console_table,
@@ -25,6 +25,7 @@ __all__ = [
     "mining_page",
     "model_table",
     "predicted_table",
+    "size_line",
     "size_table",
     "store_table",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tercet.report.table import Row
+from tercet.report.table import Row, p_value
 
 
 def curve_table(facts: Mapping[str, Any]) -> list[Row]:
@@ -27,5 +27,4 @@ def curve_table(facts: Mapping[str, Any]) -> list[Row]:
 def _difference(delta: Mapping[str, float], point: Mapping[str, Any]) -> str:
     if point["share"] == 0:
         return ""
-    p = "< 0.001" if delta["p"] < 0.001 else f"= {delta['p']:.3f}"
-    return f" ({delta['mean']:+.3f}, p {p})"
+    return f" ({delta['mean']:+.3f}, {p_value(delta['p'])})"

@@ -11,6 +11,20 @@ ROWS = {  # field of a size -> heading and format
 }
 
 
+def size_line(before: Size, after: Size) -> str:
+    """What was cut, in a line.
+
+    >>> size_line(Size(4, 16.0, 6, 9, 8), Size(2, 8.0, 3, 9, 8))
+    '2 of 4 parameters, 8.0 of 16.0 megabytes, 3 of 6 transformer layers'
+    """
+    parts = []
+    for field, (heading, style) in ROWS.items():
+        old, new = getattr(before, field), getattr(after, field)
+        if new != old:
+            parts.append(f"{style.format(new)} of {style.format(old)} {heading}")
+    return ", ".join(parts) or "nothing is cut"
+
+
 def size_table(before: Size, after: Size) -> list[dict[str, str]]:
     """A row for each measure: before, after, and what share is left.
 

@@ -55,12 +55,14 @@ def delta_line(
     >>> delta_line("base", "tuned", Delta(0.0123, -0.001, 0.0256, 0.0712, 300))
     'tuned - base: nDCG@10 +0.012 [-0.001, +0.026], p = 0.071, 300 queries'
     """
-    adjusted = "" if holm is None else f" (Holm {_p(holm).removeprefix('p ').removeprefix('= ')})"
+    adjusted = (
+        "" if holm is None else f" (Holm {p_value(holm).removeprefix('p ').removeprefix('= ')})"
+    )
     effect = "" if delta.effect is None else f", d = {delta.effect:+.2f}"
     heading = (HEADINGS | STS_HEADINGS).get(metric, metric)
     return (
         f"{new} - {base}: {heading} {delta.mean:+.3f} "
-        f"[{delta.low:+.3f}, {delta.high:+.3f}], {_p(delta.p)}{adjusted}{effect}, "
+        f"[{delta.low:+.3f}, {delta.high:+.3f}], {p_value(delta.p)}{adjusted}{effect}, "
         f"{delta.queries} {'pairs' if metric in STS_HEADINGS else 'queries'}"
     )
 
@@ -82,8 +84,22 @@ def leak_line(result: Result) -> str:
     )
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """As tables and lines show it.
+
+    >>> p_value(0.0123), p_value(0.0)
+    ('p = 0.012', 'p < 0.001')
+    """
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def percent(share: float | None) -> str:
+    """A share as tables show it; nothing for none.
+
+    >>> percent(0.9912)
+    '99.1%'
+    """
+    return "" if share is None else f"{share:.1%}"
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str] | None = None) -> str:

@@ -19,6 +19,8 @@ def test_texts_of_every_kind_of_file(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.txt", "b.jsonl", "c.csv", "beir")]
     found = ["one", " two  ", "three", "T four", "five", "six, seven", "eight"]
     assert read_corpus(paths) == found
+    write_lines(folder / "queries.jsonl", [{"_id": "q", "text": "eight?"}])
+    assert read_corpus([folder], "queries") == ["eight?"]
 
 
 def test_what_holds_no_text_is_refused(tmp_path: Path) -> None:

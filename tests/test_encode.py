@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+from sentence_transformers.sentence_transformer.modules import (
+    Normalize,
+    Pooling,
+    StaticEmbedding,
+)
 
 from tercet.configs import ModelConfig, Prompts
 from tercet.errors import UserError
@@ -108,6 +112,26 @@ def test_the_number_of_threads_changes_no_bit(model: SentenceTransformer) -> Non
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(*found)
+
+
+def test_a_static_model_takes_its_texts_as_they_come(model: SentenceTransformer) -> None:
+    """Nothing is padded: one pass over all, without sorting, and no copy for another thread."""
+    random = np.random.default_rng(0).normal(size=(model.tokenizer.vocab_size, 8))
+    tokenizer = model.tokenizer.backend_tokenizer
+    tokenizer.no_truncation()
+    table = StaticEmbedding(tokenizer, embedding_weights=random.astype(np.float32))
+    static = SentenceTransformer(modules=[table, Normalize()], device="cpu").eval()
+    passes = []
+    static.register_forward_pre_hook(lambda _, args: passes.append(len(args[0]["offsets"])))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found = encode(static, TEXTS * 3, "query", batch_tokens=16)
+    finally:
+        torch.set_num_threads(before)
+    assert passes == [len(set(TEXTS))] * 2
+    np.testing.assert_allclose(found, static.encode(TEXTS * 3), atol=1e-6)
 
 
 def test_fewer_dimensions_stay_unit_vectors_if_they_were(model: SentenceTransformer) -> None:

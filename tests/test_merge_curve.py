@@ -45,12 +45,14 @@ def point(share: float, **scores: list[float]) -> Point:
     return Point(share, {task: {str(n): s for n, s in enumerate(v)} for task, v in scores.items()})
 
 
-def test_the_best_that_loses_nothing_is_chosen() -> None:
+def test_the_least_that_has_most_of_the_gain_is_chosen() -> None:
     base = point(0.0, dev=[0.2] * 20, other=[0.5] * 20)
     better = point(0.4, dev=[0.3] * 20, other=[0.5] * 19 + [0.4])  # p is about 1
     best = point(0.7, dev=[0.5] * 20, other=[0.4] * 20)  # p < 0.001
     assert best_share([base, better, best], "dev") == 0.4
     assert best_share([base, better, point(0.5, dev=[0.3] * 20, other=[0.5] * 20)], "dev") == 0.4
+    nearly = point(0.2, dev=[0.295] * 20, other=[0.5] * 20)  # 0.95 of the gain
+    assert best_share([base, nearly, better, best], "dev") == 0.2
     alone = [Point(p.share, {"dev": p.scores["dev"]}) for p in (base, better, best)]
     assert best_share(alone, "dev") == 0.7
     assert best_share([base, point(1.0, dev=[0.1] * 20, other=[0.9] * 20)], "dev") == 0.0

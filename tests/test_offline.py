@@ -1,5 +1,6 @@
 """Without a network: local paths work, a hub name fails at once, and a misspelling is guessed."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi, constants
 
 from tercet.models.hub import nearest_to
 from tests.conftest import Run, answer, question, write_lines, write_task
@@ -40,6 +42,51 @@ def test_a_misspelt_folder_is_guessed(run: Run, pairs: Path, tmp_path: Path) -> 
     status, _, err = run("finetune", "tiny", *words)
     assert status == 2 and f"did you mean '{tmp_path}/students/small'?" in err.replace("\n", "")
     assert nearest_to("nothing/like-it-at-all") is None
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, and a hub that has every model and must not be asked for a file."""
+
+    def model_info(self: HfApi, name: str, **_: object) -> None:
+        return None
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("requests.Session.request", "httpx.Client.request", "httpx.Client.send"):
+        package = name.split(".")[0]
+        if importlib.util.find_spec(package):
+            monkeypatch.setattr(name, lambda *_, **__: pytest.fail("the network was asked"))
+    return tmp_path / "hf"
+
+
+def cache_file(cache: Path, model: str, name: str, text: str) -> None:
+    """A file as the hub's cache keeps it."""
+    folder = cache / f"models--{model.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / "main").write_text("a" * 40)
+    place = folder / "snapshots" / ("a" * 40) / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["distil.teacher", "loss.false_negatives.guide", "mining.sources"])
+def test_a_model_that_is_needed_later_is_not_fetched(
+    key: str, run: Run, tiny_model: Path, pairs: Path, hub: Path
+) -> None:
+    """It is on the hub and not on this disk, or there in part: a line instead of a download."""
+    command = {"distil.teacher": "distil", "mining.sources": "mine"}.get(key, "finetune")
+    words = [f"data.train={pairs}", f"model.path={tiny_model}", "output=out", f"{key}=some/model"]
+    status, _, err = run(command, "tiny", *words)
+    assert status == 2 and f"{key}: some/model is not on this disk" in err
+    assert "hf download some/model" in err
+    settings = (tiny_model / "config.json").read_text(encoding="utf-8")
+    cache_file(hub, "some/model", "config.json", settings)
+    status, _, err = run(command, "tiny", *words)
+    last = " ".join(err.split())
+    assert status == 2 and f"{key}: some/model cannot be loaded: not all of it is on this" in last
+    assert "hf download some/model" in last
 
 
 def test_a_hub_that_does_not_answer_is_given_up_within_seconds(pairs: Path, tmp_path: Path) -> None:

@@ -136,6 +136,24 @@ def test_a_student_learns_from_scores_alone(tiny_model: Path, tmp_path: Path) ->
     assert (model / "modules.json").exists()
 
 
+def test_own_negatives_without_a_score_are_named_when_mining_comes(
+    tiny_model: Path, judge: Path, tmp_path: Path
+) -> None:
+    """Re-mining asks the cross-encoder about what it found, not about the rows' own negatives."""
+    data = scored_pairs(tmp_path / "pairs.jsonl")
+    plain = f"data.train=[{{path: {data}, columns: {{COLUMN}}, ignore: [liked, disliked]}}]"
+    mining = ["mining.refresh_every=2", f"mining.rescore.model={judge}", "mining.negatives=2"]
+    mining += ["mining.relative_margin=null", "mining.rescore.veto_margin=null"]
+    own = plain.replace("COLUMN", "negative: negative")
+    with pytest.raises(UserError, match=r"distil.scores: \d+ of \d+ pairs have no score"):
+        stages.distil(config_of(tiny_model, data, tmp_path / "run", own, *mining))
+    mined = plain.replace("COLUMN", "query: query").replace("liked,", "liked, negative,")
+    model = stages.distil(config_of(tiny_model, data, tmp_path / "other", mined, *mining))
+    lines = read_log(tmp_path / "other" / "run.jsonl")
+    assert (model / "modules.json").exists()
+    assert all(np.isfinite(line["loss/listwise_kl"]) for line in lines if "loss" in line)
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "nan": ({"liked": float("nan")}, [], r"line 4, column 'liked': nan is not a finite number"),
     "text": ({"disliked": [1.0, "high"]}, [], "column 'disliked': 'high' is not a finite number"),

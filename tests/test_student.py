@@ -8,7 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, StaticEmbedding
+from sentence_transformers.sentence_transformer.modules import (
+    Dense,
+    Normalize,
+    Pooling,
+    StaticEmbedding,
+)
 from torch import nn
 
 from tercet.configs import ModelConfig, StudentConfig
@@ -188,6 +193,19 @@ def test_the_map_is_saved_as_a_dense_without_bias(
     assert np.abs(again.encode_query(TEXTS) - vectors(model)).max() < 1e-6
 
 
+def test_the_map_has_the_models_dtype(encoders: dict[str, Path], tmp_path: Path) -> None:
+    model = load_encoder(ModelConfig(path=str(encoders["bert"]), dtype="bfloat16"))
+    whole = vectors(model)
+    narrow(model, whole, 5)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    exact = load(encoders["bert"])
+    narrow(exact, whole, 5)
+    np.testing.assert_allclose(vectors(model), vectors(exact), atol=0.05)
+    model.save(str(tmp_path / "saved"), create_model_card=False)
+    settings = ModelConfig(path=str(tmp_path / "saved"), dtype="bfloat16")
+    assert np.array_equal(vectors(load_encoder(settings)), vectors(model))
+
+
 def test_all_dims_change_no_bit(encoders: dict[str, Path]) -> None:
     model = load(encoders["bert"])
     whole = vectors(model)
@@ -211,7 +229,8 @@ def test_a_pca_of_too_few_texts_or_too_many_dims_is_refused() -> None:
 @pytest.fixture
 def static(encoders: dict[str, Path]) -> SentenceTransformer:
     teacher = load(encoders["bert"])
-    return static_student(teacher, token_counts(teacher, {"query": TEXTS}), None, 0.01)
+    counts = token_counts(teacher, {"query": TEXTS})
+    return static_student(teacher, token_vectors(teacher), counts, None, 0.01)
 
 
 def test_a_static_table_is_the_teacher_on_single_tokens(
@@ -219,12 +238,14 @@ def test_a_static_table_is_the_teacher_on_single_tokens(
 ) -> None:
     teacher = load(encoders["bert"])
     counts = token_counts(teacher, {"query": TEXTS})
-    as_it_is = static_student(teacher, counts, None, 0.01, centre=False)
+    alone = token_vectors(teacher)
+    as_it_is = static_student(teacher, alone, counts, None, 0.01, centre=False)
     table, uncentred = (
         model[0].embedding.weight.detach().numpy()  # type: ignore[union-attr]
         for model in (static, as_it_is)
     )
-    mean = token_vectors(teacher).mean(axis=0)
+    mean = alone.mean(axis=0)
+    assert np.array_equal(alone, token_vectors(teacher))
     ids = teacher.tokenizer.convert_tokens_to_ids(["forest", "where", "q", "##s"])
     for token in ids:
         features = {
@@ -234,10 +255,10 @@ def test_a_static_table_is_the_teacher_on_single_tokens(
             "attention_mask": torch.ones(1, 3, dtype=torch.int64),
         }
         with torch.no_grad():
-            alone = teacher(features)["sentence_embedding"][0].numpy()
+            said = teacher(features)["sentence_embedding"][0].numpy()
         weight = 0.01 / (0.01 + counts[token] / counts.sum())
-        np.testing.assert_allclose(table[token], (alone - mean) * weight, atol=1e-6)
-        np.testing.assert_allclose(uncentred[token], alone * weight, atol=1e-6)
+        np.testing.assert_allclose(table[token], (said - mean) * weight, atol=1e-6)
+        np.testing.assert_allclose(uncentred[token], said * weight, atol=1e-6)
     assert not table[teacher.tokenizer.all_special_ids].any()
 
 
@@ -259,13 +280,23 @@ def test_a_static_vector_is_the_mean_of_its_tokens(
     np.testing.assert_allclose(theirs.encode_query(texts), np.stack(want), atol=1e-6)
 
 
+def test_a_token_stands_without_the_prompt(encoders: dict[str, Path]) -> None:
+    """A pooling that leaves the prompt out has none to leave out of a single token."""
+    plain, spare = load(encoders["bert"]), load(encoders["bert"])
+    spare.prompts["document"] = "document: "
+    pooling: Pooling = spare[1]  # type: ignore[assignment]
+    pooling.include_prompt = False
+    np.testing.assert_allclose(token_vectors(spare), token_vectors(plain), atol=1e-6)
+
+
 def test_a_static_student_may_be_narrow(encoders: dict[str, Path]) -> None:
     teacher = load(encoders["roberta"])
     counts = token_counts(teacher, {"query": TEXTS})
-    assert static_student(teacher, counts, 4, 0.0).get_embedding_dimension() == 4
-    assert token_vectors(teacher).shape == (len(counts), WIDTH)
+    alone = token_vectors(teacher)
+    assert alone.shape == (len(counts), WIDTH)
+    assert static_student(teacher, alone, counts, 4, 0.0).get_embedding_dimension() == 4
     with pytest.raises(UserError, match="student.dims: 17"):
-        static_student(teacher, counts, 17, 0.0)
+        static_student(teacher, alone, counts, 17, 0.0)
 
 
 def test_a_static_model_has_no_layers_and_no_maximum(

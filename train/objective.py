@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tercet.configs import Config
+from tercet.configs import Config, RelationalConfig
 from tercet.data.batch import Batch
 from tercet.losses import (
     Guide,
@@ -124,8 +124,8 @@ def _teaching(
     sides = None if teacher is None else teacher.of(batch.queries, batch.documents, device)
     found: dict[str, tuple[float, Term]] = {}
     if sides is not None:
-        found["align"] = settings.align, _of_vectors(align, sides)
-        found["relational"] = settings.relational, _of_vectors(relational, sides)
+        found["align"] = settings.align, _near(sides)
+        found["relational"] = settings.relational, _alike(settings.relations, sides)
     if settings.listwise_kl:
         ranked = _ranked(config, batch, temperature, device, sides)
         found["listwise_kl"] = settings.listwise_kl, ranked
@@ -134,14 +134,37 @@ def _teaching(
     return {name: (weight, term) for name, (weight, term) in found.items() if weight}
 
 
-def _of_vectors(loss: Callable[..., Tensor], sides: Sides) -> Term:
-    """A loss that compares each text's vector with the teacher's."""
+def _near(sides: Sides) -> Term:
+    """Each text's vector is compared with the teacher's; a prefix of it with the same prefix."""
     texts = torch.cat(sides)
 
     def term(queries: Tensor, documents: Tensor, share: Share) -> Terms:
         student = torch.cat([queries, documents])
-        shown = texts[:, : student.shape[1]]  # of a narrower student, the first dimensions
-        return Terms(loss(student, shown, share=share.of(len(texts))), {})
+        shown = texts[:, : student.shape[1]]
+        return Terms(align(student, shown, share=share.of(len(texts))), {})
+
+    return term
+
+
+def _alike(settings: RelationalConfig, sides: Sides) -> Term:
+    """All texts' similarities are compared with the teacher's, at its full width.
+
+    The student's may be narrower, as in Jasper; then there is no cosine between the two.
+    """
+    texts = torch.cat(sides)
+
+    def term(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        student = torch.cat([queries, documents])
+        loss = relational(
+            student,
+            texts,
+            cosine=settings.cosine if student.shape[1] == texts.shape[1] else 0.0,
+            gram=settings.gram,
+            relative=settings.relative,
+            margin=settings.margin,
+            share=share.of(len(texts)),
+        )
+        return Terms(loss, {})
 
     return term
 
@@ -164,7 +187,7 @@ def _ranked(
             documents,
             wanted,
             scores,
-            temperature=temperature,
+            temperature=settings.student_temperature or temperature,
             teacher_temperature=settings.score_temperature,
             calibration=settings.calibration,
             share=share.of(len(queries)),

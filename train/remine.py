@@ -17,7 +17,7 @@ from tercet.data.rows import Indices
 from tercet.errors import UserError
 from tercet.files import sha256
 from tercet.progress import say
-from tercet.train.rows import batches_of
+from tercet.train.rows import batches_of, refuse_unscored
 from tercet.train.run import Run
 from tercet.train.saving import save
 from tercet.train.shards import fill
@@ -40,8 +40,8 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
         steps = range(run.step, min(run.step + every, run.steps))
         if run.step > run.saved:
             save(run)  # mining may take hours, and a signal is heard after it
-        chosen = [rows.row_query[run.batches.order.batch(step)[0]] for step in steps]
-        asked = np.unique(np.concatenate(chosen))
+        drawn = np.unique(np.concatenate([run.batches.order.batch(step)[0] for step in steps]))
+        asked = np.unique(rows.row_query[drawn])
         path = run.rounds / f"step-{run.step:08d}" / "mined.parquet"
         name = str(path.relative_to(run.config.output))
         say(f"step {run.step}: mining {len(asked)} queries anew with the current weights")
@@ -52,6 +52,8 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
         run.whole.to(place)
         run.accelerator.wait_for_everyone()
         use(run, rows, name)
+        if run.config.distil.scores == "data":  # negatives of the rows' own were not rescored
+            refuse_unscored(run.batches.data, drawn)
 
     return refresh
 

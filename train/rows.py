@@ -11,7 +11,7 @@ from tercet.data import TrainingSet, read_corpus, read_task, read_training, with
 from tercet.data.batch import Batches, TextBatches
 from tercet.data.check import overlap
 from tercet.data.order import Order
-from tercet.data.rows import RetrievalTask
+from tercet.data.rows import Indices, RetrievalTask
 from tercet.data.tokens import TokenCache, token_cache
 from tercet.errors import UserError, about
 from tercet.files import fingerprint
@@ -24,12 +24,15 @@ from tercet.progress import say
 def read_rows(config: DataConfig) -> TrainingSet:
     """The training rows as they are on disk, with no negatives but their own.
 
-    The texts of `config.corpus` join the documents, and belong to no row.
+    The texts of `config.corpus` join the documents, those of `config.queries` the queries; they
+    belong to no row.
     """
-    if not config.train and not config.corpus:
+    if not config.train and not config.corpus and not config.queries:
         raise UserError("data.train is missing: name a file of pairs or a BEIR folder")
     rows = read_training(config.train) if config.train else TrainingSet.empty()
-    return rows.with_documents(read_corpus(config.corpus)) if config.corpus else rows
+    documents = read_corpus(config.corpus) if config.corpus else ()
+    queries = read_corpus(config.queries, "queries") if config.queries else ()
+    return rows.with_texts(queries, documents) if queries or documents else rows
 
 
 def read_data(config: Config) -> tuple[TrainingSet, TrainingSet]:
@@ -97,13 +100,13 @@ def batches_of(config: Config, data: TrainingSet) -> Batches | TextBatches:
     )
 
 
-def refuse_unscored(data: TrainingSet) -> None:
+def refuse_unscored(data: TrainingSet, rows: Indices | None = None) -> None:
     """Raise UserError unless the scores that came with the data can teach.
 
-    Every row's query needs one with each of its positives and own negatives, and for some query
-    they must differ.
+    Every row's query (of `rows`; None: all) needs one with each of its positives and own negatives,
+    and for some query they must differ.
     """
-    rows = np.arange(len(data))
+    rows = np.arange(len(data)) if rows is None else rows
     owners, documents = (
         np.concatenate(part)
         for part in zip(data.positives.take(rows), data.negatives.take(rows), strict=True)

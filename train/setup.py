@@ -22,6 +22,7 @@ from tercet.errors import UserError
 from tercet.models import (
     freeze_unused,
     load_encoder,
+    on_disk,
     refuse_pair,
     resolve,
     set_dropout,
@@ -72,6 +73,7 @@ def finetune(
     evaluate: Evaluate | None = None,
     remine: Remine | None = None,
     allow_changed: Sequence[str] = (),
+    student: ModelConfig | None = None,
 ) -> Trained:
     """Fine-tune `config.model` on `config.data` with InfoNCE.
 
@@ -80,11 +82,12 @@ def finetune(
     the model and gives dev metrics; it is called on the main process only. `remine` writes the
     mined sets that mining.refresh_every asks for; all processes call it. A run on another config,
     other rows or other code is not gone on with, unless `allow_changed` names what differs: keys
-    or sections of the config, "data", "code".
+    or sections of the config, "data", "code". `student` is trained in place of `config.model`, out
+    of which the config makes it.
     Raises UserError for anything the user can mend, before the model is loaded where possible.
     """
     with ExitStack() as leaving, together():
-        run = prepare(config, evaluate, remine, allow_changed)
+        run = prepare(config, evaluate, remine, allow_changed, student)
         leaving.callback(close, run)  # after `together`: the others hear of a mistake first
         train(run)
     run.accelerator.end_training()  # not after a mistake: the group may wait for one who has gone
@@ -98,6 +101,7 @@ def prepare(
     evaluate: Evaluate | None = None,
     remine: Remine | None = None,
     allow_changed: Sequence[str] = (),
+    student: ModelConfig | None = None,
 ) -> Run:
     """Check everything, load, resume if there is something to resume: ready for `train`."""
     accelerator = _accelerator(config)
@@ -111,12 +115,13 @@ def prepare(
     resolve_teachers(config)
     resolve(config.model.path)  # a missing model should not wait for the data to be read
     if config.loss.false_negatives.guide is not None:
-        resolve(config.loss.false_negatives.guide, GUIDE)
+        on_disk(config.loss.false_negatives.guide, GUIDE)
     if config.train.ema is not None and config.model.dtype != "float32":
         raise UserError(f"train.ema averages float32 weights; model.dtype is {config.model.dtype}")
     rows, data = read_data(config)
     warn_of_overlap(config, data)
-    return _set_up(config, accelerator, rows, data, evaluate, remine, allow_changed)
+    start = student or config.model
+    return _set_up(config, accelerator, start, rows, data, evaluate, remine, allow_changed)
 
 
 def close(run: Run) -> None:
@@ -134,6 +139,7 @@ def close(run: Run) -> None:
 def _set_up(
     config: Config,
     accelerator: Accelerator,
+    start: ModelConfig,
     rows: TrainingSet,
     data: TrainingSet,
     evaluate: Evaluate | None = None,
@@ -141,11 +147,11 @@ def _set_up(
     allow_changed: Sequence[str] = (),
 ) -> Run:
     batches = batches_of(config, data)
-    encoder = load_encoder(config.model)
+    encoder = load_encoder(start)
     refuse_pair(encoder, "model.path")
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
-        add_projection(encoder, teacher.width, config.distil)
+        add_projection(encoder, teacher.width, config)
     frozen = freeze_unused(encoder)
     if frozen:
         more = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
@@ -304,7 +310,8 @@ def _guide(config: Config, data: TrainingSet, device: torch.device) -> GuideVect
     if path is None:
         return None
     trust = config.model.trust_remote_code
-    guide = load_encoder(ModelConfig(path=path, trust_remote_code=trust), GUIDE).to(device)
+    settings = ModelConfig(path=path, trust_remote_code=trust)
+    guide = load_encoder(settings, GUIDE, fetch=False).to(device)
     return GuideVectors(
         vectors(guide, data.queries.texts, "query", title="guide: queries"),
         vectors(guide, data.documents.texts, "document", title="guide: documents"),

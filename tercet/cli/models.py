@@ -1,4 +1,4 @@
-"""Commands that make models of models: `tercet student`, `merge`, `pair`."""
+"""Commands about students: `tercet student`, `merge`, `pair`, `retention`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -50,9 +50,12 @@ def merge(
 
     With --dev the weights are chosen: BASE TUNED --dev FOLDER scores the curve between the two.
     """
+    from tercet.progress import is_main_process
     from tercet.report import console_table, curve_table
     from tercet.stages import merge, merge_curve
 
+    if not is_main_process():  # under a launcher: one folder, one writer
+        return
     if dev is None:
         if keep:
             raise UserError("--keep guards a choice of weights; say --dev FOLDER to make one")
@@ -94,11 +97,47 @@ def pair(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """One checkpoint: queries by a small model, documents by the large one it was aligned with."""
+    from tercet.progress import is_main_process
     from tercet.stages import pair
 
+    if not is_main_process():
+        return
     sizes = pair(
         query_model, document_model, out, overwrite=overwrite, trust_remote_code=trust_remote_code
     )
     for what, size in zip(("queries", "documents"), sizes, strict=True):
         print(f"{what}: {size.parameters:,} parameters, {size.megabytes:.1f} MB")
     print(f"model: {out}")
+
+
+@app.command()
+def retention(
+    students: Annotated[list[str], typer.Argument(help="Models to compare with the teacher.")],
+    data: Annotated[Path, typer.Option(help="A BEIR folder.")],
+    teacher: Annotated[str, typer.Option(help="What they were made of.")] = "embedded",
+    split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv.")] = "test",
+    dims: Annotated[
+        list[int] | None, typer.Option(min=1, help="Also cut vectors to this; may be repeated.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every measurement of speed.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for JSON, table and plot.")] = Path("retention"),
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
+) -> None:
+    """What students keep of their teacher: quality, size and speed, also on the teacher's index."""
+    from tercet.report import console_table
+    from tercet.report.retention import retention_note, retention_table
+    from tercet.stages import retain
+
+    found = retain(
+        students,
+        data,
+        out,
+        teacher=teacher,
+        split=split,
+        dims=dims or (128,),
+        rounds=rounds,
+        trust_remote_code=trust_remote_code,
+    )
+    show(console_table(retention_table(found)))
+    print(retention_note(found))
+    print(f"plot: {out / 'retention.svg'}")

@@ -63,15 +63,17 @@ def plan(
     from tercet.configs import load
     from tercet.progress import is_main_process
     from tercet.report import console_table, forecast_table, predicted_table
+    from tercet.stages import with_student
     from tercet.train import forecast, predict
 
     settings = load(config, overrides or ())
-    if device is not None:
-        table = predicted_table(predict(settings, nodes, gpus, device, sharded))
-    elif (nodes, gpus, sharded) != (1, 1, False):
+    if device is None and (nodes, gpus, sharded) != (1, 1, False):
         raise UserError("--nodes, --gpus and --sharded are for machines elsewhere: name --device")
-    else:
-        table = forecast_table(forecast(settings))
+    with with_student(settings) as run:
+        if device is not None:
+            table = predicted_table(predict(run, nodes, gpus, device, sharded))
+        else:
+            table = forecast_table(forecast(run))
     if is_main_process():
         show(console_table(table))
 

@@ -20,11 +20,12 @@ from tercet.stages.merging import Curve, merge, merge_curve
 from tercet.stages.mining import Mined, mine, space_of
 from tercet.stages.names import name_of
 from tercet.stages.official import evaluate_official
+from tercet.stages.retaining import retain
 from tercet.stages.scoring import delta_lines, evaluate
 from tercet.stages.serving import serve
 from tercet.stages.students import pair, student
 from tercet.stages.tasks import Search
-from tercet.stages.training import distil, finetune
+from tercet.stages.training import distil, finetune, with_student
 
 __all__ = [
     "Curve",
@@ -51,8 +52,10 @@ __all__ = [
     "name_of",
     "onnx_options",
     "pair",
+    "retain",
     "scores_of",
     "serve",
     "space_of",
     "student",
+    "with_student",
 ]

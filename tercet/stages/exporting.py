@@ -27,7 +27,6 @@ from tercet.train.checkpoint import TENSORS, verify
 
 ON_HUB = {"embedded": "sentence-transformers/all-MiniLM-L6-v2"}
 PARTS = ("checkpoint", "data", "dev", "facts", "proof_texts", "versions")  # of a summary.json
-MADE = Path("student") / "model"  # where `distil` puts the student that it trains
 
 
 def export_run(
@@ -191,7 +190,6 @@ def _card(
     truncate_dim: int | None,
 ) -> str:
     """The card of a run's checkpoint: the best one, or the one that was asked for."""
-    config = _as_given(run, config)
     name = run.resolve().name
     facts = {"similarity": "cosine", "kept_step": None} | summary["facts"]
     cut = truncate_dim is not None and truncate_dim < facts["dimensions"]
@@ -207,7 +205,7 @@ def _card(
         name=name,
         base=name_of(base),
         base_model=ON_HUB.get(base) or (base if _is_on_hub(base) else None),
-        teachers=[name_of(teacher) for teacher in config.distil.teacher],
+        teachers=[name_of(teacher.path) for teacher in config.distil.teacher],
         data=summary["data"],
         facts=facts,
         versions=summary["versions"],
@@ -216,14 +214,6 @@ def _card(
         dev=summary["dev"] if best else None,
         cut=cut,
     )
-
-
-def _as_given(run: Path, config: Config) -> Config:
-    """The config that `distil` was given: one that made its student trained that instead."""
-    made = run / MADE.parent / "student.yaml"
-    if Path(config.model.path).parts[-2:] != MADE.parts or not made.exists():
-        return config
-    return config.model_copy(update={"model": load(str(made)).model})
 
 
 def _is_on_hub(name: str) -> bool:

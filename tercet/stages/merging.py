@@ -21,6 +21,7 @@ from tercet.stages.measuring import scores_of
 from tercet.stages.names import name_of, refuse_twice
 
 LEVEL = 0.05  # a loss is one if chance gives as large a difference less often than this
+ENOUGH = 0.9  # of the best gain on dev: what more of the tuned model adds is not worth forgetting
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def merge(
     """Average the weights of models of one architecture; write the result to `out`, proven."""
     check_replaceable(out, MODULES, overwrite=overwrite, keep=models)
     names = [name_of(path) for path in models]
-    loaded = [_load(path, trust_remote_code) for path in models]
+    settings = [ModelConfig(path=path, trust_remote_code=trust_remote_code) for path in models]
+    loaded = [load_encoder(one, "merge") for one in settings]
     merged = merge_models(loaded, weights, names)
     parts = [
         {"Model": name, "Weight": f"{weight:g}"}
@@ -99,10 +101,9 @@ def merge_curve(
 ) -> Curve:
     """Score `points` means on the line from `base` to `tuned`, and write the best of them.
 
-    Best is the highest nDCG@10 on `dev`, a BEIR folder, among those that lose nothing significant
-    (p < 0.05, paired randomisation test against the base) on any folder of `keep`; of equals the
-    one nearest to the base. To `out` go the model, proven, its card with the table, and
-    `results.json` (LM-Cocktail, arXiv:2311.13534, chooses by a dev set as well).
+    Which one is best `best_share` says, by nDCG@10 on `dev` and on the folders of `keep`, all of
+    them BEIR folders. To `out` go the model, proven, its card with the table, and `results.json`
+    (LM-Cocktail, arXiv:2311.13534, chooses by a dev set as well).
     """
     check_replaceable(out, MODULES, overwrite=overwrite, keep=[base, tuned, dev, *keep])
     if points < 2:
@@ -130,7 +131,7 @@ def merge_curve(
         markdown_table(curve_table(facts)),
     )
     export_model(
-        merged,
+        merged.to("cpu"),  # where what was written is loaded to be compared
         out,
         card=card,
         results=facts,
@@ -141,15 +142,21 @@ def merge_curve(
 
 
 def best_share(points: Sequence[Point], dev: str) -> float:
-    """The share to take: best on `dev` of those that lose nothing significant elsewhere."""
+    """The share to take: the smallest that has most of what can be had on `dev`.
+
+    Of the points that lose nothing significant (p < 0.05, paired randomisation test against the
+    base) on any other collection, the first with at least 0.9 of the best gain on `dev` among them;
+    0 if none gains. A loss that is there but not significant on these queries grows with the share.
+    """
 
     def loses(point: Point, task: str) -> bool:
         delta = compare(points[0].scores[task], point.scores[task])
         return is_loss(delta)
 
     safe = [p for p in points if not any(loses(p, task) for task in p.scores if task != dev)]
-    means = [float(np.mean(list(point.scores[dev].values()))) for point in safe]
-    return safe[int(np.argmax(means))].share  # the first of equals
+    means = np.array([np.mean(list(point.scores[dev].values())) for point in safe])
+    gains = means - means[0]  # the first is the base itself
+    return safe[int(np.argmax(gains >= ENOUGH * gains.max()))].share
 
 
 def is_loss(delta: Delta) -> bool:

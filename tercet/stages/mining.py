@@ -28,6 +28,7 @@ from tercet.models import (
     load_encoder,
     max_length,
     model_fingerprint,
+    on_disk,
     prompt_of,
     resolve,
     vectors,
@@ -74,7 +75,8 @@ def mine(config: Config) -> Mined:
         asked = _asked(config, rows)
     spaces, facts = {}, {}
     for source, settings in models.items():
-        encoder = load_encoder(settings).to(default_device())
+        where = "model.path" if source == MODEL else "mining.sources"
+        encoder = load_encoder(settings, where, fetch=source == MODEL).to(default_device())
         spaces[source] = space_of(encoder, asked)
         facts[source] = _facts(settings, encoder)
     made_by = _made_by(rows, facts)
@@ -172,7 +174,7 @@ def _prepared(config: Config, rows: TrainingSet, models: Mapping[str, ModelConfi
     spaces, facts = {}, {}
     for source, settings in models.items():
         if source != MODEL:
-            other = load_encoder(settings, "mining.sources").to(default_device())
+            other = load_encoder(settings, "mining.sources", fetch=False).to(default_device())
             spaces[source], facts[source] = space_of(other, asked), _facts(settings, other)
     return _Prepared(asked, spaces, facts)
 
@@ -229,7 +231,10 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
             f"mining.index: {config.mining.index!r}"
         )  # its absence should not wait for the texts to be encoded
     for source, settings in models.items():
-        resolve(settings.path, "model.path" if source == MODEL else "mining.sources")
+        if source == MODEL:
+            resolve(settings.path)
+        else:
+            on_disk(settings.path, "mining.sources")
     return models
 
 

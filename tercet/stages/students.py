@@ -45,7 +45,7 @@ def student(config: Config) -> Student:
     )
     texts = [text for part in corpus.values() for text in part[:PROOF_TEXTS]]
     export_model(
-        made.model,
+        made.model.to("cpu"),  # where what was written is loaded to be compared
         folder / "model",
         card=card,
         texts=texts,

@@ -1,19 +1,23 @@
 """Train, then export: `finetune` and `distil`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import Config, StudentConfig, load
+from tercet.configs import Config, ModelConfig, StudentConfig, load
 from tercet.data import read_task
 from tercet.errors import UserError, about
 from tercet.evaluation import cut_of, known_metric
 from tercet.files import write_json
 from tercet.models import max_length, prompt_of
+from tercet.peers import together
 from tercet.processes import on_main
 from tercet.progress import is_main_process, say
+from tercet.report import size_line
 from tercet.stages.exporting import export_run
 from tercet.stages.measuring import DEV_DEPTH, scores_of
 from tercet.stages.mining import remine_stage
@@ -33,11 +37,23 @@ def finetune(config: Config, allow_changed: Sequence[str] = ()) -> Path:
     Works under `accelerate launch`; returns the model folder on every process. `allow_changed`:
     what may differ from an unfinished run that is gone on with (`tercet.train.finetune`).
     """
+    if config.student != StudentConfig():
+        raise UserError(
+            "student: finetune trains model.path as it is; cut it with `tercet student` first, or "
+            "let a teacher train what is cut: `tercet distil`"
+        )
+    return _train(config, allow_changed)
+
+
+def _train(
+    config: Config, allow_changed: Sequence[str], student: ModelConfig | None = None
+) -> Path:
     trained = train_model(
         config,
         evaluate=_dev_evaluator(config),
         remine=remine_stage(config),
         allow_changed=allow_changed,
+        student=student,
     )
     run = Path(config.output)
     if is_main_process():
@@ -53,7 +69,8 @@ def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
     """Train a student on what `config.distil` names, then export it as `finetune` does.
 
     If `config.student` cuts anything, the student is first made of `config.model`, in
-    `<output>/student`; otherwise `config.model` itself is trained.
+    `<output>/student`; otherwise `config.model` itself is trained. The run's config.yaml is what
+    was asked for, so it can be run again elsewhere.
     """
     if not config.distil.active:
         raise UserError(
@@ -61,14 +78,12 @@ def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
             "rows or in data.mined (distil.scores=data)"
         )
     if config.student == StudentConfig():
-        return finetune(config, allow_changed)
-    resolve_teachers(config)
+        return _train(config, allow_changed)
     folder = Path(config.output) / "student"
-    body = config.model.model_copy(update={"path": str(folder / "model")})
-    trained = config.model_copy(update={"model": body})
 
     def make() -> None:
-        refuse_other_run(trained, allow_changed)
+        resolve_teachers(config)
+        refuse_other_run(config, allow_changed)
         if _is_made(folder, config) and not config.overwrite:
             return
         if (Path(config.output) / "checkpoints").exists() and not config.overwrite:
@@ -76,10 +91,36 @@ def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
                 f"output: {config.output} holds a run whose student was made of something else "
                 "(model, student or data); choose another folder or say overwrite=true"
             )
-        student(config.model_copy(update={"output": str(folder), "overwrite": True}))
+        made = student(config.model_copy(update={"output": str(folder), "overwrite": True}))
+        say(f"student: {size_line(made.before, made.after)}")
 
-    on_main(make)
-    return finetune(trained, allow_changed)
+    with together():
+        on_main(make)
+    return _train(config, allow_changed, made_student(config, folder / "model"))
+
+
+@contextmanager
+def with_student(config: Config) -> Iterator[Config]:
+    """`config` with its student made, in a folder that goes after the block: for `tercet plan`."""
+    if config.student == StudentConfig():
+        yield config
+        return
+    with TemporaryDirectory() as folder:
+        student(config.model_copy(update={"output": folder, "overwrite": True}))
+        yield config.model_copy(update={"model": made_student(config, Path(folder) / "model")})
+
+
+def made_student(config: Config, path: Path) -> ModelConfig:
+    """How to load what was made of `config.model`, whose other settings it holds already.
+
+    Maximum length, pooling, prompts and normalisation were applied before it was cut; a static
+    student or one from scratch has none of them any more.
+    """
+    return ModelConfig(
+        path=str(path),
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+    )
 
 
 def _is_made(folder: Path, config: Config) -> bool:

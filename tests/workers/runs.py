@@ -4,8 +4,9 @@
 as needed "kill_after" (step), "seen" (path: gets the texts of every batch as each rank read them),
 "sharded", "remine" (true), "pace" (seconds that a step takes longer), "use" (path: gets memory and
 time at every step), "fault" (what workers/faults.py injects), "said" (path: gets what each rank
-printed, with its number behind), "command" (true: typed as a command, export and all) and
-"may_fail" (true). The exit statuses of all ranks go to statuses.json beside the jobs.
+printed, with its number behind), "weights" (path: gets those that each rank ends with, with its
+number behind), "command" (true: typed as a command, export and all) and "may_fail" (true). The exit
+statuses of all ranks go to statuses.json beside the jobs.
 """
 
 import json
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors.torch import save_file
 
 from tercet import cli
 from tercet.configs import load
@@ -47,7 +49,9 @@ def work(rank: int, job: dict[str, Any]) -> None:
         sys.argv = ["tercet", "finetune", job["recipe"], *job["set"]]
         return cli.main()
     config = load(job["recipe"], job["set"])
-    finetune(config, remine=remine_stage(config) if job.get("remine") else None)
+    trained = finetune(config, remine=remine_stage(config) if job.get("remine") else None)
+    if job.get("weights"):
+        save_file(dict(trained.encoder.state_dict()), f"{job['weights']}{rank}")
 
 
 def _record_batches(path: Path) -> None:
