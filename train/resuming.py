@@ -56,7 +56,7 @@ def _models(config: Config, encoder: SentenceTransformer) -> dict[str, Any]:
     Of the trained model itself only the tokenizer: its weights are in the checkpoint.
     """
     others = {
-        "distil.teacher": config.distil.teacher,
+        "distil.teacher": [teacher.path for teacher in config.distil.teacher],
         "loss.false_negatives.guide": [config.loss.false_negatives.guide],
         "mining.rescore.model": [config.mining.refresh_every and config.mining.rescore.model],
     }
