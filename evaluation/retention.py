@@ -16,8 +16,8 @@ from tercet.evaluation.significance import PerQuery, bootstrap_interval, compare
 from tercet.evaluation.speed import rates
 from tercet.mining.search import Rows
 from tercet.models import Role, Size, vectors
-from tercet.models.encode import gives_unit_vectors
 from tercet.models.quantise import calibrate, truncated
+from tercet.models.routes import gives_unit_vectors
 
 TEACHER = "teacher"
 Models = Mapping[str, SentenceTransformer]

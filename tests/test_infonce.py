@@ -242,6 +242,14 @@ def test_matryoshka_is_the_weighted_sum_of_truncated_losses() -> None:
     same_value_and_gradient(nested(q, d).loss, want, [q, d], 1e-10)
 
 
+def test_matryoshka_cuts_vectors_of_any_length_as_they_are() -> None:
+    q, d, relations = batch(9, 13)
+    nested = matryoshka(lambda a, b: info_nce(a, b, relations, 1.0), dims=(8, 4), unit=False)
+    want = plain(2 * q, 3 * d, relations, 1.0)
+    want = want + plain(2 * q[:, :4], 3 * d[:, :4], relations, 1.0)
+    same_value_and_gradient(nested(2 * q, 3 * d).loss, want, [q, d], 1e-10)
+
+
 def test_matryoshka_refuses_dims_wider_than_the_vectors() -> None:
     q, d, relations = batch(9, 13)
     with pytest.raises(ValueError, match="exceed the width 8"):

@@ -16,6 +16,7 @@ from tercet.files import write_json
 from tercet.memory import free_memory
 from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
+from tercet.models.routes import gives_unit_vectors
 from tercet.processes import on_main
 from tercet.progress import progress, say
 from tercet.train.average import decay_at
@@ -148,7 +149,15 @@ def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
         lambda micro: forward(run, batch, micro),
         cut,
         len(batch.queries),
-        objective(run.config, batch, temperature, run.accelerator.device, run.guide, run.teacher),
+        objective(
+            run.config,
+            batch,
+            temperature,
+            run.accelerator.device,
+            run.guide,
+            run.teacher,
+            gives_unit_vectors(run.encoder),
+        ),
         keep_tokens=run.keep_tokens,
         seed=(run.config.train.seed, run.step),
         extra=() if learned is None else (learned,),

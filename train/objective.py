@@ -44,11 +44,12 @@ def objective(
     device: torch.device,
     guide: GuideVectors | None = None,
     teacher: Teacher | None = None,
+    unit: bool = True,
 ) -> Loss:
     """The configured loss of `batch`, ready for `train.step.batch_gradient`.
 
     A weighted sum of terms, each at every width of `loss.matryoshka`. With a teacher the log gets
-    each term's value apart.
+    each term's value apart. `unit`: the model gives unit vectors.
     """
     terms: dict[str, tuple[float, Term]] = {}
     taught = config.distil.active
@@ -70,7 +71,9 @@ def objective(
         nested = config.loss.matryoshka
         if nested is None:
             return one_width(queries, documents, share)
-        wanted = matryoshka(lambda q, d: one_width(q, d, share), nested.dims, nested.weights)
+        wanted = matryoshka(
+            lambda q, d: one_width(q, d, share), nested.dims, nested.weights, unit=unit
+        )
         return wanted(queries, documents)
 
     return loss

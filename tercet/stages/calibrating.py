@@ -8,8 +8,8 @@ from tercet.data import read_corpus
 from tercet.errors import UserError
 from tercet.evaluation.compression import DIMS
 from tercet.models import EMBEDDED, default_device, load_encoder, model_fingerprint, vectors
-from tercet.models.encode import gives_unit_vectors
 from tercet.models.quantise import calibrate, truncated, write_ranges
+from tercet.models.routes import gives_unit_vectors
 from tercet.peers import together
 from tercet.processes import on_main
 from tercet.train.checkpoint import TENSORS

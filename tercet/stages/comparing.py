@@ -27,7 +27,7 @@ from tercet.evaluation.reduction import reductions
 from tercet.files import writable_folder, write_json, write_text
 from tercet.mining.ann import import_faiss
 from tercet.models import resolve
-from tercet.models.encode import gives_unit_vectors
+from tercet.models.routes import gives_unit_vectors
 from tercet.peers import together
 from tercet.processes import on_main
 from tercet.progress import say
