@@ -79,13 +79,15 @@ def _damaged_shards(store: Stored) -> list[int]:
     A run may have been at work while we looked, so what seems bad is looked at again without one.
     """
     place, manifest = store.place, store.manifest
-    if manifest is None or not unsound(place, manifest, _finished(place, manifest)):
-        return []
-    if not place.exists():
-        return []
-    with locked(place, wait=False) as held:
-        latest = read_manifest(place) if held else None
-        return unsound(place, latest, _finished(place, latest)) if latest else []
+    with suppress(FileNotFoundError):  # the whole store is removed while it is looked at
+        if manifest is None or not unsound(place, manifest, _finished(place, manifest)):
+            return []
+        if not place.exists():
+            return []
+        with locked(place, wait=False) as held:
+            latest = read_manifest(place) if held else None
+            return unsound(place, latest, _finished(place, latest)) if latest else []
+    return []
 
 
 def to_prune(
