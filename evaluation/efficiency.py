@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
+from tercet.evaluation.speed import seconds
 from tercet.models import default_device, encode, is_here, load_encoder, resolve
 from tercet.models.student import Size
 
@@ -84,11 +85,11 @@ def measure(config: ModelConfig, documents: Sequence[str], queries: Sequence[str
     base = memory_mb()[0]
     model, load_seconds = _loaded(config, device)
     encode(model, documents[:WARM_UP], "document")
-    passes = [_seconds(lambda: encode(model, documents, "document")) for _ in range(PASSES)]
+    passes = [seconds(lambda: encode(model, documents, "document")) for _ in range(PASSES)]
     slowest, speed, fastest = len(documents) / np.quantile(passes, [1, 0.5, 0])
     for query in queries[:WARM_UP]:
         encode(model, [query], "query")
-    latencies = [1000 * _seconds(lambda q=q: encode(model, [q], "query")) for q in queries]
+    latencies = [1000 * seconds(lambda q=q: encode(model, [q], "query")) for q in queries]
     p50, p95 = np.quantile(latencies, [0.5, 0.95]).tolist()
     size, on_cpu = Size.of(model), device.type == "cpu"
     return Efficiency(
@@ -139,13 +140,6 @@ def _loaded(config: ModelConfig, device: torch.device) -> tuple[SentenceTransfor
     start = time.perf_counter()
     model = load_encoder(found, "model").to(device)
     return model, time.perf_counter() - start
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    gc.collect()
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def rates(
     `p50_ms` of `encode_query`, and `..._times_faster`: medians over rounds of the ratio to the
     first model in the same round. Raises UserError if there is no text.
     """
-    shown, asked = spread(documents, DOCUMENTS), spread(queries, QUERIES)
+    shown, asked = drawn_evenly(documents, DOCUMENTS), drawn_evenly(queries, QUERIES)
     first = next(iter(models))
     speed: dict[str, Any] = {name: {} for name in models}
     sides: dict[Role, list[str]] = {"document": shown, "query": asked}
@@ -65,10 +65,10 @@ def latencies(
     return waits
 
 
-def spread(texts: Sequence[str], count: int) -> list[str]:
+def drawn_evenly(texts: Sequence[str], count: int) -> list[str]:
     """At most `count` distinct texts, evenly drawn.
 
-    >>> spread(["a", "b", "a", "c", "d"], 2)
+    >>> drawn_evenly(["a", "b", "a", "c", "d"], 2)
     ['a', 'c']
     """
     distinct = list(dict.fromkeys(texts))
