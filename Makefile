@@ -36,7 +36,7 @@ wheel: .venv/ready
 
 # Run an exported model in an environment that holds onnxruntime, tokenizers and NumPy alone.
 clean-room: .venv/ready
-	$(BIN)/python -m pytest tests/test_export.py -m slow
+	$(BIN)/python -m pytest tests/test_without_torch.py -m slow
 
 # Every part of the program behind docs/distillation.md, on a handful of texts.
 try-distillation: .venv/ready

@@ -72,14 +72,18 @@ def leak_line(result: Result) -> str:
     leak = result.leakage
     if leak is None:
         return f"{result.task}: not compared with training texts"
-    scores = result.scores[result.main]
-    clean = [score for query, score in scores.items() if query not in set(leak.touched)]
-    rest = f"{sum(clean) / len(clean):.3f}" if clean else "no query is left"
-    return (
+    seen = (
         f"{result.task}: seen in training, word for word / mostly: "
         f"{leak.queries_by_hash:,} / {len(leak.queries):,} of {leak.of_queries:,} queries, "
-        f"{leak.documents_by_hash:,} / {len(leak.documents):,} of {leak.of_documents:,} answers; "
-        f"{result.model} without the {len(leak.touched):,} queries concerned: "
+        f"{leak.documents_by_hash:,} / {len(leak.documents):,} of {leak.of_documents:,} answers"
+    )
+    if not leak.touched:
+        return seen
+    touched = set(leak.touched)
+    clean = [score for query, score in result.scores[result.main].items() if query not in touched]
+    rest = f"{sum(clean) / len(clean):.3f}" if clean else "no query is left"
+    return (
+        f"{seen}; {result.model} without the {len(touched):,} queries concerned: "
         f"{HEADINGS.get(result.main, result.main)} {rest}"
     )
 
