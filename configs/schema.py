@@ -261,8 +261,8 @@ class TrainConfig(Section):
     dropout: Share | None = None  # null: the checkpoint's own
     seed: Seed = 12
     log_every: Count = 10
-    eval_every: Count | None = None  # null: ten times in the run
-    save_every: Count | None = None  # null: ten times in the run, at least 50 steps apart
+    eval_every: Count | None = None  # null: ten times in the run at most
+    save_every: Count | None = None  # null: ten times at most, 50 steps apart
     keep: Count = 2  # newest checkpoints that stay, besides the best
     on_nonfinite: Literal["stop", "skip"] = "stop"
 

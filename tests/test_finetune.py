@@ -150,6 +150,12 @@ def test_the_best_checkpoint_by_the_dev_metric_is_kept(settings: list[str]) -> N
     assert dev == [0.1, 0.9, 0.5, 0.4]
 
 
+@pytest.mark.parametrize(("steps", "times"), [(4, 4), (19, 10), (21, 7)])
+def test_a_run_is_evaluated_ten_times_at_most(settings: list[str], steps: int, times: int) -> None:
+    trained = run(settings, f"train.steps={steps}", evaluate=lambda model: {"ndcg@10": 0.5})
+    assert sum("dev/ndcg@10" in line for line in log_of(trained)) == times
+
+
 def test_as_many_checkpoints_stay_as_asked(settings: list[str]) -> None:
     trained = run(settings, "train.steps=5", "train.save_every=1", "train.keep=3")
     assert sorted(p.name[-1] for p in trained.last.parent.iterdir()) == ["3", "4", "5"]

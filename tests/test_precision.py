@@ -3,21 +3,27 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import load
+from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
+from tercet.models import encode, load_encoder
 from tercet.train import finetune
 from tercet.train.loop import Run, gradient_of, plan_of, train
 from tercet.train.rows import read_rows
 from tercet.train.setup import _set_up
 from tercet.train.tracking import read_log
+from tests.conftest import question
+from tests.workers.launch import ROOT, run_jobs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,6 +87,54 @@ def test_a_bf16_checkpoint_is_trained_as_float32_unless_told_otherwise(
     assert dtypes(finetune(load("tiny", told)).last) == {torch.bfloat16}
 
 
+def test_half_weights_and_mixed_precision_are_not_mixed(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    words = ["model.dtype=bfloat16", "train.mixed_precision=bf16"]
+    with pytest.raises(UserError, match=r"bf16 needs weights in float32, model.dtype is bfloat16"):
+        finetune(load("tiny", options(tiny_model, pairs, tmp_path / "run", *words)))
+
+
+def test_what_is_evaluated_is_what_is_saved(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """In float32, though training computes in bfloat16."""
+    seen = []
+
+    def look(encoder: SentenceTransformer) -> dict[str, float]:
+        seen.append(encode(encoder, [question(3)], "query"))
+        return {"ndcg@10": 0.5}
+
+    words = options(
+        tiny_model, pairs, tmp_path / "run", "train.steps=2", "evaluation.metric=ndcg@10"
+    )
+    trained = finetune(load("tiny", [*words, "train.mixed_precision=bf16"]), evaluate=look)
+    saved = load_encoder(ModelConfig(path=str(trained.last / "model")))
+    assert np.array_equal(seen[-1], encode(saved, [question(3)], "query"))
+
+
+def test_sharded_bf16_computes_as_ddp_does(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """The gradient of many micro-batches, which half precision would add up badly."""
+
+    def job(name: str, precision: str, **how: bool) -> dict[str, Any]:
+        many = ["batch.size=48", "batch.micro_tokens=16", "train.steps=1"]
+        settings = options(tiny_model, pairs, tmp_path / name, *many)
+        settings.append(f"train.mixed_precision={precision}")
+        return {"world": 2, "recipe": str(ROOT / "configs" / "tiny.yaml"), "set": settings} | how
+
+    jobs = [job("full", "no"), job("half", "bf16"), job("sharded", "bf16", sharded=True)]
+    run_jobs(jobs, tmp_path)
+    full, half, sharded = (
+        load_file(tmp_path / name / "checkpoints/step-00000001/trainer.safetensors")
+        for name in ("full", "half", "sharded")
+    )
+    # Adam's first average is a tenth of the gradient.
+    gradients = [
+        torch.cat([found[name].flatten() for name in sorted(full) if name.endswith("/exp_avg")])
+        for found in (full, half, sharded)
+    ]
+    apart = [float((g - gradients[1]).norm() / gradients[1].norm()) for g in gradients]
+    assert apart[0] > 1e-3 and apart[2] < 1e-5, apart
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine's device takes fp16")
 def test_fp16_is_refused_where_it_would_be_ignored(
     tiny_model: Path, pairs: Path, tmp_path: Path
@@ -103,6 +157,7 @@ def scaled(tiny_model: Path, pairs: Path, out: Path, scale: float | None) -> Run
     run = _set_up(config, accelerator, config.model, rows, rows)
     if scale is not None:  # from here on it acts as under fp16; the arithmetic stays in float32
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
+        accelerator.autocast_handler = AutocastKwargs(enabled=False)  # type: ignore[assignment]
     return run
 
 

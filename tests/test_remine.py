@@ -16,7 +16,8 @@ from tercet.configs import ModelConfig, load
 from tercet.data import text_hash, with_mined
 from tercet.errors import UserError
 from tercet.models import encode, load_encoder
-from tercet.stages.mining import own_forward, remine_stage
+from tercet.stages.mining import remine_stage
+from tercet.train.precision import own_forward
 from tercet.train.rows import batches_of, read_rows
 from tercet.train.tracking import read_log
 from tests.conftest import answer, question, write_lines

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
 from tercet.memory import is_out_of_memory
 from tercet.models import encode, load_encoder
-from tercet.train import finetune, loop, sizing
+from tercet.train import finetune, loop, sizing, step
 from tercet.train.tracking import read_log
 from tests.conftest import answer, question, weights
 from tests.workers import faults
@@ -178,6 +179,39 @@ def test_what_cannot_fit_is_not_tried(
     words = options(tiny_model, pairs, "batch.micro_tokens=auto", "train.steps=1")
     finetune(load("tiny", [f"output={tmp_path}", *words]))
     assert tried == [64, 128, 256]
+
+
+@pytest.mark.parametrize("place", ["objective", "gather"])
+def test_one_process_replays_whatever_had_no_room(
+    place: str, tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors of a guide that are moved to the device, or what is allocated between two phases."""
+    owner, name = {"objective": (loop, "objective"), "gather": (step, "_gather")}[place]
+    plain, failed = getattr(owner, name), []
+
+    def once(*given: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*given)
+
+    monkeypatch.setattr(owner, name, once)
+    finetune(load("tiny", [f"output={tmp_path}", *options(tiny_model, pairs)]))
+    assert [line["step"] for line in read_log(tmp_path / "run.jsonl")] == [1, 1, 2, 3, 4]
+
+
+def test_a_graph_is_measured_at_a_size_that_fits() -> None:
+    layer, tried = torch.nn.Linear(32, 32), []
+    lengths = np.full(64, 8)
+
+    def forward(micro: Any) -> torch.Tensor:
+        tried.append(len(micro) * 8)
+        if tried[-1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return layer(torch.ones(tried[-1], 32)).tanh().view(len(micro), -1)
+
+    each = sizing.bytes_per_token(Accelerator(cpu=True), layer, forward, lengths, 512)
+    assert tried == [512, 256, 128, 64] and each == 2 * 32 * 4  # tanh's result and the input
 
 
 def test_errors_that_mean_full_memory() -> None:

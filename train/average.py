@@ -1,5 +1,7 @@
 """A running mean of the weights, which generalises better than the last step's."""
 
+from collections.abc import Iterator
+
 import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -44,9 +46,9 @@ def decay_at(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def weight_tensors(encoder: SentenceTransformer) -> dict[str, Tensor]:
-    """What is trained, whole, as `weights/NAME`, for a checkpoint; asked by all processes."""
-    return {f"{WEIGHTS}{name}": whole(p.detach()) for name, p in _trained(encoder).items()}
+def weight_tensors(encoder: SentenceTransformer) -> Iterator[tuple[str, Tensor]]:
+    """What is trained, as `weights/NAME`, for a checkpoint; sharded as it is."""
+    return ((f"{WEIGHTS}{name}", tensor) for name, tensor in _trained(encoder).items())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ is unpickled.
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from tercet.errors import UserError
 from tercet.files import fingerprint, pickled, sha256, whole_folder, write_json
 from tercet.progress import say
-from tercet.train.shards import like, whole
+from tercet.train.shards import like
 
 
 def save_checkpoint(
@@ -193,13 +194,11 @@ def name_of(step: int) -> str:
 
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
-) -> dict[str, Tensor]:
-    """Adam's averages and counters as `name/field` -> whole tensor; asked by all processes."""
-    found = {}
+) -> Iterator[tuple[str, Tensor]]:
+    """Adam's averages and counters as `name/field`, sharded as they are."""
     for parameter, fields in optimizer.state.items():
         for field, value in fields.items():
-            found[f"{names[parameter]}/{field}"] = whole(torch.as_tensor(value))
-    return found
+            yield f"{names[parameter]}/{field}", torch.as_tensor(value)
 
 
 def restore_optimizer(

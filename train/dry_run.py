@@ -12,7 +12,7 @@ from tercet.configs import Config
 from tercet.models import max_length
 from tercet.peers import together
 from tercet.train.cost import FLOAT, VECTORS
-from tercet.train.loop import drawn_tokens, forward, gradient_in_room, gradient_of, plan_of
+from tercet.train.loop import clip, drawn_tokens, forward, gradient_in_room, gradient_of, plan_of
 from tercet.train.run import Run
 from tercet.train.setup import close, prepare
 from tercet.train.shards import own_part
@@ -73,10 +73,10 @@ def _states(run: Run) -> int:
     trained = [p for p in run.model.parameters() if p.requires_grad]
     own = sum(own_part(p).numel() * p.element_size() for p in trained)
     whole = sum(p.numel() * p.element_size() for p in trained)
-    if run.accelerator.num_processes == 1:
-        return own
-    # DDP's buckets; FSDP keeps whole gradients until the last micro-batch reduces them.
-    return own + whole
+    alone, on_cpu = run.accelerator.num_processes == 1, run.accelerator.device.type == "cpu"
+    # FSDP keeps whole gradients until the last micro-batch reduces them. DDP has its buckets: taken
+    # from a device when it is set up, and counted by then; from main memory when first written to.
+    return own if alone or not (run.accelerator.is_fsdp2 or on_cpu) else own + whole
 
 
 def _measure(run: Run) -> Forecast:
@@ -91,6 +91,10 @@ def _measure(run: Run) -> Forecast:
     cut_off = sum(int((cut.lengths >= limit).sum()) for cut in plans)
     start = time.perf_counter()
     outcome = gradient_of(run, batches[0], plans[0])
+    clip(run)
+    run.optimizer.step()  # of weights that only this forecast sees
+    if run.accelerator.device.type != "cpu":
+        torch.accelerator.synchronize()
     seconds = time.perf_counter() - start
     run.optimizer.zero_grad(set_to_none=True)
     each = bytes_per_token(

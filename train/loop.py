@@ -13,7 +13,7 @@ from tercet.data.batch import Batch
 from tercet.data.rows import Indices
 from tercet.errors import SAVED, Stopped, UserError
 from tercet.files import write_json
-from tercet.memory import free_memory
+from tercet.memory import free_memory, is_out_of_memory
 from tercet.models import max_length, pad
 from tercet.models.encode import pools_without_prompt
 from tercet.models.routes import gives_unit_vectors
@@ -24,13 +24,14 @@ from tercet.train.objective import objective, report
 from tercet.train.optim import learning_rate, least_log_temperature, set_rate
 from tercet.train.plan import Plan, plan
 from tercet.train.polite import politely
+from tercet.train.precision import own_forward
 from tercet.train.room import OutOfMemory
 from tercet.train.run import Evaluate, Run
 from tercet.train.saving import save, settle
 from tercet.train.shards import whole
 from tercet.train.signals import effective_rank, masked_pairs
 from tercet.train.sizing import peak_megabytes
-from tercet.train.step import Outcome, batch_gradient
+from tercet.train.step import Outcome, Share, Terms, batch_gradient
 
 MOST_SKIPPED = 100  # steps in a row; more is a run that learns nothing
 HALVINGS = 4  # of the micro-batches in one step, before it is given up
@@ -56,7 +57,7 @@ def train(run: Run) -> None:
             batch = run.batches(run.step)
             run.model.train()
             cut, outcome = gradient_in_room(run, batch)
-            norm = _clip(run)
+            norm = clip(run)
             rate = learning_rate(run.step, run.steps, settings)
             if not _finite(run, outcome, norm):
                 _refuse_or_skip(run, batch, outcome, norm)
@@ -104,7 +105,12 @@ def gradient_in_room(run: Run, batch: Batch) -> tuple[Plan, Outcome]:
         cut = plan_of(run, batch)
         try:
             return cut, gradient_of(run, batch, cut)
-        except OutOfMemory:
+        except Exception as error:
+            # Between what `Room` watches there are small allocations, which may fail as well; with
+            # other processes waiting elsewhere that ends the run.
+            alone = run.accelerator.num_processes == 1
+            if not isinstance(error, OutOfMemory) and not (alone and is_out_of_memory(error)):
+                raise
             run.optimizer.zero_grad(set_to_none=True)
         if attempt == HALVINGS:
             break
@@ -142,22 +148,21 @@ def drawn_tokens(run: Run, batch: Batch) -> int:
 def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
     """Leave the gradient of the configured loss over `batch` in the parameters."""
     learned = run.log_temperature
-    temperature = run.config.loss.temperature if learned is None else learned.exp()
+
+    def loss(queries: Tensor, documents: Tensor, share: Share) -> Terms:
+        temperature = run.config.loss.temperature if learned is None else learned.exp()
+        device, unit = run.accelerator.device, gives_unit_vectors(run.encoder)
+        # Made here, where a lack of memory is noticed: it moves guide and teacher vectors.
+        made = objective(run.config, batch, temperature, device, run.guide, run.teacher, unit)
+        return made(queries, documents, share)
+
     return batch_gradient(
         run.accelerator,
         run.model,
         lambda micro: forward(run, batch, micro),
         cut,
         len(batch.queries),
-        objective(
-            run.config,
-            batch,
-            temperature,
-            run.accelerator.device,
-            run.guide,
-            run.teacher,
-            gives_unit_vectors(run.encoder),
-        ),
+        loss,
         keep_tokens=run.keep_tokens,
         seed=(run.config.train.seed, run.step),
         extra=() if learned is None else (learned,),
@@ -174,7 +179,8 @@ def forward(run: Run, batch: Batch, micro: Indices) -> Tensor:
         for i in (micro if len(micro) else [0])
     ]
     role = "query" if len(micro) == 0 or micro[0] < first else "document"
-    return run.model(pad(run.encoder, texts, role))["sentence_embedding"][: len(micro)]
+    with run.accelerator.autocast():  # under DDP the model does it itself, under FSDP it does not
+        return run.model(pad(run.encoder, texts, role))["sentence_embedding"][: len(micro)]
 
 
 def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, Any]:
@@ -197,7 +203,8 @@ def signals(run: Run, batch: Batch, cut: Plan, outcome: Outcome) -> dict[str, An
     }
 
 
-def _clip(run: Run) -> float:
+def clip(run: Run) -> float:
+    """Cut the gradient to train.max_grad_norm; its norm before, once the device has made it."""
     limit = run.config.train.max_grad_norm
     learned = run.log_temperature
     parameters = [*run.model.parameters(), *([] if learned is None else [learned])]
@@ -261,7 +268,8 @@ def _evaluate(run: Run) -> None:
 def _best_of(run: Run, evaluate: Evaluate) -> dict[str, Any]:
     """Evaluate on this process; step and value of the best so far."""
     place = run.whole.device  # a copy goes back to where it waits
-    values = evaluate(run.whole.to(run.accelerator.device))
+    with own_forward(run.whole):
+        values = evaluate(run.whole.to(run.accelerator.device))
     run.whole.to(place)
     run.tracker.log(run.step, {f"dev/{name}": value for name, value in values.items()})
     metric = run.config.evaluation.metric

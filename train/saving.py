@@ -1,5 +1,6 @@
 """A run's checkpoint: what is in it, and what keeps it from being written."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,18 +17,19 @@ from tercet.train.checkpoint import (
     save_checkpoint,
 )
 from tercet.train.run import Run
-from tercet.train.shards import fill
+from tercet.train.shards import fill, gathered
 
 
 def save(run: Run) -> None:
     """Write a checkpoint of this step; keep it, those that train.keep says and the best."""
     run.accelerator.wait_for_everyone()
     settle(run)
-    tensors = optimizer_tensors(run.optimizer, parameter_names(run))
+    parts = [optimizer_tensors(run.optimizer, parameter_names(run))]
     if run.average is not None:
-        tensors |= weight_tensors(run.encoder)
+        parts.append(weight_tensors(run.encoder))
     if run.log_temperature is not None:
-        tensors["log_temperature"] = run.log_temperature
+        parts.append(iter([("log_temperature", run.log_temperature)]))
+    tensors = gathered(chain(*parts), keep=run.accelerator.is_main_process)
     state = {
         "best": run.best,
         "skipped": run.skipped,

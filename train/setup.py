@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from tercet.models import (
     vectors,
 )
 from tercet.peers import together
+from tercet.processes import PATIENCE
 from tercet.progress import say
 from tercet.train.average import WEIGHTS, Average, restore_weights
 from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
@@ -36,6 +36,7 @@ from tercet.train.loop import forward, plan_of, train
 from tercet.train.objective import GuideVectors
 from tercet.train.optim import adamw, add_temperature, allocate
 from tercet.train.output import check_allowed, refuse_other_run
+from tercet.train.precision import compute_as_ddp, refuse_precision
 from tercet.train.remine import Remine, refresher, resume
 from tercet.train.resuming import to_resume, what_begins
 from tercet.train.rows import batches_of, read_data, steps_of, tokens_of, warn_of_overlap
@@ -182,6 +183,7 @@ def _set_up(
     unsound = frozenset(nonfinite(encoder))
     whole = whole_copy(accelerator, encoder, averaged=config.train.ema is not None)
     choose_layers(accelerator, encoder)
+    compute_as_ddp(accelerator)
     optimizer = adamw(encoder, config.train)
     with warnings.catch_warnings():  # the name below is on its way out, its successor not in yet
         warnings.filterwarnings("ignore", message=".*broadcast_buffers")
@@ -211,8 +213,8 @@ def _set_up(
         evaluate=evaluate,
         refresh=refresher(remine, rows, every) if remine and every else None,
         steps=steps,
-        eval_every=config.train.eval_every or max(1, steps // 10),
-        save_every=config.train.save_every or max(50, steps // 10),
+        eval_every=config.train.eval_every or -(-steps // 10),
+        save_every=config.train.save_every or max(50, -(-steps // 10)),
         nonfinite=unsound,
         micro_tokens=0,
         keep_tokens=0,
@@ -273,14 +275,10 @@ def _accelerator(config: Config) -> Accelerator:
         log_with="wandb" if config.tracking.wandb else None,
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            # The others wait while one process tokenises or evaluates.
-            InitProcessGroupKwargs(timeout=timedelta(hours=24)),
+            InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )
-    if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
-        raise UserError(  # Accelerate would compute in float32 without a word
-            f"train.mixed_precision: fp16 is not to be had on {accelerator.device}; use bf16"
-        )
+    refuse_precision(accelerator, config)
     if accelerator.gradient_accumulation_steps != 1:
         raise UserError(
             "gradient accumulation adds no negatives: launch without it and raise batch.size, "

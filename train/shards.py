@@ -4,6 +4,7 @@ Under any other launch these functions do nothing.
 """
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +29,20 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
         there = value.to(parameter.device_mesh.device_type)
         return distribute_tensor(there, parameter.device_mesh, parameter.placements)
     return value.to(parameter.device)
+
+
+def gathered(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """The named tensors, whole, in the main memory of the processes that `keep` them.
+
+    All processes call it. One tensor at a time is whole on the device: together they may be what
+    did not fit there and was sharded.
+    """
+    found = {}
+    for name, tensor in tensors:
+        all_of_it = whole(tensor.detach())
+        if keep:
+            found[name] = all_of_it.cpu()
+    return found
 
 
 def whole_copy(

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tercet.data.rows import Indices
-from tercet.memory import is_out_of_memory
+from tercet.memory import free_memory, is_out_of_memory
 from tercet.train.plan import plan
 from tercet.train.shards import own_part
 
@@ -41,9 +41,9 @@ def choose_micro_tokens(
     model meets in every layer, where the others would wait for one without memory.
     """
     size = SMALLEST.get(accelerator.device.type, SMALLEST_ELSEWHERE)
-    best, best_speed = size, 0.0
     each = bytes_per_token(accelerator, model, forward, lengths, size)
     room = least(accelerator, free_bytes(accelerator) / (SPARE * each))
+    best, best_speed = max(1, int(min(size, room))), 0.0
     while size <= min(LARGEST, room):
         try:
             speed = _speed(accelerator, model, forward, lengths, size)
@@ -96,8 +96,30 @@ def bytes_per_token(
     lengths: Indices,
     size: int,
 ) -> float:
-    """Bytes that a kept graph holds for each padded token, counted on the longest texts."""
-    micro = plan(lengths, 1, size).ranks[0][0]
+    """Bytes that a kept graph holds for each padded token, counted on the longest texts.
+
+    Of a graph of `size` tokens, or of one as large as there is room for.
+    """
+    while True:
+        micro = plan(lengths, 1, size).ranks[0][0]
+        try:
+            tokens = len(micro) * int(lengths[micro].max())
+            return _held(accelerator, model, forward, micro) / tokens
+        except Exception as error:
+            # A sharded model meets in each layer, where the others wait for this size.
+            if not is_out_of_memory(error) or accelerator.is_fsdp2 or len(micro) == 1:
+                raise
+        free_memory(accelerator.device)
+        size //= 2
+
+
+def _held(
+    accelerator: Accelerator,
+    model: nn.Module,
+    forward: Callable[[Indices], Tensor],
+    micro: Indices,
+) -> int:
+    """Bytes that the graph of one micro-batch holds."""
     held: dict[int, int] = {}
     weights = {own_part(p).untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -112,9 +134,8 @@ def bytes_per_token(
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
     ):
         vectors = forward(micro)  # holds the graph, so that no counted storage is reused
-    tokens = len(micro) * int(lengths[micro].max())
     del vectors
-    return sum(held.values()) / tokens
+    return sum(held.values())
 
 
 def free_bytes(accelerator: Accelerator) -> int:

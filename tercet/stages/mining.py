@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from tercet.peers import together
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.report import mining_page
+from tercet.train.precision import own_forward
 from tercet.train.remine import Remine
 from tercet.train.rows import held_out_tasks
 from tercet.versions import installed_versions
@@ -140,24 +140,6 @@ def remine_stage(config: Config) -> Remine | None:
         on_main(clear)
 
     return remine
-
-
-@contextmanager
-def own_forward(encoder: SentenceTransformer) -> Iterator[None]:
-    """Without the autocast that Accelerate puts round the forward of a model that is trained.
-
-    Then the vectors are those of the weights' own dtype, as `tercet mine` makes them, whatever
-    the launch: a copy that is filled under FSDP or with averages has no autocast either.
-    """
-    wrapped, own = vars(encoder).get("forward"), vars(encoder).get("_original_forward")
-    if wrapped is None or own is None:
-        yield
-        return
-    encoder.forward = own  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        encoder.forward = wrapped  # type: ignore[method-assign]
 
 
 class _Prepared(NamedTuple):
