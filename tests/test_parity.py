@@ -1,6 +1,7 @@
 """The gradient of a step is that of the dense loss in one process, size included.
 
-Real processes (gloo), float64; the cases and the reference are in workers/parity.py.
+Real processes (gloo), float64; the cases are in workers/parity.py, the dense loss in
+workers/reference.py.
 """
 
 import json
@@ -30,9 +31,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("launch", LAUNCHES)
 def test_the_gradient_is_that_of_the_dense_loss(found: Path, launch: str) -> None:
-    """Processes x kept graphs x tiles x masks x a last batch of 13 rows x repeated texts."""
+    """Processes x kept graphs x tiles x masks x a last batch of 13 rows x repeated texts.
+
+    And of GTE's joint partition, of own negatives alone, and of Matryoshka.
+    """
     cases = json.loads((found / f"{launch}.json").read_text(encoding="utf-8"))
-    assert len(cases) == (12 if launch == "sharded" else 25)
+    assert len(cases) == (15 if launch == "sharded" else 28)
     for case in cases:
         assert case["scale"] == pytest.approx(1, abs=1e-6), case["name"]
         assert case["cosine"] >= 1 - 1e-9, case["name"]
@@ -47,8 +51,8 @@ def test_the_cases_are_what_their_names_say(found: Path, launch: str) -> None:
         expected = 1 if "single" in case["name"] else 13 if "batch 1" in case["name"] else 16
         assert case["rows"] == expected
         assert case["texts"] <= case["shown"] - (0 if expected == 1 else 20)  # repeats
-        assert (case["by_margin"] > 0) == ("masks on" in case["name"])
-        assert (case["by_guide"] > 0) == ("masks on" in case["name"])
+        masks = "masks off" not in case["name"] and "single" not in case["name"]
+        assert (case["by_margin"] > 0) == (case["by_guide"] > 0) == masks, case["name"]
         if "recomputed" in case["name"]:
             assert case["recomputed"] == 1
         if "kept" in case["name"]:
@@ -69,3 +73,15 @@ def test_gradients_are_reduced_once_whatever_the_micro_batches(found: Path, laun
     for case in json.loads((found / f"{launch}.json").read_text(encoding="utf-8")):
         assert case["micro_batches"] >= (1 if "single" in case["name"] else 3), case["name"]
         assert case["reduced"] == case["parameters"], case["name"]
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_dropout_is_drawn_again_for_a_recomputed_graph(found: Path, launch: str) -> None:
+    """Bit for bit, whatever is kept; another step draws anew, and without dropout nothing does."""
+    drawn = json.loads((found / f"{launch}-dropout.json").read_text(encoding="utf-8"))
+    kept, some, recomputed = (drawn[keep] for keep in ("kept", "some", "recomputed"))
+    assert kept["recomputed"] == 0 < some["recomputed"] < 1 == recomputed["recomputed"]
+    assert kept["gradient"] == some["gradient"]
+    assert kept["gradient"] == recomputed["gradient"]
+    assert kept["gradient"] != drawn["anew"]["gradient"]
+    assert kept["gradient"] != drawn["off"]["gradient"]

@@ -3,16 +3,21 @@
 `narrower` is begun by two processes, killed, and gone on with by one.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from tercet.train.tracking import read_log
-from tests.conftest import weights
+from tests.conftest import NAMES, answer, question, weights
 from tests.workers.launch import ROOT, run_jobs
+
+LAST = "checkpoints/step-00000008"
 
 
 def apart(a: Path, b: Path) -> float:
@@ -24,6 +29,34 @@ def differences(a: Path, b: Path) -> dict[str, float]:
     one, other = weights(a), weights(b)
     assert one.keys() == other.keys()
     return {name: float((one[name] - other[name]).abs().max()) for name in one}
+
+
+def key_biases(names: Iterable[str]) -> set[str]:
+    return {name for name in names if name.endswith("key.bias")}
+
+
+def reach(rates: Sequence[float], betas: tuple[float, float] = (0.9, 0.999)) -> float:
+    """How far Adam moves a weight at these rates at most, whatever its gradients g.
+
+    With a and b the shares that the gradients so far have in its two averages, a step is
+    sum a g / sqrt(sum b g^2), at most sqrt(sum a^2 / b) times the rate (Cauchy-Schwarz).
+    """
+    total = 0.0
+    for steps, rate in enumerate(rates, start=1):
+        age = torch.arange(steps).double()
+        a, b = (beta**age / (beta**age).sum() for beta in betas)
+        total += rate * float((a.square() / b).sum().sqrt())
+    return total
+
+
+def encoder(folder: Path) -> SentenceTransformer:
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def vectors(model: SentenceTransformer) -> Tensor:
+    """Unit vectors of all texts of the tests."""
+    texts = [text(n) for text in (question, answer) for n in range(len(NAMES))]
+    return model.encode(texts, convert_to_tensor=True)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +110,40 @@ def test_two_processes_train_the_same_model_as_one(runs: Path, name: str) -> Non
     for a, b in zip(one, two, strict=True):
         for key in ("loss", "grad_norm", "temperature", "positive_score", "in_batch_accuracy"):
             assert a[key] == pytest.approx(b[key], abs=1e-5), key
-    last = "checkpoints/step-00000008"
-    found = differences(runs / "one" / last, runs / name / last)
-    # A key bias adds the same to every score of a softmax: its gradient is rounding alone, which
-    # Adam scales up to a full step.
-    assert max(d for name, d in found.items() if not name.endswith("key.bias")) < 1e-5
+    found = differences(runs / "one" / LAST, runs / name / LAST)
+    assert max(found[other] for other in found.keys() - key_biases(found)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["two", "narrower", "sharded"])
+def test_two_processes_train_a_model_of_the_same_vectors(
+    runs: Path, one_thread: None, name: str
+) -> None:
+    one, two = (encoder(runs / run / LAST / "model") for run in ("one", name))
+    torch.testing.assert_close(vectors(one), vectors(two), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["one", "two", "narrower", "sharded"])
+def test_key_biases_move_no_farther_than_adam_can_and_change_no_vector(
+    runs: Path, tiny_model: Path, one_thread: None, name: str
+) -> None:
+    """The only weights in which one and two processes part, by up to twice that.
+
+    A key bias adds the same to every score of a softmax: its gradient is rounding alone, which
+    Adam divides by its own size.
+    """
+    start, end = encoder(tiny_model), encoder(runs / name / LAST / "model")
+    before, after = start.state_dict(), {k: v.clone() for k, v in end.state_dict().items()}
+    biases = key_biases(after)
+    assert len(biases) == 2  # one a layer
+    farthest = reach([line["lr"] for line in read_log(runs / name / "run.jsonl")])
+    assert farthest < 0.01
+    for bias in biases:
+        assert (after[bias] - before[bias]).abs().max() <= farthest
+
+    learnt = vectors(end)
+    assert (learnt - vectors(start)).abs().max() > 0.01
+    end.load_state_dict(after | {bias: before[bias] for bias in biases})
+    torch.testing.assert_close(vectors(end), learnt, rtol=0, atol=1e-6)
 
 
 def test_measuring_leaves_no_gradient_behind(runs: Path) -> None:

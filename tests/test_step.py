@@ -1,4 +1,7 @@
-"""Recomputing a graph is keeping it: the same bits, dropout and all."""
+"""Recomputing a graph is keeping it: the same bits, dropout and all.
+
+In one process; in several and in shards it is shown in test_parity.py.
+"""
 
 from pathlib import Path
 

@@ -1,13 +1,13 @@
 """Gradients of `batch_gradient` in 1, 2 and 4 processes against a plain dense reference.
 
 `python -m tests.workers.parity OUT` writes OUT/<world>.json: for each case, how the gradient
-compares. Everything is float64, so that only a real difference shows.
+compares; and OUT/<world>-dropout.json: gradients with dropout on. Everything is float64, so that
+only a real difference shows.
 """
 
 import copy
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -29,14 +29,24 @@ from transformers import BertConfig, BertModel
 from tercet.data.batch import Batch, Batches
 from tercet.data.order import Order
 from tercet.data.rows import Indices, Ragged, Texts, TrainingSet
-from tercet.losses import Guide, Relations, info_nce
-from tercet.train.plan import plan
+from tercet.losses import Guide, Relations, info_nce, matryoshka
+from tercet.models import set_dropout
+from tercet.train.plan import Plan, plan
 from tercet.train.shards import whole
-from tercet.train.step import Share, Terms, batch_gradient
+from tercet.train.step import Loss, Outcome, Share, Terms, batch_gradient
 from tests.workers.launch import run_ranks, sharding_accelerator
+from tests.workers.reference import ALL, nested_reference
 
 MARGIN, GUIDE_MARGIN, HARDNESS = 0.05, 0.1, 3.0
 MICRO_TOKENS = 16  # several micro-batches on each of four processes
+WIDTHS = {16: 1.0, 8: 0.7, 4: 0.3}  # of Matryoshka, with their weights
+LOSSES: dict[str, dict[str, Any]] = {  # keywords of `info_nce`; all but the first have the masks
+    "masks off": {},
+    "masks on": {"directions": ALL[:2]},
+    "joint": {"directions": ALL, "joint": True},
+    "own negatives": {"in_batch_negatives": False},
+    "matryoshka": {"directions": ALL[:2]},
+}
 KEEP = {"kept": 10**9, "some": 20, "recomputed": 0}  # 20: the first micro-batch of each, not all
 
 
@@ -71,7 +81,11 @@ class Case:
     step: int  # batch 0 has 16 rows, batch 1 the 13 that are left
     keep: str
     tile: int
-    masks: bool
+    loss: str  # of LOSSES
+
+    @property
+    def masks(self) -> bool:
+        return self.loss != "masks off"
 
 
 def token_ids(text: str) -> list[int]:
@@ -109,81 +123,55 @@ def texts_of(batch: Batch, data: TrainingSet) -> list[str]:
     return queries + [data.documents.texts[i] for i in batch.documents]
 
 
-def reference(q: Tensor, d: Tensor, batch: Batch, t: Tensor, guide: Tensor, masks: bool) -> Tensor:
-    """InfoNCE from the full score matrix, one positive pair at a time."""
-    cosine = q @ d.T
-    seen = cosine.detach()
-    known = torch.zeros_like(seen, dtype=torch.bool)
-    for i, j in [*batch.positives, *batch.ignored]:
-        known[i, j] = True
-    losses = []
-    for i, j in batch.positives:
-        x = cosine[i, j] / t
-        right, down = ~known[i], ~known[:, j]
-        if not masks:
-            negatives = cosine[i][right] / t
-            losses.append(torch.cat([x[None], negatives]).logsumexp(0) - x)
-            continue
-        top, limit = seen[i, j] + MARGIN, guide[i, j] - GUIDE_MARGIN
-        right = right & (seen[i] <= top) & (guide[i] <= limit)
-        down = down & (seen[:, j] <= top) & (guide[:, j] <= limit)
-        across = (cosine[i] / t + HARDNESS * seen[i])[right]
-        upright = (cosine[:, j] / t)[down]
-        z = [torch.cat([x[None], part]).logsumexp(0) for part in (across, upright)]
-        losses.append((z[0] + z[1]) / 2 - x)
-    return torch.stack(losses).mean()
+def opinions_of(batch: Batch) -> Guide:
+    """A guide's vectors of the texts of a batch."""
+    count, random = len(batch.queries), torch.Generator().manual_seed(4)
+    drawn = torch.randn(count + len(batch.documents), 6, generator=random).double()
+    opinion = F.normalize(drawn, dim=1)
+    return Guide(opinion[:count], opinion[count:], GUIDE_MARGIN)
 
 
-def compare(
-    accelerator: Accelerator,
-    plain: Encoder,
-    model: nn.Module,
-    whole: Callable[[Tensor], Tensor],
-    batches: Batches,
-    case: Case,
-    reduced: list[int] | None = None,
-) -> dict[str, Any]:
-    """Both gradients of one batch, side by side. `whole` gathers a sharded gradient.
-
-    `reduced` is where DDP notes how many numbers it sends each time.
-    """
-    batch, data = batches(case.step), batches.data
-    texts = texts_of(batch, data)
-    count = len(batch.queries)
-    random = torch.Generator().manual_seed(4)
-    opinion = F.normalize(torch.randn(len(texts), 6, generator=random).double(), dim=1)
-    opinions = Guide(opinion[:count], opinion[count:], GUIDE_MARGIN)
-
-    log_t = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
-    plain.zero_grad()
-    vectors = plain(*pad(texts))
-    scores = opinions.queries @ opinions.documents.T
-    want = reference(vectors[:count], vectors[count:], batch, log_t.exp(), scores, case.masks)
-    want.backward()
-
-    learned = nn.Parameter(torch.tensor(-2.0, dtype=torch.float64))
-    both = ("query_to_document", "document_to_query")
-    masks = {"directions": both, "hardness": HARDNESS, "margin": MARGIN, "guide": opinions}
+def loss_of(batch: Batch, case: Case, temperature: Tensor, settings: dict[str, Any]) -> Loss:
+    """The loss as training calls it. `settings` are keywords of `info_nce`."""
     pairs = [torch.from_numpy(p) for p in (batch.positives, batch.negatives, batch.ignored)]
-    loss = partial(
+    plain = partial(
         info_nce,
         relations=Relations(*pairs),
-        temperature=learned.exp(),
+        temperature=temperature,
         tile=case.tile,
-        **(masks if case.masks else {}),
+        **settings,
     )
 
     def share_of(queries: Tensor, documents: Tensor, share: Share) -> Terms:
-        seen = loss(queries, documents, share=share.of(len(batch.positives)))
-        return Terms(seen.loss, {"by_margin": seen.by_margin, "by_guide": seen.by_guide})
+        def one_width(q: Tensor, d: Tensor) -> Terms:
+            seen = plain(q, d, share=share.of(len(batch.positives)))
+            return Terms(seen.loss, {"by_margin": seen.by_margin, "by_guide": seen.by_guide})
+
+        if case.loss != "matryoshka":
+            return one_width(queries, documents)
+        return matryoshka(one_width, list(WIDTHS), list(WIDTHS.values()))(queries, documents)
+
+    return share_of
+
+
+def gradient_of(
+    accelerator: Accelerator,
+    model: nn.Module,
+    texts: list[str],
+    queries: int,
+    loss: Loss,
+    *,
+    keep: str,
+    seed: int,
+    extra: tuple[nn.Parameter, ...] = (),
+) -> tuple[Tensor, Plan, Outcome]:
+    """What a step leaves in the parameters, all in a row, and how it came about."""
 
     def forward(micro: Indices) -> Tensor:
         own = [texts[i] for i in (micro if len(micro) else [0])]
         return model(*pad(own))[: len(micro)]
 
     model.zero_grad()
-    noted = [] if reduced is None else reduced
-    noted.clear()
     lengths = np.array([len(token_ids(text)) for text in texts])
     cut = plan(lengths, accelerator.num_processes, MICRO_TOKENS)
     outcome = batch_gradient(
@@ -191,14 +179,49 @@ def compare(
         model,
         forward,
         cut,
-        count,
-        share_of,
-        keep_tokens=KEEP[case.keep],
-        seed=(0, case.step),
-        extra=(learned,),
+        queries,
+        loss,
+        keep_tokens=KEEP[keep],
+        seed=(0, seed),
+        extra=extra,
     )
-    got = torch.cat([whole(p.grad).flatten() for p in model.parameters()])  # type: ignore[arg-type]
+    found = [whole(p.grad).flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat(found), cut, outcome
+
+
+def compare(
+    accelerator: Accelerator,
+    plain: Encoder,
+    model: nn.Module,
+    batches: Batches,
+    case: Case,
+    reduced: list[int],
+) -> dict[str, Any]:
+    """Both gradients of one batch, side by side.
+
+    `reduced` is where DDP notes how many numbers it sends each time.
+    """
+    batch = batches(case.step)
+    texts, count = texts_of(batch, batches.data), len(batch.queries)
+    settings = dict(LOSSES[case.loss])
+    if case.masks:
+        settings |= {"hardness": HARDNESS, "margin": MARGIN, "guide": opinions_of(batch)}
+
+    log_t = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    plain.zero_grad()
+    vectors = plain(*pad(texts))
+    sides = vectors[:count], vectors[count:]
+    widths = WIDTHS if case.loss == "matryoshka" else {vectors.shape[1]: 1.0}
+    want = nested_reference(*sides, batch, log_t.exp(), widths, **settings)
+    want.backward()
     ref = torch.cat([p.grad.flatten() for p in plain.parameters()])  # type: ignore[union-attr]
+
+    learned = nn.Parameter(torch.tensor(-2.0, dtype=torch.float64))
+    loss = loss_of(batch, case, learned.exp(), settings)
+    reduced.clear()
+    got, cut, outcome = gradient_of(
+        accelerator, model, texts, count, loss, keep=case.keep, seed=case.step, extra=(learned,)
+    )
     assert learned.grad is not None and log_t.grad is not None
     return {
         "name": case.name,
@@ -208,7 +231,7 @@ def compare(
         "temperature": [float(learned.grad), float(log_t.grad)],
         "recomputed": outcome.recomputed,
         "micro_batches": len(cut.ranks[0]),
-        "reduced": sum(noted),
+        "reduced": sum(reduced),
         "parameters": sum(p.numel() for p in plain.parameters()),
         **outcome.sums,
         "texts": len(texts),
@@ -217,12 +240,31 @@ def compare(
     }
 
 
+def with_dropout(accelerator: Accelerator, model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Gradients of one batch: without dropout, with it drawn anew, and with one draw thrice."""
+    batches = all_rows(known=False)
+    batch, case = batches(0), Case("dropout", 0, "kept", 1024, "masks off")
+    texts, count = texts_of(batch, batches.data), len(batch.queries)
+    loss = loss_of(batch, case, torch.tensor(0.1), {})
+
+    def drawn(keep: str, seed: int) -> dict[str, Any]:
+        found, _, outcome = gradient_of(
+            accelerator, model, texts, count, loss, keep=keep, seed=seed
+        )
+        return {"gradient": found.tolist(), "recomputed": outcome.recomputed}
+
+    without = drawn("kept", 1)
+    set_dropout(model, 0.3)
+    return {"off": without, "anew": drawn("kept", 2)} | {keep: drawn(keep, 1) for keep in KEEP}
+
+
 def cases() -> list[Case]:
-    found = []
-    for step, keep, tile, masks in product((0, 1), KEEP, (1024, 5), (True, False)):
-        name = f"batch {step}, {keep}, tile {tile}, masks {'on' if masks else 'off'}"
-        found.append(Case(name, step, keep, tile, masks))
-    return found
+    usual = product((0, 1), KEEP, (1024, 5), ("masks on", "masks off"))
+    others = product((1,), ("some",), (5,), ("joint", "own negatives", "matryoshka"))
+    return [
+        Case(f"batch {step}, {keep}, tile {tile}, {loss}", step, keep, tile, loss)
+        for step, keep, tile, loss in (*usual, *others)
+    ]
 
 
 def all_rows(known: bool) -> Batches:
@@ -254,16 +296,12 @@ def work(rank: int, world: int, out: Path) -> None:
 
         model.register_comm_hook(None, noting)
 
-    def own(gradient: Tensor) -> Tensor:
-        return gradient
-
     found = [
-        compare(accelerator, plain, model, own, by_masks[case.masks], case, reduced)
-        for case in cases()
+        compare(accelerator, plain, model, by_masks[case.masks], case, reduced) for case in cases()
     ]
-    lonely = Case("a single row", 0, "some", 1024, False)
-    found.append(compare(accelerator, plain, model, own, one_row(), lonely, reduced))
-    _write(rank, out / f"{world}.json", found)
+    lonely = Case("a single row", 0, "some", 1024, "masks off")
+    found.append(compare(accelerator, plain, model, one_row(), lonely, reduced))
+    _write(rank, out, str(world), found, with_dropout(accelerator, model))
 
 
 def work_sharded(rank: int, out: Path) -> None:
@@ -280,16 +318,19 @@ def work_sharded(rank: int, out: Path) -> None:
 
     by_masks = {known: all_rows(known) for known in (True, False)}
     found = [
-        compare(accelerator, plain, model, whole, by_masks[case.masks], case)
+        compare(accelerator, plain, model, by_masks[case.masks], case, [])
         for case in cases()
         if case.tile == 5
     ]
-    _write(rank, out / "sharded.json", found)
+    _write(rank, out, "sharded", found, with_dropout(accelerator, model))
 
 
-def _write(rank: int, path: Path, found: list[dict[str, Any]]) -> None:
+def _write(
+    rank: int, out: Path, launch: str, found: list[dict[str, Any]], drawn: dict[str, dict[str, Any]]
+) -> None:
     if rank == 0:
-        path.write_text(json.dumps(found), encoding="utf-8")
+        (out / f"{launch}.json").write_text(json.dumps(found), encoding="utf-8")
+        (out / f"{launch}-dropout.json").write_text(json.dumps(drawn), encoding="utf-8")
 
 
 if __name__ == "__main__":
