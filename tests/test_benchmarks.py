@@ -11,6 +11,12 @@ from tercet.data import read_task
 from tests.conftest import NAMES, answer, question
 
 
+def some_memory(found: dict[str, Any]) -> None:
+    """So little may fit into what the process has; the tables divide by what it grew by."""
+    for run in found["memory"].values():
+        run["extra_mib"] += 1
+
+
 def test_encoding_is_compared_with_the_peer(
     tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +58,7 @@ def test_a_step_is_compared_with_the_peers(
     monkeypatch.setattr(steps, "EMBEDDED", str(tiny_model))
     found = train_step.measure(8, 1)
     variants = {train_step.OURS, "MNRL", "MNRL, with tokenisation", train_step.DEFAULT}
-    assert variants | {"CachedMNRL, mini-batch 4", "CachedMNRL, 2048 tokens"} < {*found["medians"]}
+    assert variants | {"CachedMNRL, mini-batch 4", "CachedMNRL, 2048 tokens"} == {*found["medians"]}
     assert found["first_step"].keys() == found["seconds"].keys() == found["medians"].keys()
     assert found["times_faster"].keys() == found["medians"].keys() - {train_step.OURS}
     assert found["loss_difference"] <= 1e-5 and found["norm_difference"] <= 1e-4
@@ -62,6 +68,7 @@ def test_a_step_is_compared_with_the_peers(
     found["memory"] = train_step.measure_memory(large=True)
     assert [run["batch"] for run in found["memory"].values()] == [8, 8, 8, 16, 24]
     assert all(0 <= run["extra_mib"] < run["total_mib"] for run in found["memory"].values())
+    some_memory(found)
     path = write_result("train_step", found, tmp_path)
     read = {"train_step": json.loads(path.read_text(encoding="utf-8"))}
     written = tables(read)
@@ -87,6 +94,7 @@ def test_the_loss_stage_is_compared_with_the_peer(
     assert (found["queries"], found["documents"], found["width"]) == (64, 128, 384)
     assert found["loss"]["ours"] == pytest.approx(found["loss"]["theirs"], rel=1e-5)
     assert found["gradient_difference"] <= 1e-4
+    some_memory(found)
     path = write_result("loss_stage", found, tmp_path)
     read = {"loss_stage": json.loads(path.read_text(encoding="utf-8"))}
     table = tables(read)["loss_stage"]
@@ -123,7 +131,7 @@ def test_masking_by_a_guide_is_compared_with_the_peer(
     assert (found["batch"], found["width"]) == (16, 768)
     assert found["loss"]["ours"] == pytest.approx(found["loss"]["theirs"], rel=1e-5)
     assert found["gradient_difference"] <= 1e-4
-    found["memory"]["theirs"]["extra_mib"] += 1  # it fits into what is there; the share needs one
+    some_memory(found)
     path = write_result("guide_mask", found, tmp_path)
     read = {"guide_mask": json.loads(path.read_text(encoding="utf-8"))}
     assert "| GISTEmbedLoss |" in tables(read)["guide_mask"]
