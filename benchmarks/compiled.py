@@ -16,7 +16,7 @@ PLAIN, COMPILED = "plain", "compiled"
 
 def measure(size: int, rounds: int) -> dict[str, Any]:
     """Seconds of both steps, of the first compiled one, and what each computed."""
-    data = pairs_for(size)
+    data = pairs_for(size, LENGTH)
     plain = Ours(data, student(LENGTH))
     model = student(LENGTH)
     model.compile(dynamic=True)  # as train/setup.py does
@@ -36,6 +36,24 @@ def measure(size: int, rounds: int) -> dict[str, Any]:
     }
 
 
+def note(found: dict[str, Any]) -> str:
+    """How much faster by round, and when the first step is earned back."""
+    plain, faster = found["medians"][PLAIN], found["times_faster"]
+    pairs = zip(found["seconds"][PLAIN], found["seconds"][COMPILED], strict=True)
+    rounds = [slow / fast for slow, fast in pairs]
+    first, usual = found["first_compiled_step_seconds"], plain / faster
+    # So many plain steps take as long as the first compiled one and the usual ones after it.
+    steps = (
+        f"{(first - usual) / (plain - usual):,.0f} steps earn" if faster > 1 else "nothing earns"
+    )
+    return (
+        f"Batch {found['batch']}, micro-batches of {found['micro_tokens']} tokens: {faster:.2f} "
+        f"times as fast, the median of {len(rounds)} rounds of {min(rounds):.2f} to "
+        f"{max(rounds):.2f}; a plain step takes {plain:.2f} s. The first compiled step takes "
+        f"{first:.0f} s, which {steps} back."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -44,7 +62,7 @@ def main() -> None:
     options = parser.parse_args()
     found = measure(options.batch, options.rounds)
     path = write_result("compiled", found, options.out)
-    print(f"compiled: {found['times_faster']:.2f} times as fast; {path}")
+    print(f"{note(found)} {path}")
 
 
 if __name__ == "__main__":

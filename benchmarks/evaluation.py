@@ -174,7 +174,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
             "From vectors to scores": name if name == PEER else f"**{name}**",
             "Seconds": f"{value:.1f}",
             "Time / ours": f"{value / found['medians'][OURS]:.2f}",
-            "Memory beside the files": f"{found['memory'][name]['anonymous_mb']:,.0f} MB",
+            "Memory beside the files": f"{found['memory'][name]['anonymous_mib']:,.0f} MiB",
             "Metrics": str(found["metrics"][name]),
         }
         for name, value in found["medians"].items()

@@ -117,7 +117,7 @@ def rows(found: dict[str, Any]) -> list[dict[str, str]]:
         {
             "Guide-masked loss": name,
             "Seconds": f"{found['medians'][side]:.2f}",
-            "Extra memory": f"{found['memory'][side]['extra_mb']:,.1f} MiB",
+            "Extra memory": f"{found['memory'][side]['extra_mib']:,.1f} MiB",
             "Loss": f"{found['loss'][side]:.6f}",
         }
         for side, name in (("ours", "**ours**"), ("theirs", "GISTEmbedLoss"))
@@ -132,7 +132,8 @@ def main() -> None:
     parser.add_argument("--memory", nargs=2, metavar=("SIDE", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        return _report_memory(options.memory[0], int(options.memory[1]))
+        side, size = options.memory
+        return print(json.dumps(report_memory(side, int(size))))
     found = measure(128 if options.quick else 512, 1 if options.quick else options.rounds)
     path = write_result("guide_mask", found, options.out)
     show(console_table(rows(found)))
@@ -146,14 +147,15 @@ def _memory(side: str, size: int) -> dict[str, float]:
     return in_subprocess("benchmarks.guide_mask", "--memory", side, str(size))
 
 
-def _report_memory(side: str, size: int) -> None:
+def report_memory(side: str, size: int) -> dict[str, float]:
+    """Peak memory of one side's loss in this process."""
     texts, guide = vectors(size, 0), vectors(size, 1)
     loss = peer()
     ours((texts[0][:16], texts[1][:16]), (guide[0][:16], guide[1][:16]))  # libraries' own buffers
     found: dict[str, float] = {}
     with peak_memory(found):
         _ = ours(texts, guide) if side == "ours" else theirs(loss, texts, guide)
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
         "vector_flags": [f for f in VECTOR_FLAGS if f in cpu_field("flags").split()],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_before": LOAD_BEFORE,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -89,12 +89,12 @@ def peak_memory(found: dict[str, float]) -> Any:
     before = _status("VmRSS")
     yield
     peak = _status("VmHWM")
-    found |= {"extra_mb": peak - before, "total_mb": peak}
+    found |= {"extra_mib": peak - before, "total_mib": peak}
 
 
 @contextmanager
 def peak_anonymous(found: dict[str, float], every: float = 0.01) -> Any:
-    """Put the block's peak memory that no file backs, `anonymous_mb`, into `found`; Linux only.
+    """Put the block's peak memory that no file backs, `anonymous_mib`, into `found`; Linux only.
 
     The kernel keeps no high-water mark of it, so a thread looks `every` so many seconds.
     """
@@ -111,7 +111,7 @@ def peak_anonymous(found: dict[str, float], every: float = 0.01) -> Any:
     finally:
         done.set()
         watcher.join()
-        found["anonymous_mb"] = max(seen)
+        found["anonymous_mib"] = max(seen)
 
 
 def in_subprocess(module: str, *arguments: str) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None
                 "padded": cut.padded,
                 "flops": float(every[:, 0].sum()),
                 "sent": float(every[:, 1].max()),
-                "memory_mb": float(every[:, 2].max()),
-                "states_mb": state_megabytes(run),
+                "memory_mib": float(every[:, 2].max()),
+                "states_mib": state_mebibytes(run),
                 "seconds": float(every[:, 3].max()),
             },
             "predicted": {
@@ -138,8 +138,8 @@ def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None
                 "padded": cost.padded,
                 "flops": cost.flops,
                 "sent": cost.sent,
-                "memory_mb": cost.memory / 2**20,
-                "states_mb": state_bytes(work.shape, cluster, len(cut.ranks[0])) / 2**20,
+                "memory_mib": cost.memory / 2**20,
+                "states_mib": state_bytes(work.shape, cluster, len(cut.ranks[0])) / 2**20,
             },
             "cost": asdict(cost),
             "save_seconds": saved,
@@ -162,8 +162,8 @@ def _timed_step(run: Run, batch: Batch, cut: Plan) -> float:
     return time.perf_counter() - start
 
 
-def state_megabytes(run: Run) -> float:
-    """Weights, gradients, Adam's averages and DDP's buckets, tensor by tensor."""
+def state_mebibytes(run: Run) -> float:
+    """Weights, gradients, Adam's averages and DDP's buckets, tensor by tensor, in MiB."""
     weights = list(run.encoder.parameters())
     averages = [v for s in run.optimizer.state.values() for v in s.values() if v.numel() > 1]
     gradients = [p.grad for p in weights if p.grad is not None]
@@ -179,7 +179,7 @@ def predict_seconds(checks: dict[str, Any]) -> None:
     """
     alone = checks["1"]
     speed = alone["cost"]["flops_busiest"] / alone["counted"]["seconds"]
-    here = Device(flops=speed, memory=0.0, link=LOOPBACK, network=LOOPBACK)
+    here = Device(half=speed, single=speed, memory=0.0, link=LOOPBACK, network=LOOPBACK)
     for world, check in checks.items():
         cluster = Cluster(1, int(world), half=False)
         check["predicted"]["seconds"] = Cost(**check["cost"]).seconds(here, cluster, share=1.0)
@@ -254,8 +254,8 @@ def check_rows(found: dict[str, Any]) -> list[dict[str, str]]:
         "padded": "padded tokens",
         "flops": "FLOP",
         "sent": "bytes sent by a process",
-        "states_mb": "weights and states",
-        "memory_mb": "memory of a process",
+        "states_mib": "weights and states",
+        "memory_mib": "memory of a process",
         "seconds": "seconds of a step",
     }
     rows = []

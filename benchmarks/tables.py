@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import (
     comparison,
+    compiled,
     distillation_tables,
     encoding,
     evaluation,
@@ -95,7 +96,7 @@ def tables(results: dict[str, Result]) -> dict[str, str]:
         memory = markdown_table(train_step.memory_rows(step))
         found["memory"] = f"{memory}\n\n{train_step.memory_note(step)}"
     if both := results.get("compiled"):
-        found["compiled"] = _compiled_notes(both)
+        found["compiled"] = compiled.note(both)
     if loss := results.get("loss_stage"):
         found["loss_stage"] = markdown_table(loss_stage.rows(loss)) + "\n\n" + _loss_notes(loss)
     if guide := results.get("guide_mask"):
@@ -122,13 +123,13 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
     """The few rows that the README shows."""
     rows = []
     if step := results.get("train_step"):
-        own, memory = step["memory"]["ours"]["extra_mb"], step["memory"]["MNRL"]["extra_mb"]
+        own, memory = step["memory"]["ours"]["extra_mib"], step["memory"]["MNRL"]["extra_mib"]
         rows.append(_row("MNRL, whole step", step["times_faster"]["MNRL"], own / memory))
         for name in dict.fromkeys((train_step.DEFAULT, step["best_cached"])):
             rows.append(_row(f"{name}, whole step", step["times_faster"][name]))
     for name, what in (("loss_stage", "CachedMNRL"), ("guide_mask", "GISTEmbedLoss")):
         if one := results.get(name):
-            memory = {side: run["extra_mb"] for side, run in one["memory"].items()}
+            memory = {side: run["extra_mib"] for side, run in one["memory"].items()}
             share = memory["ours"] / memory["theirs"]
             rows.append(_row(f"{what}, loss alone", one["times_faster"], share))
     if texts := results.get("encoding"):
@@ -139,10 +140,10 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
             rows.append(_row(f"encode, one query; ours as {graph}", ratio(took, peer, graph)))
     if peer := results.get("mining", {}).get("peer"):
         what, memory = "mine_hard_negatives", peer["memory"]
-        share = memory["ours"]["extra_mb"] / memory[what]["extra_mb"]
+        share = memory["ours"]["extra_mib"] / memory[what]["extra_mib"]
         rows.append(_row(what, peer["times_faster"][what], share))
     if scored := results.get("evaluation"):
-        memory = {name: peak["anonymous_mb"] for name, peak in scored["memory"].items()}
+        memory = {name: peak["anonymous_mib"] for name, peak in scored["memory"].items()}
         share = memory[evaluation.OURS] / memory[evaluation.PEER]
         rows.append(_row(evaluation.PEER, scored["times_faster"][evaluation.OURS], share))
     return rows
@@ -160,7 +161,7 @@ def _machine(found: Result) -> str:
     return (
         f"{machine['processor']}, {machine['cores']} cores "
         f"({', '.join(machine['vector_flags'])}), {machine['threads']} threads, "
-        f"{machine['memory_gb']:.0f} GB, {machine['system']}, Python {machine['python']}, "
+        f"{machine['memory_gib']:.0f} GiB, {machine['system']}, Python {machine['python']}, "
         f"{packages}. Large float32 matrix products reach {peak:.0f} GFLOP/s."
     )
 
@@ -183,18 +184,6 @@ def _loss_notes(found: Result) -> str:
         f"{found['queries']:,} queries, {found['documents']:,} documents, width {found['width']}: "
         f"{found['times_faster']:.1f} times faster, {found['times_matmuls']:.2f} times the time of "
         f"the four matrix products alone. Gradients differ by {found['gradient_difference']:.0e}."
-    )
-
-
-def _compiled_notes(found: Result) -> str:
-    plain, compiled = (found["medians"][name] for name in ("plain", "compiled"))
-    gained = plain - compiled
-    steps = found["first_compiled_step_seconds"] / gained if gained > 0 else float("inf")
-    return (
-        f"Batch {found['batch']}, micro-batches of {found['micro_tokens']} tokens: "
-        f"{found['times_faster']:.2f} times as fast ({plain:.2f} s against {compiled:.2f} s, "
-        f"medians). The first step takes {found['first_compiled_step_seconds']:.0f} s, which "
-        f"{steps:,.0f} steps earn back."
     )
 
 

@@ -41,7 +41,7 @@ OURS, FIXED_KEEP = "ours", "ours, fixed keep"
 DEFAULT = "CachedMNRL, mini-batch 32"
 
 
-def pairs_for(size: int, length: int = LENGTH, packages: tuple[str, ...] = STDLIB) -> TrainingSet:
+def pairs_for(size: int, length: int, packages: tuple[str, ...] = STDLIB) -> TrainingSet:
     """`size` pairs of real code. Up to `length` 256 only those whose texts fit whole."""
     data = code_pairs(packages)
     if length < LENGTH:
@@ -54,7 +54,7 @@ def pairs_for(size: int, length: int = LENGTH, packages: tuple[str, ...] = STDLI
 
 def measure(size: int, rounds: int, headline: bool = False) -> dict[str, Any]:
     """Seconds of each variant's step, what they computed, and the machine's peak meanwhile."""
-    data = pairs_for(size)
+    data = pairs_for(size, LENGTH)
     ours = Ours(data, student(LENGTH))
     peers = {"MNRL": mnrl, DEFAULT: cached_mnrl(32)}
     if not headline:
@@ -71,7 +71,7 @@ def measure(size: int, rounds: int, headline: bool = False) -> dict[str, Any]:
     peaks.append(gemm_peak())
     plan, middle = ours.plan, medians(times)
     faster = {name: ratio(times, name, OURS) for name in variants if name != OURS}
-    best = min((name for name in faster if name.startswith("Cached")), key=faster.__getitem__)
+    best = min((name for name in faster if name.startswith("Cached")), key=middle.__getitem__)
     work = 6 * body_parameters(ours.run.encoder) * plan.tokens
     return {
         "batch": size,
@@ -116,7 +116,7 @@ def measure_memory(large: bool) -> dict[str, Any]:
 def step_memory(name: str, size: int, keep_tokens: int) -> dict[str, float]:
     """One step in this process: seconds and peak memory, after a small step as warm-up."""
     short = "two layers" in name
-    length, layers = (LARGEST_LENGTH, (0, 5)) if short else (LENGTH, None)
+    length, layers = (LARGEST_LENGTH, (0, -1)) if short else (LENGTH, None)
     model = student(length, layers)
     # The same packages for every size, so that reading them leaves the same behind.
     small, data = (pairs_for(n, cut, MANY) for n, cut in ((8, LENGTH), (size, length)))
@@ -156,10 +156,12 @@ def memory_note(found: dict[str, Any]) -> str:
     )
     if large is None:
         return ""
+    extra, total = (large[what] / small[what] for what in ("extra_mib", "total_mib"))
     return (
-        f"With {KEEP_TOKENS:,} tokens of graphs kept, a batch of {LARGE:,} takes "
-        f"{large['extra_mb'] / small['extra_mb']:.2f} times the extra memory of one of {BATCH}: "
-        "what the step takes above what the process held before it."
+        f"With {KEEP_TOKENS:,} tokens of graphs kept, a step of batch {LARGE:,} takes {extra:.2f} "
+        f"times the extra memory of one of batch {BATCH}: what the step takes above what the "
+        f"process held before it. The whole process, that included, takes {total:.2f} times as "
+        "much."
     )
 
 
@@ -169,8 +171,8 @@ def memory_rows(found: dict[str, Any]) -> list[dict[str, str]]:
         {
             "Memory of a step": name,
             "Batch": f"{int(run['batch']):,}",
-            "Extra memory": f"{run['extra_mb']:,.0f} MiB",
-            "Whole process": f"{run['total_mb']:,.0f} MiB",
+            "Extra memory": f"{run['extra_mib']:,.0f} MiB",
+            "Whole process": f"{run['total_mib']:,.0f} MiB",
         }
         for name, run in found["memory"].items()
     ]

@@ -34,8 +34,10 @@ def predicted_table(found: Predicted) -> list[dict[str, str]]:
     cost, cluster = found.cost, found.cluster
     launch = "FSDP" if cluster.sharded else "DDP"
     room = "" if found.fits else f", more than the {found.device.memory / 1e9:.0f} GB there are"
+    single = "float32 without TF32; train.mixed_precision=bf16 is faster"
     rows = {
         "processes": f"{cluster.world:,} ({cluster.nodes} x {cluster.gpus} {found.name}, {launch})",
+        "precision of products": "half (bf16 or fp16)" if cluster.half else single,
         "steps": f"{found.steps:,}",
         "tokens in a batch": f"{cost.tokens:,.0f}",
         "padded tokens for each real one": f"{cost.padded / cost.tokens:.2f}",

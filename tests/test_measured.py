@@ -1,4 +1,4 @@
-"""What the benchmarks measured keeps what the documents promise of evaluation."""
+"""What the benchmarks measured keeps what was promised of training and of evaluation."""
 
 import json
 from statistics import mean
@@ -8,6 +8,9 @@ import pytest
 
 from benchmarks import evaluation, mteb_agreement
 from benchmarks.machine import RESULTS
+from benchmarks.train_step import DEFAULT, FIXED_KEEP
+
+MIB = 2**20
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -16,6 +19,55 @@ def measured(name: str) -> dict[str, Any]:
     if not path.exists():
         pytest.skip(f"{path.name} is not there; python -m benchmarks.{name} writes it")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_step_is_twice_as_fast_as_the_peers() -> None:
+    found = measured("train_step")
+    faster, took, best = found["times_faster"], found["medians"], found["best_cached"]
+    assert found["batch"] == 128
+    assert faster["MNRL"] >= 2.0 and faster[DEFAULT] >= 1.8 and faster[best] >= 1.8
+    assert took[best] == min(took[name] for name in took if name.startswith("CachedMNRL"))
+
+
+def test_a_step_computes_what_the_peers_do() -> None:
+    found = measured("train_step")
+    assert found["first_step"].keys() == found["medians"].keys() >= {"ours", "MNRL", DEFAULT}
+    assert found["loss_difference"] <= 1e-5 and found["norm_difference"] <= 1e-4
+
+
+@pytest.mark.parametrize("what", ["extra_mib", "total_mib"])
+def test_a_step_takes_little_of_the_peers_memory(what: str) -> None:
+    found = measured("train_step")["memory"]
+    assert found["ours"]["batch"] == found["MNRL"]["batch"] == 128
+    assert found["ours"][what] <= 0.6 * found["MNRL"][what]
+
+
+def test_memory_of_a_step_hardly_grows_with_the_batch() -> None:
+    found = measured("train_step")["memory"]
+    small, large = found[FIXED_KEEP], found[f"{FIXED_KEEP}, batch 4096"]
+    assert (small["batch"], large["batch"]) == (128, 4_096)
+    assert small["keep_tokens"] == large["keep_tokens"]
+    assert large["extra_mib"] <= 1.3 * small["extra_mib"]
+    largest = found["ours, two layers, batch 16384"]
+    assert largest["batch"] == 16_384 and largest["total_mib"] * MIB < 4e9
+
+
+def test_the_loss_alone_is_near_its_matrix_products() -> None:
+    found = measured("loss_stage")
+    assert [found[what] for what in ("queries", "documents", "width")] == [8_192, 16_384, 384]
+    assert found["times_faster"] >= 5 and found["times_matmuls"] <= 2
+    assert found["loss"]["ours"] == pytest.approx(found["loss"]["theirs"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["loss_stage", "guide_mask"])
+def test_a_loss_takes_less_than_200_megabytes(name: str) -> None:
+    assert measured(name)["memory"]["ours"]["extra_mib"] * MIB < 200e6
+
+
+def test_masks_of_a_guide_are_the_peers() -> None:
+    found = measured("guide_mask")
+    assert (found["batch"], found["width"]) == (512, 768)
+    assert found["loss"]["ours"] == pytest.approx(found["loss"]["theirs"], rel=1e-5)
 
 
 def test_scoring_is_three_times_as_fast_as_the_peers() -> None:
@@ -28,7 +80,7 @@ def test_metrics_are_the_peers_and_memory_keeps_its_bound() -> None:
     found = measured("evaluation")
     assert len(found["same_metrics"]) >= 6 and found["largest_difference"] <= 1e-6
     wide, narrow = (
-        found["memory"][name]["anonymous_mb"] for name in (evaluation.DEEP, evaluation.NARROW)
+        found["memory"][name]["anonymous_mib"] for name in (evaluation.DEEP, evaluation.NARROW)
     )
     assert narrow < wide
 

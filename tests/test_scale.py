@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import load
 from tercet.train.cost import DEVICES, Cluster, Cost, all_reduce, shape_of, state_bytes
-from tercet.train.scale import Workload, predict_on
+from tercet.train.scale import Workload, in_half, predict_on
 from tests.conftest import Run
 from tests.workers.launch import ROOT
 
@@ -73,10 +73,16 @@ def test_rings_send_what_is_known_of_them() -> None:
     assert all_reduce(100.0, 1_024) == pytest.approx(200, rel=1e-2)
 
 
-def test_a_plan_for_machines_elsewhere(run: Run, tiny_model: Path, pairs: Path) -> None:
+def test_a_plan_for_machines_elsewhere(
+    run: Run, tiny_model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     words = ("plan", "tiny", f"data.train={pairs}", f"model.path={tiny_model}", "output=out")
-    status, out, err = run(*words, "--device", "h100", "--nodes", "4", "--gpus", "8")
+    elsewhere = ("--device", "h100", "--nodes", "4", "--gpus", "8")
+    status, out, err = run(*words, *elsewhere)
     assert status == 0, err
+    assert re.search(r"precision of products\W+float32 without TF32; .*mixed_precision=bf16", out)
+    assert "half (bf16 or fp16)" in run(*words, "train.mixed_precision=bf16", *elsewhere)[1]
     assert "32 (4 x 8 h100, DDP)" in out and "device hours" in out
     assert re.search(r"leaving each node and step\W+[\d.]+ MB", out)
     assert not Path("out").exists()
@@ -84,7 +90,37 @@ def test_a_plan_for_machines_elsewhere(run: Run, tiny_model: Path, pairs: Path) 
     assert status == 2 and "did you mean 'h100'" in err
     status, _, err = run(*words, "--gpus", "8")
     assert status == 2 and "name --device" in err
-    assert all(device.flops > 1e13 for device in DEVICES.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "launcher", "half"),
+    [
+        ("train.mixed_precision=null", None, False),  # as launched, and nothing is launched
+        ("train.mixed_precision=null", "no", False),
+        ("train.mixed_precision=null", "bf16", True),
+        ("train.mixed_precision=no", "bf16", False),
+        ("train.mixed_precision=fp16", None, True),
+        ("model.dtype=bfloat16", None, True),
+    ],
+)
+def test_precision_is_what_accelerate_will_make_of_it(
+    override: str, launcher: str | None, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launcher is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    assert in_half(load("finetune", [override])) == half
+
+
+def test_float32_is_not_priced_at_the_peak_of_half_precision(work: Workload) -> None:
+    config = load("finetune", ["batch.micro_tokens=2048", "batch.keep_tokens=4096"])
+    half, single = (
+        predict_on(work, config, Cluster(1, 1, half=mixed), "h100") for mixed in (True, False)
+    )
+    assert single.cost.flops == half.cost.flops and half.cost.sent == 0
+    assert single.seconds / half.seconds == pytest.approx(989 / 67)
+    for device in DEVICES.values():
+        assert 1e13 < device.single < device.half / 2
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -112,5 +148,5 @@ def test_predictions_are_what_processes_count(
     assert predicted["flops"] == pytest.approx(counted["flops"], rel=0.15)
     assert predicted["sent"] == pytest.approx(counted["sent"], rel=0.02)
     assert (counted["sent"] > 0) == (world > 1)
-    assert predicted["states_mb"] == pytest.approx(counted["states_mb"], rel=0.02)
+    assert predicted["states_mib"] == pytest.approx(counted["states_mib"], rel=0.02)
     assert counted["seconds"] > 0 and found["save_seconds"] > 0

@@ -171,7 +171,7 @@ def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
             pass
         with peak_anonymous(found):
             work()
-        return found["anonymous_mb"] - before["anonymous_mb"]
+        return found["anonymous_mib"] - before["anonymous_mib"]
 
     assert growth(lambda: top_k(queries, mapped, 20, tile=(64, 2_048))) < 80
     assert growth(lambda: queries @ mapped.T) > 300  # what would be seen

@@ -15,37 +15,40 @@ from torch import nn
 from tercet.models.layers import layer_count
 from tercet.train.plan import Plan
 
-SHARE = (
-    0.35  # of a device's peak that training reaches; encoders of 10-300 M parameters get 0.2-0.5
-)
+# Of a device's peak that training reaches; encoders of 10-300 M parameters get 0.2-0.5.
+SHARE = 0.35
 FLOAT = 4  # bytes
 ADAM = 2  # averages for each weight
-FLOATS_KEPT = (
-    18  # per token, layer and unit of width: what a graph holds (attention without scores)
-)
+# What a graph holds for each token, layer and unit of width (attention without scores).
+FLOATS_KEPT = 18
 VECTORS = 6  # copies of a batch's vectors alive at once: values, gradients, what is sent
 
 
 @dataclass(frozen=True)
 class Device:
-    """An accelerator by its data sheet: dense bfloat16 FLOP/s, bytes, bytes/s in one direction."""
+    """An accelerator by its data sheet: dense FLOP/s, bytes, bytes/s in one direction."""
 
-    flops: float
+    half: float  # FLOP/s in bfloat16; of the V100 in float16
+    single: float  # FLOP/s in float32 without TF32, which is off unless switched on
     memory: float
     link: float  # to the others of its machine
     network: float  # its share of the machine's network
 
+    def flops(self, half: bool) -> float:
+        """FLOP/s with mixed precision, or without."""
+        return self.half if half else self.single
+
 
 DEVICES = {
-    "v100": Device(125e12, 32e9, 150e9, 1.6e9),  # SXM2, 100 Gbit/s for 8
-    "a10g": Device(70e12, 24e9, 16e9, 1.6e9),  # PCIe 4.0
-    "l4": Device(121e12, 24e9, 16e9, 1.6e9),  # PCIe 4.0
-    "l40s": Device(362e12, 48e9, 32e9, 6.25e9),  # PCIe 4.0
-    "a100": Device(312e12, 80e9, 300e9, 25e9),  # SXM4, 200 Gbit/s each
-    "h100": Device(989e12, 80e9, 450e9, 50e9),  # SXM5, 400 Gbit/s each
-    "h200": Device(989e12, 141e9, 450e9, 50e9),
-    "b200": Device(2250e12, 180e9, 900e9, 50e9),
-    "mi300x": Device(1307e12, 192e9, 448e9, 50e9),
+    "v100": Device(125e12, 15.7e12, 32e9, 150e9, 1.6e9),  # SXM2, 100 Gbit/s for 8
+    "a10g": Device(70e12, 31.2e12, 24e9, 16e9, 1.6e9),  # PCIe 4.0
+    "l4": Device(121e12, 30.3e12, 24e9, 16e9, 1.6e9),  # PCIe 4.0
+    "l40s": Device(362e12, 91.6e12, 48e9, 32e9, 6.25e9),  # PCIe 4.0
+    "a100": Device(312e12, 19.5e12, 80e9, 300e9, 25e9),  # SXM4, 200 Gbit/s each
+    "h100": Device(989e12, 67e12, 80e9, 450e9, 50e9),  # SXM5, 400 Gbit/s each
+    "h200": Device(989e12, 67e12, 141e9, 450e9, 50e9),
+    "b200": Device(2250e12, 75e12, 180e9, 900e9, 50e9),
+    "mi300x": Device(1307e12, 163.4e12, 192e9, 448e9, 50e9),
 }
 
 
@@ -69,7 +72,7 @@ class Cluster:
     nodes: int
     gpus: int  # processes per node
     sharded: bool = False  # FSDP instead of DDP
-    half: bool = True  # mixed precision
+    half: bool = True  # mixed precision: bf16 or fp16
 
     @property
     def world(self) -> int:
@@ -83,7 +86,7 @@ class Cost:
 
     tokens: float
     padded: float
-    imbalance: float  # padded tokens of the busiest process over the mean, minus 1
+    imbalance: float  # of padded tokens, see Plan
     flops: float  # of all processes
     flops_busiest: float
     sent: float  # bytes that each process sends
@@ -95,7 +98,7 @@ class Cost:
         """Computing, then sending: no overlap, so an upper bound on what sending adds."""
         links = self.sent / device.link if cluster.gpus > 1 else 0.0
         network = self.leaving / (cluster.gpus * device.network)
-        return self.flops_busiest / (share * device.flops) + max(links, network)
+        return self.flops_busiest / (share * device.flops(cluster.half)) + max(links, network)
 
 
 def shape_of(encoder: SentenceTransformer) -> Shape:
@@ -148,24 +151,22 @@ def all_gather(size: float, world: int) -> float:
 def _one(shape: Shape, plan: Plan, queries: int, cluster: Cluster, keep: int) -> Cost:
     world, texts = cluster.world, len(plan.lengths)
     kept = plan.kept(keep)
-    work, padded = [], []
+    work = []
     for micros in plan.ranks:
         flops = [forward_flops(shape, len(m), int(plan.lengths[m].max(initial=0))) for m in micros]
         work.append(3 * sum(flops) + sum(flops[kept:]))
-        padded.append(sum(plan.cost(m) for m in micros))
     loss = 6.0 * queries * (texts - queries) * shape.vector
-    again = sum(plan.cost(m) for micros in plan.ranks for m in micros[kept:])
     sent = _sent(shape, plan, cluster, kept)
     return Cost(
         tokens=plan.tokens,
         padded=plan.padded,
-        imbalance=max(padded) / (sum(padded) / world) - 1,
+        imbalance=plan.imbalance,
         flops=sum(work) + loss,
         flops_busiest=max(work) + loss / world,
         sent=sent,
         leaving=sent if cluster.nodes > 1 else 0.0,
-        memory=_memory(shape, plan, cluster, min(keep, max(padded))),
-        recomputed=again / plan.padded,
+        memory=_memory(shape, plan, cluster, min(keep, max(plan.loads))),
+        recomputed=plan.recomputed(keep),
     )
 
 

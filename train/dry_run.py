@@ -104,7 +104,7 @@ def _measure(run: Run) -> Forecast:
         plans[0].lengths,
         run.micro_tokens,
     )
-    busiest = max(sum(cut.cost(m) for m in rank) for cut in plans for rank in cut.ranks)
+    busiest = max(max(cut.loads) for cut in plans)
     width = outcome.vectors.shape[1]
     held = min(run.keep_tokens, busiest) + run.micro_tokens
     vectors = VECTORS * max(len(cut.lengths) for cut in plans) * width * FLOAT

@@ -1,7 +1,7 @@
 """From the sections `loss` and `distil` of a config and one batch to a function of vectors."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,6 @@ from tercet.models import Vectors
 from tercet.train.step import Loss, Share, Terms
 from tercet.train.teacher import Teacher
 
-Term = Callable[[Tensor, Tensor, Share], Terms]
 Sides = tuple[Tensor, Tensor]  # a teacher's vectors of the batch's queries and documents
 
 
@@ -51,7 +50,7 @@ def objective(
     A weighted sum of terms, each at every width of `loss.matryoshka`. With a teacher the log gets
     each term's value apart. `unit`: the model gives unit vectors.
     """
-    terms: dict[str, tuple[float, Term]] = {}
+    terms: dict[str, tuple[float, Loss]] = {}
     taught = config.distil.active
     if not taught or config.distil.infonce:
         weight = config.distil.infonce if taught else 1.0
@@ -85,7 +84,7 @@ def _contrast(
     temperature: float | Tensor,
     device: torch.device,
     guide: GuideVectors | None,
-) -> Term:
+) -> Loss:
     settings, masks = config.loss, config.loss.false_negatives
     opinion = guide and Guide(
         _tensor(guide.queries[batch.queries], device),
@@ -121,11 +120,11 @@ def _teaching(
     temperature: float | Tensor,
     device: torch.device,
     teacher: Teacher | None,
-) -> dict[str, tuple[float, Term]]:
+) -> dict[str, tuple[float, Loss]]:
     """The terms whose weight is not 0. The vectors of the batch's texts are looked up once."""
     settings = config.distil
     sides = None if teacher is None else teacher.of(batch.queries, batch.documents, device)
-    found: dict[str, tuple[float, Term]] = {}
+    found: dict[str, tuple[float, Loss]] = {}
     if sides is not None:
         found["align"] = settings.align, _near(sides)
         found["relational"] = settings.relational, _alike(settings.relations, sides)
@@ -137,7 +136,7 @@ def _teaching(
     return {name: (weight, term) for name, (weight, term) in found.items() if weight}
 
 
-def _near(sides: Sides) -> Term:
+def _near(sides: Sides) -> Loss:
     """Each text's vector is compared with the teacher's; a prefix of it with the same prefix."""
     texts = torch.cat(sides)
 
@@ -149,7 +148,7 @@ def _near(sides: Sides) -> Term:
     return term
 
 
-def _alike(settings: RelationalConfig, sides: Sides) -> Term:
+def _alike(settings: RelationalConfig, sides: Sides) -> Loss:
     """All texts' similarities are compared with the teacher's, at its full width.
 
     The student's may be narrower, as in Jasper; then there is no cosine between the two.
@@ -178,7 +177,7 @@ def _ranked(
     temperature: float | Tensor,
     device: torch.device,
     sides: Sides | None,
-) -> Term:
+) -> Loss:
     """Listwise KL over each query's own documents."""
     settings, (pairs, given) = config.distil, _candidates(batch)
     wanted = _tensor(pairs, device)
@@ -200,7 +199,7 @@ def _ranked(
     return term
 
 
-def _apart(config: Config, batch: Batch, device: torch.device, sides: Sides | None) -> Term:
+def _apart(config: Config, batch: Batch, device: torch.device, sides: Sides | None) -> Loss:
     """Margin MSE between each positive and each own negative of its query."""
     better, worse = _contests(batch)
     positives, negatives = batch.positives[better], batch.negatives[worse]

@@ -28,7 +28,17 @@ class Plan(NamedTuple):
     @property
     def padded(self) -> int:
         """Tokens that go through the encoder."""
-        return sum(self.cost(micro) for rank in self.ranks for micro in rank)
+        return sum(self.loads)
+
+    @property
+    def loads(self) -> list[int]:
+        """The same of each rank."""
+        return [sum(self.cost(micro) for micro in rank) for rank in self.ranks]
+
+    @property
+    def imbalance(self) -> float:
+        """Padded tokens of the busiest rank, for which the others wait, over the mean, minus 1."""
+        return max(self.loads) * len(self.ranks) / self.padded - 1
 
     def cost(self, micro: Indices) -> int:
         """Padded tokens of one micro-batch."""
@@ -43,10 +53,11 @@ class Plan(NamedTuple):
         costs = [np.cumsum([self.cost(micro) for micro in rank]) for rank in self.ranks]
         return min(int((cost <= tokens).sum()) for cost in costs)
 
-    def imbalance(self) -> float:
-        """Tokens of the busiest rank over the mean of ranks, minus 1."""
-        loads = [sum(int(self.lengths[m].sum()) for m in rank) for rank in self.ranks]
-        return max(loads) / (sum(loads) / len(loads)) - 1
+    def recomputed(self, tokens: int) -> float:
+        """Share of padded tokens encoded twice where graphs of so many per rank are kept."""
+        kept = self.kept(tokens)
+        again = sum(self.cost(micro) for rank in self.ranks for micro in rank[kept:])
+        return again / self.padded
 
 
 def plan(

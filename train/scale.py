@@ -4,6 +4,7 @@ import difflib
 from dataclasses import dataclass
 
 import numpy as np
+from accelerate.utils import parse_choice_from_env
 
 from tercet.configs import Config
 from tercet.data.rows import Indices
@@ -63,9 +64,19 @@ def predict(config: Config, nodes: int, gpus: int, device: str, sharded: bool = 
         near = difflib.get_close_matches(device, DEVICES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DEVICES)}"
         raise UserError(f"--device: {device!r} is not known; {hint}")
-    half = config.train.mixed_precision != "no"
-    cluster = Cluster(nodes, gpus, sharded, half)
+    cluster = Cluster(nodes, gpus, sharded, half=in_half(config))
     return predict_on(workload(config), config, cluster, device)
+
+
+def in_half(config: Config) -> bool:
+    """Whether products are computed in bfloat16 or float16.
+
+    Where the config leaves mixed precision open, the launcher's environment says it, as it will
+    to Accelerate; without either it is "no".
+    """
+    launched = parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no").lower()
+    mixed = config.train.mixed_precision or launched
+    return mixed in ("bf16", "fp16") or config.model.dtype != "float32"
 
 
 def workload(config: Config) -> Workload:

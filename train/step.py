@@ -143,11 +143,10 @@ def batch_gradient(
     with accelerator.trigger_sync_in_backward(model):
         room.meet(lambda: accelerator.backward(vectors, gradient=piece))
     room.raise_if_out()
-    again = sum(plan.cost(micro) for micros in plan.ranks for micro in micros[kept:])
     return Outcome(
         loss=value,
         sums=sums,
-        recomputed=again / plan.padded,
+        recomputed=plan.recomputed(keep_tokens),
         vectors=everything.detach(),
         flags=flags,
     )
