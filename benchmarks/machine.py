@@ -3,12 +3,13 @@
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,8 @@ __all__ = [
     "peak_memory",
     "ratio",
     "seconds",
+    "target",
+    "targets_note",
     "write_result",
 ]
 
@@ -128,6 +131,23 @@ def write_result(name: str, values: Mapping[str, Any], folder: Path) -> Path:
     path = folder / f"{name}.json"
     write_json(path, {"machine": machine(), "code": code_version(), **values})
     return path
+
+
+def target(
+    what: str, got: float, *, least: float = -math.inf, most: float = math.inf
+) -> dict[str, Any]:
+    """What was aimed at before anything was measured, and whether it was met; NaN meets nothing."""
+    aim = f"at least {least:g}" if most == math.inf else f"at most {most:g}"
+    return {"what": what, "got": got, "aim": aim, "met": bool(least <= got <= most)}
+
+
+def targets_note(targets: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence about what was aimed at."""
+    said = (
+        f"{one['what']} {one['aim']}: {one['got']:.4g}, {'met' if one['met'] else 'missed'}"
+        for one in targets
+    )
+    return f"Aims: {'; '.join(said)}."
 
 
 def _status(field: str) -> float:

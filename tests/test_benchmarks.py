@@ -59,13 +59,24 @@ def test_search_and_mining_are_compared_with_the_peers(
 
 
 def test_a_wrong_document_is_no_tie() -> None:
-    from benchmarks.mining import largest_gap, target
+    from benchmarks.mining import largest_gap
 
     queries, documents = np.eye(2, dtype=np.float32), np.eye(3, 2, dtype=np.float32)
     ours, theirs = np.array([[0, 1], [1, 2]]), np.array([[0, 2], [1, 0]])
     assert largest_gap(queries, documents, ours, theirs) == 0  # 1 and 2 tie, as do 2 and 0
     assert largest_gap(queries, documents, ours, ours[::-1]) == 1
-    assert [target("t", 3, least=4)["met"], target("t", 3, most=4)["met"]] == [False, True]
+
+
+def test_it_is_told_whether_an_aim_was_met() -> None:
+    from benchmarks.machine import target, targets_note
+
+    aims = [
+        target("speed", 3, least=4),
+        target("size", 3, most=4),
+        target("gap", float("nan"), most=1),
+    ]
+    assert [one["met"] for one in aims] == [False, True, False]
+    assert targets_note(aims[:2]) == ("Aims: speed at least 4: 3, missed; size at most 4: 3, met.")
 
 
 def test_whether_mining_pays_is_told_by_condition(
