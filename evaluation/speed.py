@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.errors import UserError
 from tercet.models import Role, encode
-from tercet.progress import progress
+from tercet.progress import progress, quiet
 
 DOCUMENTS, QUERIES = 2_000, 4_000  # distinct texts, spread over all, that are encoded in batches
 SINGLE = 50  # queries timed one by one in each round
@@ -82,10 +82,11 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds of every variant, each round running all of them in turn, some rounds untimed first.
 
-    Whatever else the machine does then falls on all variants alike.
+    Whatever else the machine does then falls on all variants alike. What a variant would draw of
+    its own progress is not drawn: it would be timed too.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    with progress("rounds", (untimed + rounds) * len(variants)) as advance:
+    with progress("rounds", (untimed + rounds) * len(variants)) as advance, quiet():
         for turn in range(untimed + rounds):
             for name, work in variants.items():
                 spent = seconds(work)
