@@ -21,21 +21,26 @@ from sentence_transformers.util.quantization import semantic_search_faiss
 from benchmarks.machine import RESULTS, write_result
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
-from tercet.evaluation.compression import CANDIDATES, K, main_scores, share_kept
+from tercet.evaluation.compression import (
+    CANDIDATES,
+    PRECISIONS,
+    K,
+    coded,
+    main_scores,
+    scored_again,
+    share_kept,
+)
 from tercet.evaluation.ranking import Ranking
 from tercet.evaluation.significance import compare_over_tasks
-from tercet.mining.pairs import best_first, pair_scores
 from tercet.mining.search import Found, Rows, top_k
 from tercet.models import EMBEDDED, default_device, load_encoder, vectors
 from tercet.models.quantise import (
+    Precision,
     Ranges,
-    bits,
     calibrate,
-    int8_codes,
     int8_codes_min_max,
     int8_codes_per_vector,
     numbers,
-    signs,
     vector_bytes,
 )
 from tercet.progress import say
@@ -67,11 +72,11 @@ def main() -> None:
 def measure(tasks: Sequence[RetrievalTask], model: str) -> dict[str, Any]:
     """nDCG@10 of every method on every task, and how it differs from float32's over all."""
     encoder = load_encoder(ModelConfig(path=model)).to(default_device())
-    sides = [_sides(encoder, task) for task in tasks]
-    ranges = [calibrate(documents) for _, documents in sides]
+    pairs = [sides(encoder, task) for task in tasks]
+    ranges = [calibrate(documents) for _, documents in pairs]
     scores: list[PerMethod] = []
     sizes: dict[str, float] = {}
-    for place, (task, pair) in enumerate(zip(tasks, sides, strict=True)):
+    for place, (task, pair) in enumerate(zip(tasks, pairs, strict=True)):
         ways = methods(*pair, ranges[place], ranges[(place + 1) % len(tasks)])
         sizes = {name: size for name, (_, size) in ways.items()}
         scores.append({name: _scores(task, name, find) for name, (find, _) in ways.items()})
@@ -85,7 +90,8 @@ def measure(tasks: Sequence[RetrievalTask], model: str) -> dict[str, Any]:
     }
 
 
-def _sides(encoder: SentenceTransformer, task: RetrievalTask) -> tuple[Floats, Floats]:
+def sides(encoder: SentenceTransformer, task: RetrievalTask) -> tuple[Floats, Floats]:
+    """Vectors of the queries and of the documents."""
     queries = vectors(encoder, task.queries.texts, "query", title=f"{task.name}: queries")
     documents = vectors(encoder, task.documents.texts, "document", title=task.name)
     return np.asarray(queries[:]), np.asarray(documents[:])
@@ -114,11 +120,11 @@ def methods(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges) 
     `ranges` of these documents, `others` of those of another collection.
     """
     width = documents.shape[1]
-    whole, byte, bit = (vector_bytes(p, width) for p in ("float32", "int8", "binary"))
+    whole, byte, bit = (vector_bytes(p, width) for p in PRECISIONS)
     return {
         FLOAT: (lambda: top_k(queries, documents, K), whole),
         **_int8(queries, documents, ranges, others, byte),
-        "bits": (lambda: _exact(signs(bits(v), width) for v in (queries, documents)), bit),
+        "bits": (lambda: _ours(queries, documents, "binary", ranges), bit),
         "bits, rescored from int8": (lambda: _rescored(queries, documents, ranges), bit + byte),
         "ST bits, its rescoring": (lambda: _theirs(queries, documents, "ubinary", None), bit),
     }
@@ -128,37 +134,37 @@ def _int8(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges, si
     both = np.stack([ranges.low, ranges.high])
     sides = (queries, documents)
 
-    def coded(code: Callable[[Rows], Any]) -> Callable[[], Found]:
+    def by(code: Callable[[Rows], Any]) -> Callable[[], Found]:
         return lambda: _exact(numbers(code(side)) for side in sides)
 
     def per_vector() -> Found:
         return _exact(numbers(*int8_codes_per_vector(side)) for side in sides)
 
     return {
-        "int8, one scale": (coded(lambda side: int8_codes(side, ranges)), size),
+        "int8, one scale": (lambda: _ours(queries, documents, "int8", ranges), size),
         "int8, one scale of another collection": (
-            coded(lambda side: int8_codes(side, others)),
+            lambda: _ours(queries, documents, "int8", others),
             size,
         ),
         "int8, one scale, float query": (
-            lambda: top_k(queries, numbers(int8_codes(documents, ranges)), K),
+            lambda: top_k(queries, coded(documents, "int8", ranges), K),
             size,
         ),
         "int8, a scale for each vector": (per_vector, size + 4),
         "int8, min and max of each dimension": (
-            coded(lambda side: int8_codes_min_max(side, ranges)),
+            by(lambda side: int8_codes_min_max(side, ranges)),
             size,
         ),
         "int8, min and max of another collection": (
-            coded(lambda side: int8_codes_min_max(side, others)),
+            by(lambda side: int8_codes_min_max(side, others)),
             size,
         ),
         "ST int8, ranges given": (
-            coded(lambda side: quantize_embeddings(np.asarray(side), "int8", ranges=both)),
+            by(lambda side: quantize_embeddings(np.asarray(side), "int8", ranges=both)),
             size,
         ),
         "ST int8, ranges of each call": (
-            coded(lambda side: quantize_embeddings(np.asarray(side), "int8")),
+            by(lambda side: quantize_embeddings(np.asarray(side), "int8")),
             size,
         ),
         "ST uint8, its rescoring": (lambda: _theirs(queries, documents, "uint8", both), size),
@@ -170,11 +176,17 @@ def _exact(sides: Iterable[Rows], k: int = K) -> Found:
     return top_k(queries, documents, k)
 
 
+def _ours(
+    queries: Floats, documents: Floats, precision: Precision, ranges: Ranges, k: int = K
+) -> Found:
+    """What `tercet compare` finds with vectors of that precision."""
+    return _exact((coded(side, precision, ranges) for side in (queries, documents)), k)
+
+
 def _rescored(queries: Floats, documents: Floats, ranges: Ranges) -> Found:
-    width = documents.shape[1]
-    nearest = _exact((signs(bits(side), width) for side in (queries, documents)), CANDIDATES)[1]
-    fine = numbers(int8_codes(documents, ranges))
-    return best_first(pair_scores(queries, fine, nearest), nearest, K)
+    nearest = _ours(queries, documents, "binary", ranges, CANDIDATES)[1]
+    found = scored_again(queries, coded(documents, "int8", ranges), nearest)
+    return found.scores, found.positions
 
 
 def _theirs(queries: Floats, documents: Floats, precision: Any, ranges: Any) -> Found:

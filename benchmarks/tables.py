@@ -65,6 +65,9 @@ def main() -> None:
         _fill(ROOT / "docs" / "distillation.md", taught)
     if "scale" in found:
         _fill(ROOT / "docs" / "scale.md", scale.tables(found["scale"]))
+    if "pruning" in found:
+        verdict = pruning.verdict(found["pruning"])
+        _fill(ROOT / "docs" / "decisions.md", {"pruning": verdict})
     if "exports" in found:
         _fill(ROOT / "docs" / "export.md", exports.tables(found["exports"]))
     if "quantised" in found:

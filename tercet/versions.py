@@ -23,10 +23,10 @@ PACKAGES = (
 STEP = ("configs", "data", "losses", "mining", "models", "train")  # what a step may run
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide a score, of those installed."""
+def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of the packages that decide a score, or of others, of those installed."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that was never installed

@@ -1,6 +1,7 @@
 """The benchmark programs run, and both sides compute the same."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,10 @@ def test_what_quantised_vectors_keep_is_told_over_all_collections(
     tmp_path: Path, tiny_model: Path, one_thread: None
 ) -> None:
     pytest.importorskip("faiss", reason="sentence-transformers' own search needs it")
-    from benchmarks.quantised import FLOAT, measure, tables
+    from benchmarks.quantised import FLOAT, measure, sides, tables
+    from tercet.configs import ModelConfig
+    from tercet.evaluation.compression import compressions
+    from tercet.models import load_encoder
     from tests.comparison import collection
 
     tasks = [read_task(collection(tmp_path / name, size)) for name, size in (("a", 60), ("b", 90))]
@@ -182,6 +186,17 @@ def test_what_quantised_vectors_keep_is_told_over_all_collections(
         exact = [one[FLOAT]["mean"] for one in found["collections"].values()]
         means = [one["mean"] for one in each]
         assert whole["delta"]["mean"] == pytest.approx(np.mean(means) - np.mean(exact))
+    names = {
+        ("int8", False): "int8, one scale",
+        ("binary", False): "bits",
+        ("binary", True): "bits, rescored from int8",
+    }
+    encoder = load_encoder(ModelConfig(path=str(tiny_model)))
+    for task in tasks:  # what `tercet compare` computes
+        for form in compressions(task, *sides(encoder, task), unit=True, dims=()):
+            if (form.precision, form.rescored) in names:
+                own = found["collections"][task.name][names[form.precision, form.rescored]]
+                assert own["mean"] == pytest.approx(form.mean, abs=1e-12), form
     text = tables(found)["quantised"]
     assert text.startswith("| Vectors | Bytes | a | b | Mean | nDCG@10 lost or won |")
     assert (
@@ -230,6 +245,34 @@ def test_exports_are_compared_with_torch(tmp_path: Path, one_thread: None) -> No
     took = found["seconds"]["queries"]
     slower = took["sentence-transformers"][0] / took["ONNX fp32"][0]
     assert full["Times faster"] == f"{slower:.1f}"
+
+
+def test_a_static_model_is_measured_as_it_is(
+    tmp_path: Path, tiny_model: Path, pairs: Path, one_thread: None
+) -> None:
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    from benchmarks import inference
+    from tercet import stages
+    from tercet.configs import load
+    from tercet.models import max_length
+
+    assert max_length(inference.loaded(str(tiny_model))) == 64  # its own, less than 256
+    words = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path / 's'}"]
+    stages.student(load("student_static", words))
+    model = inference.loaded(str(tmp_path / "s" / "model"))
+    found = inference.measure(model, [answer(n) for n in range(6)], ["where is it"] * 2, 1)
+    assert found["least_cosine"]["ONNX fp32"] >= 0.99999 and found["megabytes"]["torch"] > 0
+    speed, size = found["targets"]
+    assert speed["got"] == found["query_times_faster"]["ONNX fp32"] and speed["aim"][-3:] == "1.5"
+    assert size["met"] == (found["megabytes"]["ONNX int8"] <= 0.3 * found["megabytes"]["ONNX fp32"])
+    found |= {"corpus": "names", "model": "s", "machine": {"threads": 1}}
+    for vnni, reduce, said in (
+        (True, False, "processor has VNNI."),
+        (False, True, "processor has no VNNI, so int8 weights have 7 bits."),
+        (False, False, "processor takes int8 weights of 8 bits."),  # no x86
+    ):
+        text = inference.notes(found | {"vnni": vnni, "reduce_range": reduce})
+        assert said in text and "Aims: torch's time for a query over ONNX fp32's at least" in text
 
 
 def test_half_of_the_heads_are_taken_out(tiny_model: Path, tmp_path: Path) -> None:
@@ -292,6 +335,34 @@ def test_pruned_graphs_are_compared_with_the_whole_one(
     assert "+0.000 [+0.000, +0.000]" in first and first.count("| 1.00 |") == 2
 
 
+def test_pruning_is_judged_beside_fewer_layers() -> None:
+    from benchmarks.pruning import LAYERS, WHOLE, verdict
+    from tercet.report.table import fill_marked
+
+    # name: times faster for a query and for documents, nDCG@10
+    graphs = {
+        f"{WHOLE}, fp32": (1.0, 1.0, 0.80),
+        "heads, fp32": (1.25, 1.0, 0.77),  # a fifth of the time: fewer layers lose 0.04
+        "zeros, fp32": (1.01, 0.99, 0.80),
+        f"{LAYERS}, fp32": (2.0, 1.9, 0.70),
+    }
+    names = ("query_times_faster", "document_times_faster", "ndcg@10")
+    columns = zip(*graphs.values(), strict=True)
+    found = {
+        name: dict(zip(graphs, column, strict=True))
+        for name, column in zip(names, columns, strict=True)
+    }
+    text = verdict(found)
+    assert "| heads, fp32 | 0.030 | 1.25 | 0.040 | 1.00 | - | yes |" in text
+    assert "| zeros, fp32 | 0.000 | 1.01 | - | 0.99 | - | no |" in text
+    assert text.endswith("at their speed: heads, fp32.") and LAYERS not in text
+    found["ndcg@10"]["heads, fp32"] = 0.75
+    assert "| heads, fp32 | 0.050 | 1.25 | 0.040 | 1.00 | - | no |" in verdict(found)
+    assert "None is 1.05 times as fast" in verdict(found)
+    page = Path(__file__).parent.parent / "docs" / "decisions.md"
+    assert text in fill_marked(page.read_text(encoding="utf-8"), "pruning", text)
+
+
 def test_exports_are_measured_anew_by_other_code(
     tiny_model: Path, pairs: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,10 +370,13 @@ def test_exports_are_measured_anew_by_other_code(
         pytest.importorskip(package, reason=f"{package} is not installed")
     from benchmarks import exports
     from benchmarks.machine import write_result
+    from tercet.files import write_text
     from tests.test_stages import small_task
 
     pets = small_task(pairs, tmp_path / "pets", "test")
     small_task(pairs, tmp_path / "demo" / "code", "test")
+    told = f"output: x\ndata: {{train: {pairs}}}\nmodel: {{max_length: 9}}\n"
+    write_text(tmp_path / "demo" / "config.yaml", told)
     monkeypatch.setattr(exports, "models", lambda work: {"tuned": str(tiny_model)})
     monkeypatch.setattr(exports, "FORMS", {"cut": exports.Form("tuned", 16)})
     monkeypatch.setattr(exports, "TRIPS", [("faiss", "flat")])
@@ -322,8 +396,64 @@ def test_exports_are_measured_anew_by_other_code(
     path = write_result("exports", found, tmp_path)
     shown = exports.tables(json.loads(path.read_text(encoding="utf-8")))
     assert shown["round_trips"].count("| faiss | flat | 1.0000 | 1.0000 | 100.0% |") == 1
-    assert "| cut | pets | " in shown["exports"] and "| cut | code | " in shown["exports"]
-    assert shown["export_speed"].count("| cut | ") == 3
+    ways = [one.get("quantisation") for one in found["exports"]["cut"]["variants"].values()]
+    assert ways[:2] == [None, None] and sorted(ways[2:]) == ["dynamic", "static"]
+    for task in ("pets", "code"):
+        assert f"| cut | {task} | {ways[2]} | " in shown["exports"]
+        assert f"| cut | {task} | {ways[3]}, not kept | " in shown["exports"]
+    assert "read at most 9 tokens" in " ".join(shown["exports"].split())
+    assert shown["export_speed"].count("| cut | ") == 4
+
+
+def test_models_to_export_are_trained_once(
+    tiny_model: Path, pairs: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import exports
+    from tercet import stages
+    from tercet.configs import Config, ModelConfig, load
+    from tercet.export.graph import is_static
+    from tercet.models import load_encoder
+
+    words = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path / 'demo'}"]
+    stages.finetune(load("tiny", [*words, "overwrite=true"]))
+    monkeypatch.setattr(exports, "MATRYOSHKA", "loss.matryoshka={dims: [32, 16]}")
+    monkeypatch.setattr(exports, "TAUGHT", ("train.epochs=1", "student.layers=[0]"))
+    monkeypatch.setattr(exports, "run_demo", None)  # it is there
+    made = exports.models(tmp_path)
+    assert list(made) == ["tuned", "matryoshka", "three", "static"]
+    assert len({exports.weights(model) for model in made.values()}) == 4
+    configs = {n: load(Path(p).parent / "config.yaml") for n, p in made.items() if n != "tuned"}
+    told = configs["matryoshka"].loss.matryoshka
+    assert told is not None and told.dims == (32, 16)
+    rate = load("student_static").train.learning_rate
+    assert configs["static"].train.learning_rate == rate
+    assert all(config.data.train[0].path == str(pairs) for config in configs.values())
+    assert is_static(load_encoder(ModelConfig(path=made["static"])))
+    with monkeypatch.context() as patch:
+        patch.setattr(exports.stages, "finetune", None)
+        patch.setattr(exports.stages, "distil", None)
+        assert exports.models(tmp_path) == made  # nothing is trained again
+    trained: list[str] = []
+
+    def noted(config: Config) -> Path:
+        trained.append(config.output)
+        return Path(config.output)
+
+    monkeypatch.setattr(exports.stages, "finetune", noted)
+    monkeypatch.setattr(exports.stages, "distil", noted)
+    shutil.copytree(tiny_model, tmp_path / "demo" / "model", dirs_exist_ok=True)
+    again = exports.models(tmp_path)
+    assert len(trained) == 3 and set(again.values()) & set(made.values()) == {made["tuned"]}
+
+
+def test_the_code_that_is_measured_is_told(tiny_model: Path) -> None:
+    from benchmarks import exports
+    from tercet.versions import installed_versions, source_version
+
+    told = exports.made_by(str(tiny_model))
+    assert source_version(["stages"]) != source_version([]) and "stages" in exports.CODE
+    assert installed_versions(exports.ENGINES).items() <= told.items()
+    assert installed_versions(["numpy", "no-such-package"]) == {"numpy": np.__version__}
 
 
 def test_the_limits_of_an_export_are_told() -> None:
