@@ -55,7 +55,7 @@ def search(work: Path, rounds: int | None, quick: bool) -> Section:
     targets = [
         target("share of the matrix peak", most["share_of_peak"][OURS], least=0.7),
         target("faiss's time over ours", most["times_faster"], least=1.0),
-        target("MiB beside the map", most["memory"]["anonymous_mb"], most=1_500),
+        target("MB beside the map", most["memory"]["anonymous_mb"], most=1_500),
         target("score gap where positions differ", max(s["largest_gap"] for s in found), most=1e-5),
     ]
     return {"width": WIDTH, "k": K, "sizes": found, "targets": targets}
@@ -181,7 +181,7 @@ def search_rows(found: Section) -> list[Row]:
             "Seconds": f"{value:.1f}",
             "Time / ours": f"{value / size['medians'][OURS]:.2f}",
             "Share of peak": f"{size['share_of_peak'][name]:.0%}",
-            "Memory beside the map": f"{size['memory']['anonymous_mb']:,.0f} MiB" * (name == OURS),
+            "Memory beside the map": f"{size['memory']['anonymous_mb']:,.0f} MB" * (name == OURS),
         }
         for size in found["sizes"]
         for name, value in size["medians"].items()
@@ -195,7 +195,7 @@ def peer_rows(found: Section) -> list[Row]:
             "Mining": f"**{name}**" if name == OURS else name,
             "Seconds": f"{value:.1f}",
             "Time / ours": f"{found['times_faster'].get(name, 1.0):.1f}",
-            "Extra memory": f"{found['memory'][name]['extra_mb']:,.0f} MiB",
+            "Extra memory": f"{found['memory'][name]['extra_mb']:,.0f} MB",
             "Negatives": f"{found['mined'][name]:,}",
             "Same as ours": f"{found['same'][name]:.2%}",
         }
@@ -226,7 +226,7 @@ NOTES = {
         f"{min(size['same_positions'] for size in found['sizes']):.3%} of the positions are the "
         "same; where they are not, the two scores are at most "
         f"{max(size['largest_gap'] for size in found['sizes']):.0e} apart. Ours in a process of "
-        f"its own peaks at {max(size['memory']['total_mb'] for size in found['sizes']):,.0f} MiB, "
+        f"its own peaks at {max(size['memory']['total_mb'] for size in found['sizes']):,.0f} MB, "
         f"the map included. {targets_note(found['targets'])}"
     ),
     "peer": lambda found: (

@@ -128,7 +128,7 @@ def test_scoring_is_compared_with_the_peer(tmp_path: Path, one_thread: None) -> 
     assert all(0 < found["same_metrics"][metric]["ours"] < 1 for metric in ("ndcg@10", "map"))
     assert found["metrics"][evaluation.DEEP] > found["metrics"][evaluation.OURS]
     for peak in found["memory"].values():
-        assert 0 <= peak["extra_anonymous_mib"] < peak["anonymous_mb"]
+        assert 0 <= peak["extra_anonymous_mib"] < max(peak.values())
     for place, name in enumerate(evaluation.VARIANTS):  # here all share a process: nothing to see
         found["memory"][name]["extra_anonymous_mib"] = 10.0 * (place + 1)
     found["targets"] = evaluation.aims(found)
