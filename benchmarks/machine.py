@@ -22,7 +22,7 @@ from tercet.errors import UserError
 from tercet.evaluation.speed import alternate, medians, ratio, seconds
 from tercet.export.cpu import cpu_field, cpu_name
 from tercet.files import write_json
-from tercet.versions import code_version
+from tercet.versions import installed_versions, whole_source
 
 __all__ = [
     "RESULTS",
@@ -97,9 +97,10 @@ def peak_memory(found: dict[str, float]) -> Any:
 
 @contextmanager
 def peak_anonymous(found: dict[str, float], every: float = 0.01) -> Any:
-    """Put the block's peak memory that no file backs, `anonymous_mb`, into `found`; Linux only.
+    """Put the block's peak memory that no file backs into `found`, in MiB; Linux only.
 
-    The kernel keeps no high-water mark of it, so a thread looks `every` so many seconds.
+    `anonymous_mb` is the whole process's, its libraries' included, `extra_anonymous_mib` what it
+    grew by. The kernel keeps no high-water mark of it, so a thread looks `every` so many seconds.
     """
     seen, done = [_status("RssAnon")], threading.Event()
 
@@ -114,7 +115,7 @@ def peak_anonymous(found: dict[str, float], every: float = 0.01) -> Any:
     finally:
         done.set()
         watcher.join()
-        found["anonymous_mb"] = max(seen)
+        found |= {"anonymous_mb": max(seen), "extra_anonymous_mib": max(seen) - seen[0]}
 
 
 def in_subprocess(module: str, *arguments: str) -> dict[str, Any]:
@@ -129,7 +130,8 @@ def in_subprocess(module: str, *arguments: str) -> dict[str, Any]:
 def write_result(name: str, values: Mapping[str, Any], folder: Path) -> Path:
     """Write one program's result, the machine and the code with it."""
     path = folder / f"{name}.json"
-    write_json(path, {"machine": machine(), "code": code_version(), **values})
+    code = installed_versions() | {"source": whole_source()}
+    write_json(path, {"machine": machine(), "code": code, **values})
     return path
 
 

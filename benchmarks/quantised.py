@@ -18,12 +18,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
 from sentence_transformers.util.quantization import semantic_search_faiss
 
-from benchmarks.machine import RESULTS, write_result
+from benchmarks.machine import RESULTS, target, targets_note, write_result
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
 from tercet.evaluation.compression import (
     CANDIDATES,
-    PRECISIONS,
     K,
     coded,
     main_scores,
@@ -35,7 +34,6 @@ from tercet.evaluation.significance import compare_over_tasks
 from tercet.mining.search import Found, Rows, top_k
 from tercet.models import EMBEDDED, default_device, load_encoder, vectors
 from tercet.models.quantise import (
-    Precision,
     Ranges,
     calibrate,
     int8_codes_min_max,
@@ -48,7 +46,8 @@ from tercet.report.table import Row, console_table, markdown_table
 from tercet.stages.names import name_of
 
 Floats = NDArray[np.float32]
-FLOAT = "float32"
+FLOAT, INT8, RESCORED = "float32", "int8, one scale", "bits, rescored from int8"
+LEAST_KEPT = {INT8: 0.99, RESCORED: 0.97}  # of float32's nDCG@10, over the collections
 PerMethod = dict[str, NDArray[np.float64]]  # name -> nDCG@10 (Q,)
 Methods = dict[str, tuple[Callable[[], Found], float]]  # name -> search, bytes per vector
 
@@ -72,26 +71,30 @@ def main() -> None:
 def measure(tasks: Sequence[RetrievalTask], model: str) -> dict[str, Any]:
     """nDCG@10 of every method on every task, and how it differs from float32's over all."""
     encoder = load_encoder(ModelConfig(path=model)).to(default_device())
-    pairs = [sides(encoder, task) for task in tasks]
-    ranges = [calibrate(documents) for _, documents in pairs]
+    sides = [_sides(encoder, task) for task in tasks]
+    ranges = [calibrate(documents) for _, documents in sides]
     scores: list[PerMethod] = []
     sizes: dict[str, float] = {}
-    for place, (task, pair) in enumerate(zip(tasks, pairs, strict=True)):
+    for place, (task, pair) in enumerate(zip(tasks, sides, strict=True)):
         ways = methods(*pair, ranges[place], ranges[(place + 1) % len(tasks)])
         sizes = {name: size for name, (_, size) in ways.items()}
         scores.append({name: _scores(task, name, find) for name, (find, _) in ways.items()})
+    overall = {name: _overall(scores, name) for name in sizes}
     return {
         "model": name_of(model),
         "collections": {
             task.name: {name: _facts(found, name, sizes[name]) for name in sizes}
             for task, found in zip(tasks, scores, strict=True)
         },
-        "overall": {name: _overall(scores, name) for name in sizes},
+        "overall": overall,
+        "targets": [
+            target(f"share kept by {name}", overall[name]["kept"], least=least)
+            for name, least in LEAST_KEPT.items()
+        ],
     }
 
 
-def sides(encoder: SentenceTransformer, task: RetrievalTask) -> tuple[Floats, Floats]:
-    """Vectors of the queries and of the documents."""
+def _sides(encoder: SentenceTransformer, task: RetrievalTask) -> tuple[Floats, Floats]:
     queries = vectors(encoder, task.queries.texts, "query", title=f"{task.name}: queries")
     documents = vectors(encoder, task.documents.texts, "document", title=task.name)
     return np.asarray(queries[:]), np.asarray(documents[:])
@@ -120,12 +123,12 @@ def methods(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges) 
     `ranges` of these documents, `others` of those of another collection.
     """
     width = documents.shape[1]
-    whole, byte, bit = (vector_bytes(p, width) for p in PRECISIONS)
+    whole, byte, bit = (vector_bytes(p, width) for p in ("float32", "int8", "binary"))
     return {
         FLOAT: (lambda: top_k(queries, documents, K), whole),
         **_int8(queries, documents, ranges, others, byte),
-        "bits": (lambda: _ours(queries, documents, "binary", ranges), bit),
-        "bits, rescored from int8": (lambda: _rescored(queries, documents, ranges), bit + byte),
+        "bits": (lambda: _bits(queries, documents, ranges, K), bit),
+        RESCORED: (lambda: _rescored(queries, documents, ranges), bit + byte),
         "ST bits, its rescoring": (lambda: _theirs(queries, documents, "ubinary", None), bit),
     }
 
@@ -134,16 +137,16 @@ def _int8(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges, si
     both = np.stack([ranges.low, ranges.high])
     sides = (queries, documents)
 
-    def by(code: Callable[[Rows], Any]) -> Callable[[], Found]:
+    def both_by(code: Callable[[Rows], Any]) -> Callable[[], Found]:
         return lambda: _exact(numbers(code(side)) for side in sides)
 
     def per_vector() -> Found:
         return _exact(numbers(*int8_codes_per_vector(side)) for side in sides)
 
     return {
-        "int8, one scale": (lambda: _ours(queries, documents, "int8", ranges), size),
+        INT8: (lambda: _exact(coded(side, "int8", ranges) for side in sides), size),
         "int8, one scale of another collection": (
-            lambda: _ours(queries, documents, "int8", others),
+            lambda: _exact(coded(side, "int8", others) for side in sides),
             size,
         ),
         "int8, one scale, float query": (
@@ -152,19 +155,19 @@ def _int8(queries: Floats, documents: Floats, ranges: Ranges, others: Ranges, si
         ),
         "int8, a scale for each vector": (per_vector, size + 4),
         "int8, min and max of each dimension": (
-            by(lambda side: int8_codes_min_max(side, ranges)),
+            both_by(lambda side: int8_codes_min_max(side, ranges)),
             size,
         ),
         "int8, min and max of another collection": (
-            by(lambda side: int8_codes_min_max(side, others)),
+            both_by(lambda side: int8_codes_min_max(side, others)),
             size,
         ),
         "ST int8, ranges given": (
-            by(lambda side: quantize_embeddings(np.asarray(side), "int8", ranges=both)),
+            both_by(lambda side: quantize_embeddings(np.asarray(side), "int8", ranges=both)),
             size,
         ),
         "ST int8, ranges of each call": (
-            by(lambda side: quantize_embeddings(np.asarray(side), "int8")),
+            both_by(lambda side: quantize_embeddings(np.asarray(side), "int8")),
             size,
         ),
         "ST uint8, its rescoring": (lambda: _theirs(queries, documents, "uint8", both), size),
@@ -176,17 +179,14 @@ def _exact(sides: Iterable[Rows], k: int = K) -> Found:
     return top_k(queries, documents, k)
 
 
-def _ours(
-    queries: Floats, documents: Floats, precision: Precision, ranges: Ranges, k: int = K
-) -> Found:
-    """What `tercet compare` finds with vectors of that precision."""
-    return _exact((coded(side, precision, ranges) for side in (queries, documents)), k)
+def _bits(queries: Floats, documents: Floats, ranges: Ranges, k: int) -> Found:
+    return _exact((coded(side, "binary", ranges) for side in (queries, documents)), k)
 
 
 def _rescored(queries: Floats, documents: Floats, ranges: Ranges) -> Found:
-    nearest = _ours(queries, documents, "binary", ranges, CANDIDATES)[1]
-    found = scored_again(queries, coded(documents, "int8", ranges), nearest)
-    return found.scores, found.positions
+    nearest = _bits(queries, documents, ranges, CANDIDATES)[1]
+    again = scored_again(queries, coded(documents, "int8", ranges), nearest)
+    return again.scores, again.positions
 
 
 def _theirs(queries: Floats, documents: Floats, precision: Any, ranges: Any) -> Found:
@@ -227,7 +227,8 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What docs/comparing.md shows."""
     note = (
         f"Model: {found['model']}. Share of the float32 vectors' nDCG@10 that is kept; last the "
-        "mean difference over the collections, each weighing the same, with its 95 % interval."
+        "mean difference over the collections, each weighing the same, with its 95 % interval. "
+        + targets_note(found["targets"])
     )
     return {"quantised": f"{markdown_table(rows(found))}\n\n{note}"}
 

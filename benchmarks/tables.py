@@ -145,7 +145,7 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
         share = memory["ours"]["extra_mb"] / memory[what]["extra_mb"]
         rows.append(_row(what, peer["times_faster"][what], share))
     if scored := results.get("evaluation"):
-        memory = {name: peak["anonymous_mb"] for name, peak in scored["memory"].items()}
+        memory = {name: peak["extra_anonymous_mib"] for name, peak in scored["memory"].items()}
         share = memory[evaluation.OURS] / memory[evaluation.PEER]
         rows.append(_row(evaluation.PEER, scored["times_faster"][evaluation.OURS], share))
     return rows

@@ -93,11 +93,7 @@ def scored_again(
 
 
 def main_scores(task: RetrievalTask, found: Ranking) -> dict[str, float]:
-    """MAIN_METRIC of each query.
-
-    Equal scores, as those of bits often are, stand by document id, highest first, as trec_eval has
-    it. `read_task` gives documents in that order, so a search that found K of them says the same.
-    """
+    """MAIN_METRIC of each query."""
     scores = score_ranking(task, found, (MAIN_METRIC,))[MAIN_METRIC]
     return dict(zip(task.qrels, scores.tolist(), strict=True))
 

@@ -82,11 +82,10 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Seconds of every variant, each round running all of them in turn, some rounds untimed first.
 
-    Whatever else the machine does then falls on all variants alike. What a variant would draw of
-    its own progress is not drawn: it would be timed too.
+    Whatever else the machine does then falls on all variants alike.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
-    with progress("rounds", (untimed + rounds) * len(variants)) as advance, quiet():
+    with progress("rounds", (untimed + rounds) * len(variants)) as advance:
         for turn in range(untimed + rounds):
             for name, work in variants.items():
                 spent = seconds(work)
@@ -97,13 +96,17 @@ def alternate(
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock time of one call, garbage collected before it and not during it."""
+    """Wall-clock time of one call, garbage collected before it and not during it.
+
+    No bar is drawn within: on a terminal it would be timed with the work.
+    """
     gc.collect()
     gc.disable()
     try:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
+        with quiet():
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
     finally:
         gc.enable()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tercet.data import read_task
+from tercet.errors import UserError
 from tests.conftest import NAMES, answer, question
 
 
@@ -124,11 +125,20 @@ def test_scoring_is_compared_with_the_peer(tmp_path: Path, one_thread: None) -> 
 
     found = evaluation.measure(tmp_path, 60, 400, 1)
     found["memory"] = {name: evaluation.report_memory(name, tmp_path) for name in found["medians"]}
-    assert found["largest_difference"] <= 1e-6 and len(found["same_metrics"]) == 6
-    assert 0 < found["same_metrics"]["ndcg@10"]["ours"] < 1
+    assert found["largest_difference"] <= 1e-6 and len(found["same_metrics"]) == 7
+    assert all(0 < found["same_metrics"][metric]["ours"] < 1 for metric in ("ndcg@10", "map"))
     assert found["metrics"][evaluation.DEEP] > found["metrics"][evaluation.OURS]
-    assert "differ by at most" in tables({"evaluation": found})["evaluation"]
-    assert summary({"evaluation": found})[0]["Against sentence-transformers"] == evaluation.PEER
+    for peak in found["memory"].values():
+        assert 0 <= peak["extra_anonymous_mib"] < max(peak.values())
+    for place, name in enumerate(evaluation.VARIANTS):  # here all share a process: nothing to see
+        found["memory"][name]["extra_anonymous_mib"] = 10.0 * (place + 1)
+    found["targets"] = evaluation.aims(found)
+    assert [one["met"] for one in found["targets"][1:]] == [True, False]
+    page = tables({"evaluation": found})["evaluation"]
+    assert "differ by at most" in page and "evaluator's time over ours at least 3: " in page
+    (row,) = summary({"evaluation": found})
+    assert row["Against sentence-transformers"] == evaluation.PEER
+    assert row["Memory, ours / theirs"] == "0.20"  # 10 MiB and 50 MiB of growth
 
 
 def test_the_table_of_agreement_with_mteb(
@@ -145,6 +155,65 @@ def test_the_table_of_agreement_with_mteb(
     assert task["largest_difference"] <= 1e-5 and len(task["metrics"]) >= 14
     table = mteb_agreement.tables(found)["mteb_agreement"]
     assert "| pets | tercet evaluate |" in table and "| pets | mteb |" in table
+    assert "difference on pets at most 1e-05: " in table and ", met." in table
+
+
+def test_disagreement_with_mteb_is_written_before_it_fails(
+    tmp_path: Path, tiny_model: Path, pairs: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mteb", reason="needs MTEB: tercet[mteb]")
+    from benchmarks import mteb_agreement
+    from tercet.evaluation.official import by_mteb
+    from tests.test_stages import small_task
+
+    def worse(*given: Any) -> dict[str, float]:
+        return {metric: mean - 2e-5 for metric, mean in by_mteb(*given).items()}
+
+    monkeypatch.setattr("tercet.stages.official.by_mteb", worse)
+    for name in ("birds", "pets"):
+        small_task(pairs, tmp_path / name, "test")
+    words = ("--shared", tmp_path, "--tasks", "birds", "pets", "--model", tiny_model)
+    arguments = ["mteb_agreement", *words, "--out", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in arguments])
+    with pytest.raises(SystemExit, match="difference on birds at most 1e-05: .*, missed"):
+        mteb_agreement.main()
+    found = json.loads((tmp_path / "out" / "mteb_agreement.json").read_text(encoding="utf-8"))
+    assert [task["task"] for task in found["tasks"]] == ["birds", "pets"]
+    for task in found["tasks"]:
+        assert task["largest_difference"] == pytest.approx(2e-5, abs=1e-5)
+    with pytest.raises(UserError, match="nowhere"):
+        mteb_agreement.agreement(str(tiny_model), [tmp_path / "nowhere"])
+
+
+def test_results_name_all_code_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import quality
+    from tercet.versions import whole_source
+
+    package = tmp_path / "package"
+    (package / "stages").mkdir(parents=True)
+    elsewhere = tmp_path / "evaluation"
+    elsewhere.mkdir()
+    (package / "evaluation").symlink_to(elsewhere)
+    sources = {whole_source(package)}
+    for place in ("a.py", "stages/a.py", "evaluation/a.py", "evaluation/a.yaml"):
+        (package / place).write_text("1")
+        sources.add(whole_source(package))
+    assert len(sources) == 5
+    (package / "evaluation" / "a.html.j2").write_text("1")
+    assert whole_source(package) in sources
+
+    demo = tmp_path / "demo"
+    demo.mkdir()
+    (demo / "summary.json").write_text(json.dumps(dict.fromkeys(quality.DEMO_KEYS, 1)))
+    (demo / "demo.txt").write_text("done")
+    arguments = ["quality", "--demo", str(demo), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", arguments)
+    quality.main()
+    found = json.loads((tmp_path / "out" / "demo.json").read_text(encoding="utf-8"))
+    assert found["code"]["source"] == whole_source() and found["machine"]["threads"]
+    assert (found["base"], found["printed"]) == (1, "done")
 
 
 def test_quantisers_are_compared_on_the_same_vectors(one_thread: None) -> None:
@@ -167,14 +236,38 @@ def test_quantisers_are_compared_on_the_same_vectors(one_thread: None) -> None:
         assert name == "bits" or (positions[:, 0] == np.arange(40)).mean() > 0.8, name
 
 
+def test_quantised_vectors_are_those_that_are_compared(
+    tmp_path: Path, tiny_model: Path, one_thread: None
+) -> None:
+    """What the table says of int8 and of bits is what `tercet compare` does."""
+    pytest.importorskip("faiss", reason="sentence-transformers' own search needs it")
+    from benchmarks.quantised import FLOAT, INT8, RESCORED, measure
+    from tercet.configs import ModelConfig
+    from tercet.evaluation.compression import compressions
+    from tercet.models import load_encoder, vectors
+    from tests.comparison import collection
+
+    task = read_task(collection(tmp_path / "a", 130))
+    (found,) = measure([task], str(tiny_model))["collections"].values()
+    encoder = load_encoder(ModelConfig(path=str(tiny_model)))
+    queries = vectors(encoder, task.queries.texts, "query")
+    documents = vectors(encoder, task.documents.texts, "document")
+    forms = compressions(task, queries, documents, unit=True, dims=())
+    means = {(form.precision, form.rescored): form.mean for form in forms}
+    for name, form in (
+        (FLOAT, ("float32", False)),
+        (INT8, ("int8", False)),
+        ("bits", ("binary", False)),
+        (RESCORED, ("binary", True)),
+    ):
+        assert found[name]["mean"] == pytest.approx(means[form], abs=1e-12), name
+
+
 def test_what_quantised_vectors_keep_is_told_over_all_collections(
     tmp_path: Path, tiny_model: Path, one_thread: None
 ) -> None:
     pytest.importorskip("faiss", reason="sentence-transformers' own search needs it")
-    from benchmarks.quantised import FLOAT, measure, sides, tables
-    from tercet.configs import ModelConfig
-    from tercet.evaluation.compression import compressions
-    from tercet.models import load_encoder
+    from benchmarks.quantised import FLOAT, measure, tables
     from tests.comparison import collection
 
     tasks = [read_task(collection(tmp_path / name, size)) for name, size in (("a", 60), ("b", 90))]
@@ -186,23 +279,17 @@ def test_what_quantised_vectors_keep_is_told_over_all_collections(
         exact = [one[FLOAT]["mean"] for one in found["collections"].values()]
         means = [one["mean"] for one in each]
         assert whole["delta"]["mean"] == pytest.approx(np.mean(means) - np.mean(exact))
-    names = {
-        ("int8", False): "int8, one scale",
-        ("binary", False): "bits",
-        ("binary", True): "bits, rescored from int8",
-    }
-    encoder = load_encoder(ModelConfig(path=str(tiny_model)))
-    for task in tasks:  # what `tercet compare` computes
-        for form in compressions(task, *sides(encoder, task), unit=True, dims=()):
-            if (form.precision, form.rescored) in names:
-                own = found["collections"][task.name][names[form.precision, form.rescored]]
-                assert own["mean"] == pytest.approx(form.mean, abs=1e-12), form
     text = tables(found)["quantised"]
     assert text.startswith("| Vectors | Bytes | a | b | Mean | nDCG@10 lost or won |")
     assert (
         "| int8, one scale | 32 |" in text and "| int8, one scale of another collection |" in text
     )
     assert "| bits | 4 |" in text and "+0.0000 [+0.0000, +0.0000]" in text
+    assert [one["met"] for one in found["targets"]] == [
+        found["overall"][name]["kept"] >= least
+        for name, least in (("int8, one scale", 0.99), ("bits, rescored from int8", 0.97))
+    ]
+    assert "share kept by int8, one scale at least 0.99: " in text
 
 
 def test_a_comparison_is_timed_from_a_warm_store(
@@ -218,6 +305,7 @@ def test_a_comparison_is_timed_from_a_warm_store(
     path = write_result("comparison", found, tmp_path)
     text = comparison.tables(json.loads(path.read_text(encoding="utf-8")))["compare_time"]
     assert "| few | 48 | 60 |" in text and "| whole command |  |  |" in text
+    assert "minutes of the whole command at most 10: " in text and text.endswith(", met.")
 
 
 def test_exports_are_compared_with_torch(tmp_path: Path, one_thread: None) -> None:
