@@ -3,12 +3,13 @@
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from tercet.errors import UserError
 from tercet.evaluation.speed import alternate, medians, ratio, seconds
 from tercet.export.cpu import cpu_field, cpu_name
 from tercet.files import write_json
-from tercet.versions import code_version
+from tercet.versions import installed_versions, whole_source
 
 __all__ = [
     "RESULTS",
@@ -35,6 +36,8 @@ __all__ = [
     "peak_memory",
     "ratio",
     "seconds",
+    "target",
+    "targets_note",
     "write_result",
 ]
 
@@ -94,9 +97,10 @@ def peak_memory(found: dict[str, float]) -> Any:
 
 @contextmanager
 def peak_anonymous(found: dict[str, float], every: float = 0.01) -> Any:
-    """Put the block's peak memory that no file backs, `anonymous_mib`, into `found`; Linux only.
+    """Put the block's peak memory that no file backs into `found`, in MiB; Linux only.
 
-    The kernel keeps no high-water mark of it, so a thread looks `every` so many seconds.
+    `anonymous_mib` is the whole process's, its libraries' included, `extra_anonymous_mib` what it
+    grew by. The kernel keeps no high-water mark of it, so a thread looks `every` so many seconds.
     """
     seen, done = [_status("RssAnon")], threading.Event()
 
@@ -111,7 +115,7 @@ def peak_anonymous(found: dict[str, float], every: float = 0.01) -> Any:
     finally:
         done.set()
         watcher.join()
-        found["anonymous_mib"] = max(seen)
+        found |= {"anonymous_mib": max(seen), "extra_anonymous_mib": max(seen) - seen[0]}
 
 
 def in_subprocess(module: str, *arguments: str) -> dict[str, Any]:
@@ -126,8 +130,26 @@ def in_subprocess(module: str, *arguments: str) -> dict[str, Any]:
 def write_result(name: str, values: Mapping[str, Any], folder: Path) -> Path:
     """Write one program's result, the machine and the code with it."""
     path = folder / f"{name}.json"
-    write_json(path, {"machine": machine(), "code": code_version(), **values})
+    code = installed_versions() | {"source": whole_source()}
+    write_json(path, {"machine": machine(), "code": code, **values})
     return path
+
+
+def target(
+    what: str, got: float, *, least: float = -math.inf, most: float = math.inf
+) -> dict[str, Any]:
+    """What was aimed at before anything was measured, and whether it was met; NaN meets nothing."""
+    aim = f"at least {least:g}" if most == math.inf else f"at most {most:g}"
+    return {"what": what, "got": got, "aim": aim, "met": bool(least <= got <= most)}
+
+
+def targets_note(targets: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence about what was aimed at."""
+    said = (
+        f"{one['what']} {one['aim']}: {one['got']:.4g}, {'met' if one['met'] else 'missed'}"
+        for one in targets
+    )
+    return f"Aims: {'; '.join(said)}."
 
 
 def _status(field: str) -> float:

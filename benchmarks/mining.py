@@ -28,6 +28,8 @@ from benchmarks.machine import (
     peak_memory,
     ratio,
     seconds,
+    target,
+    targets_note,
     write_result,
 )
 from benchmarks.miners import MINERS, NEGATIVES, OURS, PEER, ours
@@ -58,12 +60,6 @@ def search(work: Path, rounds: int | None, quick: bool) -> Section:
         target("score gap where positions differ", max(s["largest_gap"] for s in found), most=1e-5),
     ]
     return {"width": WIDTH, "k": K, "sizes": found, "targets": targets}
-
-
-def target(what: str, got: float, *, least: float = -np.inf, most: float = np.inf) -> Section:
-    """What was aimed at before anything was measured, and whether it was met."""
-    aim = f"at least {least:g}" if most == np.inf else f"at most {most:g}"
-    return {"what": what, "got": got, "aim": aim, "met": bool(least <= got <= most)}
 
 
 def search_at(work: Path, count: int, rounds: int) -> Section:
@@ -219,15 +215,6 @@ def ann_rows(found: Section) -> list[Row]:
         }
         for name, kind in kinds.items()
     ]
-
-
-def targets_note(targets: list[Section]) -> str:
-    """A sentence about what was aimed at."""
-    said = (
-        f"{one['what']} {one['aim']}: {one['got']:.2g}, {'met' if one['met'] else 'missed'}"
-        for one in targets
-    )
-    return f"Aims: {'; '.join(said)}."
 
 
 ROWS = {"search": search_rows, "peer": peer_rows, "ann": ann_rows}

@@ -26,9 +26,10 @@ from tercet.export.variants import INT8, write_onnx
 from tercet.files import write_json
 from tercet.models import EMBEDDED, load_encoder
 from tercet.models.layers import keep_layers
-from tercet.report.table import console_table
+from tercet.report.table import console_table, markdown_table
 
-WHOLE = "whole"
+WHOLE, LAYERS = "whole", "half of the layers"
+LEAST = 1.05  # times faster: less is noise
 QUERIES = 100  # asked one at a time
 
 
@@ -61,7 +62,7 @@ CUTS: dict[str, Callable[[SentenceTransformer], None]] = {
     "50 % of the weights zero": lambda model: zero_least(model, 0.5),
     "90 % of the weights zero": lambda model: zero_least(model, 0.9),
     "half of the heads": halve_heads,
-    "half of the layers": lambda model: keep_layers(model, "even"),
+    LAYERS: lambda model: keep_layers(model, "even"),
 }
 
 
@@ -147,6 +148,42 @@ def notes(found: dict[str, Any]) -> str:
         "compares with the uncut graph of the same precision. Differences of nDCG@10 are from the "
         f"uncut fp32 graph, paired, with 95 % intervals; {found['machine']['threads']} threads."
     )
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """Whether a cut loses less nDCG@10 than fewer layers would at its speed, as docs/decisions.md
+    tells it.
+
+    From none to half of the layers, nDCG@10 lost is taken to grow as the time that is saved.
+    """
+    cuts = [name for name in found["ndcg@10"] if not name.startswith((WHOLE, LAYERS))]
+    table, paying = [], []
+    for name in cuts:
+        row, lost = {"Graph": name, "nDCG@10 lost": f"{_lost(found, name):.3f}"}, []
+        for what in ("query", "document"):
+            faster, layers = _at_equal_speed(found, name, what)
+            worth = faster >= LEAST  # else there is nothing to compare
+            lost += [layers] * worth
+            row[f"{what.capitalize()}: faster"] = f"{faster:.2f}"
+            row[f"{what}: layers lose"] = f"{layers:.3f}" if worth else "-"
+        pays = any(_lost(found, name) < layers for layers in lost)
+        table.append(row | {"Pays": "yes" if pays else "no"})
+        paying += [name] * pays
+    said = f"These lose less than fewer layers would at their speed: {'; '.join(paying)}."
+    none = f"None is {LEAST} times as fast and loses less than fewer layers would at its speed."
+    return f"{markdown_table(table)}\n\n{said if paying else none}"
+
+
+def _at_equal_speed(found: dict[str, Any], name: str, what: str) -> tuple[float, float]:
+    """How many times faster a cut is, and the nDCG@10 that fewer layers would lose for as much."""
+    times, layers = found[f"{what}_times_faster"], f"{LAYERS}, {name.rsplit(', ', 1)[1]}"
+    saved, most = (1 - 1 / times[one] for one in (name, layers))
+    return times[name], _lost(found, layers) * saved / max(most, 1e-9)
+
+
+def _lost(found: dict[str, Any], name: str) -> float:
+    """nDCG@10 against the uncut graph of the same precision."""
+    return found["ndcg@10"][_whole(name)] - found["ndcg@10"][name]
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""What training is worth: `python -m benchmarks.quality --shared FOLDER [--demo RUN]`.
+"""What training is worth: `python -m benchmarks.quality --shared FOLDER [--demo RUN]
+[--out FOLDER]`.
 
 Fine-tunes the recipe `short_pairs` on code_nl2bash's training split and scores the untouched and
 the tuned model on its test split; scores the untouched model on scifact, whose value is published
-(0.645, MTEB leaderboard). Writes benchmarks/results/quality.json; with --demo also copies the
-numbers of a finished demo beside it.
+(0.645, MTEB leaderboard). Writes quality.json; with --demo also copies the numbers of a finished
+demo beside it.
 """
 
 import argparse
@@ -13,15 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import RESULTS, write_result
 from tercet import stages
 from tercet.configs import load
 from tercet.evaluation import MAIN_METRIC, Delta, Result, comparison
-from tercet.files import write_json
 from tercet.report import delta_line, markdown_table
 from tercet.report.table import HEADINGS
 
-RESULTS = Path(__file__).parent / "results"
 DEMO_KEYS = (
     "base",
     "tuned",
@@ -42,14 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, help="folder with code_nl2bash/ and scifact/")
     parser.add_argument("--demo", type=Path, help="a finished demo's folder")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.shared:
-        write_json(RESULTS / "quality.json", quality(arguments.shared))
+        print(write_result("quality", quality(arguments.shared), arguments.out))
     if arguments.demo:
         summary = json.loads((arguments.demo / "summary.json").read_text(encoding="utf-8"))
         printed = (arguments.demo / "demo.txt").read_text(encoding="utf-8")
         kept = {key: summary[key] for key in DEMO_KEYS} | {"printed": printed}
-        write_json(RESULTS / "demo.json", kept | {"machine": machine()})
+        print(write_result("demo", kept, arguments.out))
 
 
 def quality(shared: Path) -> dict[str, Any]:
@@ -67,7 +67,6 @@ def quality(shared: Path) -> dict[str, Any]:
         bm25_scifact, scifact = stages.evaluate("embedded", [shared / "scifact"], work / "results")
         delta = comparison(base, tuned)
         return {
-            "machine": machine(),
             "recipe": "short_pairs",
             "training_seconds": seconds,
             "code_nl2bash": [_row(r) for r in (bm25, base, tuned)],

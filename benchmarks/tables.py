@@ -66,6 +66,9 @@ def main() -> None:
         _fill(ROOT / "docs" / "distillation.md", taught)
     if "scale" in found:
         _fill(ROOT / "docs" / "scale.md", scale.tables(found["scale"]))
+    if "pruning" in found:
+        verdict = pruning.verdict(found["pruning"])
+        _fill(ROOT / "docs" / "decisions.md", {"pruning": verdict})
     if "exports" in found:
         _fill(ROOT / "docs" / "export.md", exports.tables(found["exports"]))
     if "quantised" in found:
@@ -143,7 +146,7 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
         share = memory["ours"]["extra_mib"] / memory[what]["extra_mib"]
         rows.append(_row(what, peer["times_faster"][what], share))
     if scored := results.get("evaluation"):
-        memory = {name: peak["anonymous_mib"] for name, peak in scored["memory"].items()}
+        memory = {name: peak["extra_anonymous_mib"] for name, peak in scored["memory"].items()}
         share = memory[evaluation.OURS] / memory[evaluation.PEER]
         rows.append(_row(evaluation.PEER, scored["times_faster"][evaluation.OURS], share))
     return rows

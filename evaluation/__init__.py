@@ -30,8 +30,8 @@ from tercet.evaluation.ranking import (
 from tercet.evaluation.rerank import rerank
 from tercet.evaluation.results import (
     PREDICTIONS,
-    place_of,
     read_result,
+    refuse_foreign,
     result_files,
     result_path,
     safe_name,
@@ -78,12 +78,12 @@ __all__ = [
     "holm",
     "known_metric",
     "metrics_within",
-    "place_of",
     "randomisation_test",
     "ranking_of",
     "read_comparisons",
     "read_result",
     "read_run",
+    "refuse_foreign",
     "rerank",
     "result_files",
     "result_path",

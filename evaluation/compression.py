@@ -93,11 +93,7 @@ def scored_again(
 
 
 def main_scores(task: RetrievalTask, found: Ranking) -> dict[str, float]:
-    """MAIN_METRIC of each query.
-
-    More than K documents a query matter where scores are equal, as those of bits often are: which
-    of them are the first K is then trec_eval's to say, and not the order of the corpus.
-    """
+    """MAIN_METRIC of each query."""
     scores = score_ranking(task, found, (MAIN_METRIC,))[MAIN_METRIC]
     return dict(zip(task.qrels, scores.tolist(), strict=True))
 

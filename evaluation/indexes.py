@@ -2,7 +2,7 @@
 
 Every index is built by FAISS (Douze et al. 2024) over the documents of a task and asked its
 queries. Memory is measured on the index as it would be written to a disk, and projected to
-corpora of any size from what one vector takes.
+corpora of any size from the parts of an index with the settings for that many.
 """
 
 import math
@@ -37,7 +37,7 @@ from tercet.mining.ann import (
 from tercet.mining.pairs import recall
 from tercet.mining.search import Rows
 from tercet.models.quantise import Ranges, bits, calibrate, int8_codes, numbers
-from tercet.progress import say
+from tercet.progress import quiet, say
 
 Kind = Literal["flat", "hnsw", "ivf_flat", "ivf_pq", "pq", "int8", "binary"]
 KINDS: tuple[Kind, ...] = ("flat", "hnsw", "ivf_flat", "ivf_pq", "pq", "int8", "binary")
@@ -220,8 +220,10 @@ def _ranked(positions: NDArray[np.int64]) -> Ranking:
 
 def _timed(ask: Callable[[], NDArray[np.int64]], queries: int) -> tuple[NDArray[np.int64], float]:
     """What a search finds, and queries a second over at least TIMED seconds."""
-    answer, rounds, start = ask(), 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < TIMED:
-        ask()
-        rounds += 1
+    answer = ask()
+    with quiet():  # a bar for each search would be timed with it
+        rounds, start = 0, time.perf_counter()
+        while (spent := time.perf_counter() - start) < TIMED:
+            ask()
+            rounds += 1
     return answer, rounds * queries / spent

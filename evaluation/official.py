@@ -71,6 +71,12 @@ def official_task(name: str) -> "AbsTask":
         raise UserError(f"--mteb: MTEB has no task {name!r}{hint}") from None
 
 
+def parts_of(task: "AbsTask") -> list[tuple[str, str]]:
+    """Name and split of every result that `run_mteb` gives of the task."""
+    subsets, splits = task.hf_subsets, task.eval_splits
+    return [(_part_name(task, subset), split) for subset in subsets for split in splits]
+
+
 def as_mteb_task(task: RetrievalTask, *, skip_self: bool = False) -> "AbsTaskRetrieval":
     """A task of ours as one of mteb's, to be run by `mteb.evaluate`."""
     require_mteb()
@@ -149,7 +155,7 @@ def run_mteb(model: Any, task: "AbsTask") -> list[Scored]:
         for row in rows:
             subset = row["hf_subset"]
             one = Scored(
-                name if subset == "default" else f"{name}.{subset}",
+                _part_name(task, subset),
                 split,
                 _without_nan(dict(row)),
                 result.dataset_revision,
@@ -160,6 +166,11 @@ def run_mteb(model: Any, task: "AbsTask") -> list[Scored]:
                 one = _with_ranking(one, retrieval, subset, runs.get(subset, {}).get(split, {}))
             found.append(one)
     return found
+
+
+def _part_name(task: "AbsTask", subset: str) -> str:
+    name = task.metadata.name
+    return name if subset == "default" else f"{name}.{subset}"
 
 
 def _with_ranking(one: Scored, task: "AbsTaskRetrieval", subset: str, run: Run) -> Scored:

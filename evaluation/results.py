@@ -37,6 +37,16 @@ def place_of(folder: Path, model: str, task: str, split: str) -> Path:
     return folder / safe_name(model) / f"{safe_name(task)}.{safe_name(split)}.json"
 
 
+def refuse_foreign(folder: Path, model: str, task: str, split: str) -> None:
+    """Raise UserError if another program or a newer version wrote what a result would replace."""
+    path = place_of(folder, model, task, split)
+    if path.exists():
+        read_result(path)
+    alone = path.with_suffix(ALONE)
+    if alone.exists():
+        _check_mteb(alone)
+
+
 def write_mteb(facts: Mapping[str, Any], model: str, task: str, split: str, folder: Path) -> Path:
     """Write MTEB's TaskResult alone, of a task that has no scores of single queries."""
     path = place_of(folder, model, task, split).with_suffix(ALONE)
@@ -75,6 +85,18 @@ def read_result(path: Path) -> Result:
     except KeyError as error:
         reason = f"no key {error}"
     raise UserError(f"{path}: not a result of `tercet evaluate` ({reason}); name another")
+
+
+def _check_mteb(path: Path) -> None:
+    """Raise UserError unless `write_mteb` may have written the file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        found = None
+    if not (isinstance(found, dict) and {"task_name", "mteb_version", "scores"} <= found.keys()):
+        raise UserError(f"{path}: not a result of `tercet evaluate --mteb`; name another folder")
 
 
 def _to_json(result: Result) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.errors import UserError
 from tercet.models import Role, encode
-from tercet.progress import progress
+from tercet.progress import progress, quiet
 
 DOCUMENTS, QUERIES = 2_000, 4_000  # distinct texts, spread over all, that are encoded in batches
 SINGLE = 50  # queries timed one by one in each round
@@ -96,13 +96,17 @@ def alternate(
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Wall-clock time of one call, garbage collected before it and not during it."""
+    """Wall-clock time of one call, garbage collected before it and not during it.
+
+    No bar is drawn within: on a terminal it would be timed with the work.
+    """
     gc.collect()
     gc.disable()
     try:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
+        with quiet():
+            start = time.perf_counter()
+            work()
+            return time.perf_counter() - start
     finally:
         gc.enable()
 

@@ -88,6 +88,7 @@ def onnx_section(parity: Mapping[str, Any]) -> str:
     """Markdown made of what parity.json holds, between two marks."""
     machine = parity["machine"]
     told = f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
+    slow = ", without VNNI (8-bit products are slow)" if machine["reduce_range"] else ""
     ways = {found.get("quantisation") for found in parity["variants"].values() if found["kept"]}
     wide = not machine["reduce_range"] and bool(ways & {"dynamic", "static"})
     strict = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
@@ -96,7 +97,7 @@ def onnx_section(parity: Mapping[str, Any]) -> str:
         rows=variant_rows(parity["variants"]),
         served=SERVED if "token_embeddings" in parity["outputs"] else NOT_SERVED,
         wide=WIDE if wide else "",
-        machine=told + ("" if machine["vnni"] else ", without VNNI (8-bit products are slow)"),
+        machine=told + slow,
         script=SCRIPT.read_text(encoding="utf-8"),
     )
 

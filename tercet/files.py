@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -74,10 +74,12 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     An existing `path` is replaced: the old folder stays complete until the new one is.
     With replace=False the folder that is there first stays and ours is discarded, which is right
     for a cache: several processes may fill it at once, and all write the same.
-    What a killed process of this machine left half written beside `path` is removed.
+    What a killed process of this machine left half written beside `path` is removed, and the old
+    folder put back if it was killed, or a rename failed, between the two renames of a replacement.
     """
     path = path.resolve()  # "." has no name to put another beside, and a link is not a folder
     path.parent.mkdir(parents=True, exist_ok=True)
+    _put_back(path)
     _sweep(path, "partial")
     ours = f".{path.name}.{platform.node()}-{os.getpid()}"
     partial = Path(tempfile.mkdtemp(prefix=f"{ours}.", suffix=".partial", dir=path.parent))
@@ -89,7 +91,11 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         if replace and path.exists():
             old = path.with_name(f"{ours}.old")
             path.rename(old)
-            partial.rename(path)
+            try:
+                partial.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             shutil.rmtree(old)
         else:
             _rename(partial, path, may_exist=not replace)
@@ -99,13 +105,29 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _put_back(path: Path) -> None:
+    """If there is no `path`, the last one that a process was killed while replacing."""
+    left = _left_behind(path, "old")
+    if left and not path.exists():
+        with suppress(OSError):  # another process was first, or the disk will be complained of
+            max(left, key=lambda old: old.stat().st_ctime).rename(path)  # a rename sets ctime
+
+
 def _sweep(path: Path, ending: str) -> None:
     """Remove what processes of this machine that are no more left beside `path`."""
+    for left in _left_behind(path, ending):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _left_behind(path: Path, ending: str) -> list[Path]:
+    """Temporary folders beside `path` of processes of this machine that are no more."""
     start = f".{path.name}.{platform.node()}-"
+    found = []
     for left in path.parent.glob(f"{glob.escape(start)}*.{ending}"):
         process = left.name.removeprefix(start).split(".")[0]
         if process.isdigit() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(left, ignore_errors=True)
+            found.append(left)
+    return found
 
 
 def _rename(partial: Path, path: Path, may_exist: bool) -> None:
@@ -147,9 +169,11 @@ def check_replaceable(
     What is there already has to be a folder, has to be empty or hold the file `holds`, by which
     we know that we made it, and is replaced only with `overwrite`. It is never replaced if it is,
     or contains, the working directory or one of `keep`: what the new folder is made from. Names
-    in `keep` that are no paths of this disk, such as a hub's, do no harm.
+    in `keep` that are no paths of this disk, such as a hub's, do no harm. A folder that a process
+    was killed while replacing is put back first, so that it is not replaced unasked.
     """
     place = out.resolve()
+    _put_back(place)
     if place.exists():
         if not place.is_dir():
             raise UserError(f"{out}: is no folder; choose another name")

@@ -44,7 +44,10 @@ def say(text: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let `progress` show nothing within the block: for work that is done in a moment, often."""
+    """Let `progress` show nothing within the block: for what is timed, or done in a moment, often.
+
+    In this thread; others that the block starts show what they do.
+    """
     before = _QUIET.set(True)
     try:
         yield

@@ -1,5 +1,6 @@
 """Which code is at work: versions of packages, and a hash of the sources that decide a step."""
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,10 +24,10 @@ PACKAGES = (
 STEP = ("configs", "data", "losses", "mining", "models", "train")  # what a step may run
 
 
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide a score, of those installed."""
+def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of the packages that decide a score, or of others, of those installed."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that was never installed
@@ -37,6 +38,17 @@ def installed_versions() -> dict[str, str]:
 def code_version() -> dict[str, str]:
     """The same, and `source`: 12 hex digits that change with any file a training step runs."""
     return installed_versions() | {"source": source_version(STEP)}
+
+
+def whole_source(package: Path = Path(__file__).parent) -> str:
+    """12 hex digits that change with any Python file or recipe of the package."""
+    walked = os.walk(package, followlinks=True)  # in a checkout most folders are links
+    files = sorted(Path(place, name) for place, _, names in walked for name in names)
+    parts: list[str | bytes] = []
+    for file in files:
+        if file.suffix in (".py", ".yaml"):
+            parts += [file.relative_to(package).as_posix(), file.read_bytes()]
+    return fingerprint(parts)[:12]
 
 
 def source_version(folders: Sequence[str]) -> str:

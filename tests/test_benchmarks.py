@@ -1,6 +1,7 @@
 """The benchmark programs run, and both sides compute the same."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from tercet.data import read_task
+from tercet.errors import UserError
 from tests.conftest import NAMES, answer, question
 
 
@@ -186,13 +188,24 @@ def test_search_and_mining_are_compared_with_the_peers(
 
 
 def test_a_wrong_document_is_no_tie() -> None:
-    from benchmarks.mining import largest_gap, target
+    from benchmarks.mining import largest_gap
 
     queries, documents = np.eye(2, dtype=np.float32), np.eye(3, 2, dtype=np.float32)
     ours, theirs = np.array([[0, 1], [1, 2]]), np.array([[0, 2], [1, 0]])
     assert largest_gap(queries, documents, ours, theirs) == 0  # 1 and 2 tie, as do 2 and 0
     assert largest_gap(queries, documents, ours, ours[::-1]) == 1
-    assert [target("t", 3, least=4)["met"], target("t", 3, most=4)["met"]] == [False, True]
+
+
+def test_it_is_told_whether_an_aim_was_met() -> None:
+    from benchmarks.machine import target, targets_note
+
+    aims = [
+        target("speed", 3, least=4),
+        target("size", 3, most=4),
+        target("gap", float("nan"), most=1),
+    ]
+    assert [one["met"] for one in aims] == [False, True, False]
+    assert targets_note(aims[:2]) == ("Aims: speed at least 4: 3, missed; size at most 4: 3, met.")
 
 
 def test_whether_mining_pays_is_told_by_condition(
@@ -239,11 +252,20 @@ def test_scoring_is_compared_with_the_peer(tmp_path: Path, one_thread: None) -> 
 
     found = evaluation.measure(tmp_path, 60, 400, 1)
     found["memory"] = {name: evaluation.report_memory(name, tmp_path) for name in found["medians"]}
-    assert found["largest_difference"] <= 1e-6 and len(found["same_metrics"]) == 6
-    assert 0 < found["same_metrics"]["ndcg@10"]["ours"] < 1
+    assert found["largest_difference"] <= 1e-6 and len(found["same_metrics"]) == 7
+    assert all(0 < found["same_metrics"][metric]["ours"] < 1 for metric in ("ndcg@10", "map"))
     assert found["metrics"][evaluation.DEEP] > found["metrics"][evaluation.OURS]
-    assert "differ by at most" in tables({"evaluation": found})["evaluation"]
-    assert summary({"evaluation": found})[0]["Against sentence-transformers"] == evaluation.PEER
+    for peak in found["memory"].values():
+        assert 0 <= peak["extra_anonymous_mib"] < max(peak.values())
+    for place, name in enumerate(evaluation.VARIANTS):  # here all share a process: nothing to see
+        found["memory"][name]["extra_anonymous_mib"] = 10.0 * (place + 1)
+    found["targets"] = evaluation.aims(found)
+    assert [one["met"] for one in found["targets"][1:]] == [True, False]
+    page = tables({"evaluation": found})["evaluation"]
+    assert "differ by at most" in page and "evaluator's time over ours at least 3: " in page
+    (row,) = summary({"evaluation": found})
+    assert row["Against sentence-transformers"] == evaluation.PEER
+    assert row["Memory, ours / theirs"] == "0.20"  # 10 MiB and 50 MiB of growth
 
 
 def test_the_table_of_agreement_with_mteb(
@@ -260,6 +282,65 @@ def test_the_table_of_agreement_with_mteb(
     assert task["largest_difference"] <= 1e-5 and len(task["metrics"]) >= 14
     table = mteb_agreement.tables(found)["mteb_agreement"]
     assert "| pets | tercet evaluate |" in table and "| pets | mteb |" in table
+    assert "difference on pets at most 1e-05: " in table and ", met." in table
+
+
+def test_disagreement_with_mteb_is_written_before_it_fails(
+    tmp_path: Path, tiny_model: Path, pairs: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mteb", reason="needs MTEB: tercet[mteb]")
+    from benchmarks import mteb_agreement
+    from tercet.evaluation.official import by_mteb
+    from tests.test_stages import small_task
+
+    def worse(*given: Any) -> dict[str, float]:
+        return {metric: mean - 2e-5 for metric, mean in by_mteb(*given).items()}
+
+    monkeypatch.setattr("tercet.stages.official.by_mteb", worse)
+    for name in ("birds", "pets"):
+        small_task(pairs, tmp_path / name, "test")
+    words = ("--shared", tmp_path, "--tasks", "birds", "pets", "--model", tiny_model)
+    arguments = ["mteb_agreement", *words, "--out", tmp_path / "out"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in arguments])
+    with pytest.raises(SystemExit, match="difference on birds at most 1e-05: .*, missed"):
+        mteb_agreement.main()
+    found = json.loads((tmp_path / "out" / "mteb_agreement.json").read_text(encoding="utf-8"))
+    assert [task["task"] for task in found["tasks"]] == ["birds", "pets"]
+    for task in found["tasks"]:
+        assert task["largest_difference"] == pytest.approx(2e-5, abs=1e-5)
+    with pytest.raises(UserError, match="nowhere"):
+        mteb_agreement.agreement(str(tiny_model), [tmp_path / "nowhere"])
+
+
+def test_results_name_all_code_that_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import quality
+    from tercet.versions import whole_source
+
+    package = tmp_path / "package"
+    (package / "stages").mkdir(parents=True)
+    elsewhere = tmp_path / "evaluation"
+    elsewhere.mkdir()
+    (package / "evaluation").symlink_to(elsewhere)
+    sources = {whole_source(package)}
+    for place in ("a.py", "stages/a.py", "evaluation/a.py", "evaluation/a.yaml"):
+        (package / place).write_text("1")
+        sources.add(whole_source(package))
+    assert len(sources) == 5
+    (package / "evaluation" / "a.html.j2").write_text("1")
+    assert whole_source(package) in sources
+
+    demo = tmp_path / "demo"
+    demo.mkdir()
+    (demo / "summary.json").write_text(json.dumps(dict.fromkeys(quality.DEMO_KEYS, 1)))
+    (demo / "demo.txt").write_text("done")
+    arguments = ["quality", "--demo", str(demo), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", arguments)
+    quality.main()
+    found = json.loads((tmp_path / "out" / "demo.json").read_text(encoding="utf-8"))
+    assert found["code"]["source"] == whole_source() and found["machine"]["threads"]
+    assert (found["base"], found["printed"]) == (1, "done")
 
 
 def test_quantisers_are_compared_on_the_same_vectors(one_thread: None) -> None:
@@ -280,6 +361,33 @@ def test_quantisers_are_compared_on_the_same_vectors(one_thread: None) -> None:
         shares = [np.isin(e, p).mean() for e, p in zip(found[FLOAT], positions, strict=True)]
         assert np.mean(shares) > 0.3, name
         assert name == "bits" or (positions[:, 0] == np.arange(40)).mean() > 0.8, name
+
+
+def test_quantised_vectors_are_those_that_are_compared(
+    tmp_path: Path, tiny_model: Path, one_thread: None
+) -> None:
+    """What the table says of int8 and of bits is what `tercet compare` does."""
+    pytest.importorskip("faiss", reason="sentence-transformers' own search needs it")
+    from benchmarks.quantised import FLOAT, INT8, RESCORED, measure
+    from tercet.configs import ModelConfig
+    from tercet.evaluation.compression import compressions
+    from tercet.models import load_encoder, vectors
+    from tests.comparison import collection
+
+    task = read_task(collection(tmp_path / "a", 130))
+    (found,) = measure([task], str(tiny_model))["collections"].values()
+    encoder = load_encoder(ModelConfig(path=str(tiny_model)))
+    queries = vectors(encoder, task.queries.texts, "query")
+    documents = vectors(encoder, task.documents.texts, "document")
+    forms = compressions(task, queries, documents, unit=True, dims=())
+    means = {(form.precision, form.rescored): form.mean for form in forms}
+    for name, form in (
+        (FLOAT, ("float32", False)),
+        (INT8, ("int8", False)),
+        ("bits", ("binary", False)),
+        (RESCORED, ("binary", True)),
+    ):
+        assert found[name]["mean"] == pytest.approx(means[form], abs=1e-12), name
 
 
 def test_what_quantised_vectors_keep_is_told_over_all_collections(
@@ -304,6 +412,11 @@ def test_what_quantised_vectors_keep_is_told_over_all_collections(
         "| int8, one scale | 32 |" in text and "| int8, one scale of another collection |" in text
     )
     assert "| bits | 4 |" in text and "+0.0000 [+0.0000, +0.0000]" in text
+    assert [one["met"] for one in found["targets"]] == [
+        found["overall"][name]["kept"] >= least
+        for name, least in (("int8, one scale", 0.99), ("bits, rescored from int8", 0.97))
+    ]
+    assert "share kept by int8, one scale at least 0.99: " in text
 
 
 def test_a_comparison_is_timed_from_a_warm_store(
@@ -319,6 +432,7 @@ def test_a_comparison_is_timed_from_a_warm_store(
     path = write_result("comparison", found, tmp_path)
     text = comparison.tables(json.loads(path.read_text(encoding="utf-8")))["compare_time"]
     assert "| few | 48 | 60 |" in text and "| whole command |  |  |" in text
+    assert "minutes of the whole command at most 10: " in text and text.endswith(", met.")
 
 
 def test_exports_are_compared_with_torch(tmp_path: Path, one_thread: None) -> None:
@@ -346,6 +460,34 @@ def test_exports_are_compared_with_torch(tmp_path: Path, one_thread: None) -> No
     took = found["seconds"]["queries"]
     slower = took["sentence-transformers"][0] / took["ONNX fp32"][0]
     assert full["Times faster"] == f"{slower:.1f}"
+
+
+def test_a_static_model_is_measured_as_it_is(
+    tmp_path: Path, tiny_model: Path, pairs: Path, one_thread: None
+) -> None:
+    pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
+    from benchmarks import inference
+    from tercet import stages
+    from tercet.configs import load
+    from tercet.models import max_length
+
+    assert max_length(inference.loaded(str(tiny_model))) == 64  # its own, less than 256
+    words = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path / 's'}"]
+    stages.student(load("student_static", words))
+    model = inference.loaded(str(tmp_path / "s" / "model"))
+    found = inference.measure(model, [answer(n) for n in range(6)], ["where is it"] * 2, 1)
+    assert found["least_cosine"]["ONNX fp32"] >= 0.99999 and found["megabytes"]["torch"] > 0
+    speed, size = found["targets"]
+    assert speed["got"] == found["query_times_faster"]["ONNX fp32"] and speed["aim"][-3:] == "1.5"
+    assert size["met"] == (found["megabytes"]["ONNX int8"] <= 0.3 * found["megabytes"]["ONNX fp32"])
+    found |= {"corpus": "names", "model": "s", "machine": {"threads": 1}}
+    for vnni, reduce, said in (
+        (True, False, "processor has VNNI."),
+        (False, True, "processor has no VNNI, so int8 weights have 7 bits."),
+        (False, False, "processor takes int8 weights of 8 bits."),  # no x86
+    ):
+        text = inference.notes(found | {"vnni": vnni, "reduce_range": reduce})
+        assert said in text and "Aims: torch's time for a query over ONNX fp32's at least" in text
 
 
 def test_half_of_the_heads_are_taken_out(tiny_model: Path, tmp_path: Path) -> None:
@@ -408,6 +550,34 @@ def test_pruned_graphs_are_compared_with_the_whole_one(
     assert "+0.000 [+0.000, +0.000]" in first and first.count("| 1.00 |") == 2
 
 
+def test_pruning_is_judged_beside_fewer_layers() -> None:
+    from benchmarks.pruning import LAYERS, WHOLE, verdict
+    from tercet.report.table import fill_marked
+
+    # name: times faster for a query and for documents, nDCG@10
+    graphs = {
+        f"{WHOLE}, fp32": (1.0, 1.0, 0.80),
+        "heads, fp32": (1.25, 1.0, 0.77),  # a fifth of the time: fewer layers lose 0.04
+        "zeros, fp32": (1.01, 0.99, 0.80),
+        f"{LAYERS}, fp32": (2.0, 1.9, 0.70),
+    }
+    names = ("query_times_faster", "document_times_faster", "ndcg@10")
+    columns = zip(*graphs.values(), strict=True)
+    found = {
+        name: dict(zip(graphs, column, strict=True))
+        for name, column in zip(names, columns, strict=True)
+    }
+    text = verdict(found)
+    assert "| heads, fp32 | 0.030 | 1.25 | 0.040 | 1.00 | - | yes |" in text
+    assert "| zeros, fp32 | 0.000 | 1.01 | - | 0.99 | - | no |" in text
+    assert text.endswith("at their speed: heads, fp32.") and LAYERS not in text
+    found["ndcg@10"]["heads, fp32"] = 0.75
+    assert "| heads, fp32 | 0.050 | 1.25 | 0.040 | 1.00 | - | no |" in verdict(found)
+    assert "None is 1.05 times as fast" in verdict(found)
+    page = Path(__file__).parent.parent / "docs" / "decisions.md"
+    assert text in fill_marked(page.read_text(encoding="utf-8"), "pruning", text)
+
+
 def test_exports_are_measured_anew_by_other_code(
     tiny_model: Path, pairs: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,10 +585,13 @@ def test_exports_are_measured_anew_by_other_code(
         pytest.importorskip(package, reason=f"{package} is not installed")
     from benchmarks import exports
     from benchmarks.machine import write_result
+    from tercet.files import write_text
     from tests.test_stages import small_task
 
     pets = small_task(pairs, tmp_path / "pets", "test")
     small_task(pairs, tmp_path / "demo" / "code", "test")
+    told = f"output: x\ndata: {{train: {pairs}}}\nmodel: {{max_length: 9}}\n"
+    write_text(tmp_path / "demo" / "config.yaml", told)
     monkeypatch.setattr(exports, "models", lambda work: {"tuned": str(tiny_model)})
     monkeypatch.setattr(exports, "FORMS", {"cut": exports.Form("tuned", 16)})
     monkeypatch.setattr(exports, "TRIPS", [("faiss", "flat")])
@@ -438,8 +611,64 @@ def test_exports_are_measured_anew_by_other_code(
     path = write_result("exports", found, tmp_path)
     shown = exports.tables(json.loads(path.read_text(encoding="utf-8")))
     assert shown["round_trips"].count("| faiss | flat | 1.0000 | 1.0000 | 100.0% |") == 1
-    assert "| cut | pets | " in shown["exports"] and "| cut | code | " in shown["exports"]
-    assert shown["export_speed"].count("| cut | ") == 3
+    ways = [one.get("quantisation") for one in found["exports"]["cut"]["variants"].values()]
+    assert ways[:2] == [None, None] and sorted(ways[2:]) == ["dynamic", "static"]
+    for task in ("pets", "code"):
+        assert f"| cut | {task} | {ways[2]} | " in shown["exports"]
+        assert f"| cut | {task} | {ways[3]}, not kept | " in shown["exports"]
+    assert "read at most 9 tokens" in " ".join(shown["exports"].split())
+    assert shown["export_speed"].count("| cut | ") == 4
+
+
+def test_models_to_export_are_trained_once(
+    tiny_model: Path, pairs: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import exports
+    from tercet import stages
+    from tercet.configs import Config, ModelConfig, load
+    from tercet.export.graph import is_static
+    from tercet.models import load_encoder
+
+    words = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path / 'demo'}"]
+    stages.finetune(load("tiny", [*words, "overwrite=true"]))
+    monkeypatch.setattr(exports, "MATRYOSHKA", "loss.matryoshka={dims: [32, 16]}")
+    monkeypatch.setattr(exports, "TAUGHT", ("train.epochs=1", "student.layers=[0]"))
+    monkeypatch.setattr(exports, "run_demo", None)  # it is there
+    made = exports.models(tmp_path)
+    assert list(made) == ["tuned", "matryoshka", "three", "static"]
+    assert len({exports.weights(model) for model in made.values()}) == 4
+    configs = {n: load(Path(p).parent / "config.yaml") for n, p in made.items() if n != "tuned"}
+    told = configs["matryoshka"].loss.matryoshka
+    assert told is not None and told.dims == (32, 16)
+    rate = load("student_static").train.learning_rate
+    assert configs["static"].train.learning_rate == rate
+    assert all(config.data.train[0].path == str(pairs) for config in configs.values())
+    assert is_static(load_encoder(ModelConfig(path=made["static"])))
+    with monkeypatch.context() as patch:
+        patch.setattr(exports.stages, "finetune", None)
+        patch.setattr(exports.stages, "distil", None)
+        assert exports.models(tmp_path) == made  # nothing is trained again
+    trained: list[str] = []
+
+    def noted(config: Config) -> Path:
+        trained.append(config.output)
+        return Path(config.output)
+
+    monkeypatch.setattr(exports.stages, "finetune", noted)
+    monkeypatch.setattr(exports.stages, "distil", noted)
+    shutil.copytree(tiny_model, tmp_path / "demo" / "model", dirs_exist_ok=True)
+    again = exports.models(tmp_path)
+    assert len(trained) == 3 and set(again.values()) & set(made.values()) == {made["tuned"]}
+
+
+def test_the_code_that_is_measured_is_told(tiny_model: Path) -> None:
+    from benchmarks import exports
+    from tercet.versions import installed_versions, source_version
+
+    told = exports.made_by(str(tiny_model))
+    assert source_version(["stages"]) != source_version([]) and "stages" in exports.CODE
+    assert installed_versions(exports.ENGINES).items() <= told.items()
+    assert installed_versions(["numpy", "no-such-package"]) == {"numpy": np.__version__}
 
 
 def test_the_limits_of_an_export_are_told() -> None:

@@ -3,25 +3,30 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from tercet import stages
 from tercet.configs import ModelConfig
 from tercet.data import Texts
 from tercet.errors import UserError
-from tercet.export.onnx_card import SCRIPT, without_section
-from tercet.export.parity import cosine, refuse_unlike, refuse_worse, stretch
+from tercet.evaluation.speed import alternate
+from tercet.export.onnx_card import SCRIPT, onnx_section, without_section
+from tercet.export.parity import cosine, latency, refuse_unlike, refuse_worse, stretch
 from tercet.export.runtime import OnnxEncoder
 from tercet.export.sample import EDGE_TEXTS, edge_texts, make_sample, spread
 from tercet.export.variants import _keep_best
 from tercet.files import sha256
-from tercet.models import encode, load_encoder
+from tercet.models import Role, encode, load_encoder
+from tercet.progress import progress
 from tests.conftest import NAMES, Run, answer, question
 
 pytest.importorskip("onnxruntime", reason="the onnx extra is not installed")
@@ -106,6 +111,13 @@ def test_the_card_shows_the_figures_and_the_script(exported: Path) -> None:
     assert f"{variants['onnx/model.onnx']['max_difference']:.1e}" in card
     assert "cannot serve it with its ONNX backend" in card  # it is truncated by a linear layer
     assert "onnx" not in without_section(card) and without_section(card).startswith("#")
+
+
+def test_vnni_is_an_affair_of_x86(exported: Path) -> None:
+    told = json.loads((exported / "parity.json").read_text(encoding="utf-8"))
+    for vnni, reduce, said in ((True, False, False), (False, True, True), (False, False, False)):
+        machine = told["machine"] | {"vnni": vnni, "reduce_range": reduce}
+        assert ("without VNNI (8-bit" in onnx_section(told | {"machine": machine})) == said
 
 
 def test_sentence_transformers_reads_the_same_folder(exported: Path, tiny_model: Path) -> None:
@@ -227,6 +239,26 @@ def test_a_model_compared_by_dot_keeps_its_lengths(tiny_model: Path, tmp_path: P
     with pytest.raises(UserError, match=r"m.onnx: the length of a vector .* by 50.00% .limit 0.1%"):
         refuse_unlike("m.onnx", same)
     refuse_unlike("m.onnx", same | {"max_stretch": 1e-4})
+
+
+def test_no_bar_is_drawn_while_a_query_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=StringIO(), force_terminal=True)
+    monkeypatch.setattr("tercet.progress._CONSOLE", terminal)
+
+    def drawn() -> str:
+        return terminal.file.getvalue()  # type: ignore[attr-defined]
+
+    def encoded(texts: Sequence[str], role: Role) -> np.ndarray:
+        with progress("inner", len(texts)) as advance:
+            advance()
+        return np.ones((len(texts), 4), dtype=np.float32)
+
+    found = latency(encoded, ["a", "b"])
+    assert 0 < found["p50"] <= found["p95"] and not drawn()
+    alternate({"a": lambda: encoded(["a"], "query")}, 2)
+    assert "rounds" in drawn() and "inner" not in drawn()
+    encoded(["a"], "query")
+    assert "inner" in drawn()
 
 
 def test_the_better_int8_graph_is_kept(tmp_path: Path) -> None:

@@ -66,13 +66,59 @@ def test_a_killed_process_leaves_a_half_that_the_next_one_sweeps(here: Path) -> 
     for name in (*others, f".out.{node}-{dead}.old"):
         Path(name).mkdir()
     with pytest.raises(ZeroDivisionError), whole_folder(Path("out")):
-        assert names(here) == sorted([*others, f".out.{node}-{dead}.old", own_partial(here)])
+        assert names(here) == sorted([*others, "out", own_partial(here)])
         raise ZeroDivisionError
-    assert not Path("out").exists()
+    assert names(here) == sorted([*others, "out"])  # a half is no loss, an old whole one is
     with whole_folder(Path("out")) as partial:
         (partial / "whole").write_text("x")
     assert names(here) == sorted([*others, "out"])  # of live processes and of other machines
     assert names(Path("out")) == ["whole"]
+
+
+REPLACING = """
+import os
+from pathlib import Path
+from tercet.files import whole_folder
+rename = Path.rename
+def dying(self, target):
+    if self.name.endswith(".partial"):
+        os.kill(os.getpid(), 9)
+    return rename(self, target)
+Path.rename = dying
+with whole_folder(Path("out")) as partial:
+    (partial / "modules.json").write_text("new")
+"""
+
+
+def test_a_process_killed_between_two_renames_loses_nothing(here: Path) -> None:
+    model_in(here / "out")
+    command = [sys.executable, "-c", REPLACING]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert ended.returncode == -9 and not Path("out").exists()
+    assert {name.rsplit(".")[-1] for name in names(here)} == {"old", "partial"}
+    with pytest.raises(UserError, match="out: exists; .* --overwrite"):
+        check_replaceable(Path("out"), HOLDS)
+    assert Path("out", HOLDS).read_text() == "old"
+    with whole_folder(Path("out")) as partial:
+        (partial / HOLDS).write_text("newer")
+    assert names(here) == ["out"] and Path("out", HOLDS).read_text() == "newer"
+
+
+def test_a_rename_that_fails_leaves_the_old_folder(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_in(here / "out")
+    plain = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(PermissionError), whole_folder(Path("out")) as partial:
+        (partial / HOLDS).write_text("new")
+    assert names(here) == ["out"] and Path("out", HOLDS).read_text() == "old"
 
 
 def own_partial(folder: Path) -> str:

@@ -1,10 +1,14 @@
 """Indexes and reductions: recall against exact search, memory as measured and as projected."""
 
 import sys
+from io import StringIO
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress, TaskID
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 from tercet.data.rows import RetrievalTask, Texts
@@ -19,6 +23,8 @@ from tercet.evaluation.reduction import (
     projection,
     reductions,
 )
+from tercet.evaluation.speed import alternate
+from tercet.mining.ann import build_index, search_index
 from tercet.mining.pairs import recall
 
 pytest.importorskip("faiss", reason="the ann extra is not installed")
@@ -187,3 +193,32 @@ def test_the_document_of_the_query_s_own_id_is_left_out(
     given = (own, queries[rows], documents)
     with_it, without = (reductions(*given, dims=(31,), skip_self=s)[0] for s in (False, True))
     assert without.mean > with_it.mean + 0.1
+
+
+def test_on_a_terminal_no_bar_is_timed(
+    sides: tuple[NDArray[np.float32], NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[str] = []
+
+    class Counted(Progress):
+        def add_task(self, description: str, *given: Any, **more: Any) -> TaskID:
+            bars.append(description)
+            return super().add_task(description, *given, **more)
+
+    monkeypatch.setattr("tercet.progress.Progress", Counted)
+    terminal = Console(file=StringIO(), force_terminal=True)
+    monkeypatch.setattr("tercet.progress._CONSOLE", terminal)
+    index = build_index(sides[1], "flat", study_settings(DOCUMENTS, WIDTH), k=10, seed=0)
+    bars.clear()
+    asked: list[int] = []
+
+    def ask() -> NDArray[np.int64]:
+        asked.append(len(bars))
+        return search_index(index, sides[0], 10)
+
+    monkeypatch.setattr(indexes, "TIMED", 0.05)
+    indexes._timed(ask, QUERIES)
+    assert bars == ["search"] and len(asked) > 2  # the first one is not timed
+    bars.clear()
+    alternate({"ask": ask}, 3)
+    assert bars == ["rounds"]

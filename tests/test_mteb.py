@@ -1,6 +1,7 @@
 """MTEB itself: it gives the same numbers as ours, and reads what we write."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from tercet.evaluation.official import (
     run_mteb,
     stored_encoder,
 )
+from tercet.evaluation.results import FORMAT
+from tercet.files import write_json
 from tercet.models import load_encoder
 from tests.conftest import NAMES, Run, answer, question
 
@@ -223,6 +226,26 @@ def test_subsets_and_splits_are_results_of_their_own(
         assert read_result(result_path(result, tmp_path)).means == result.means
 
 
+@pytest.mark.parametrize("part", ["animals.eng.dev", "animals.deu.test"])
+def test_an_official_task_does_not_replace_what_others_wrote(
+    folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    task = several(folder)
+    monkeypatch.setattr("tercet.stages.official.official_task", lambda _: task)
+    newer = {"task_name": "animals", "tercet": {"format": FORMAT + 1}}
+    for place, content, said in (
+        (f"{tiny_model.parent.name}/{part}.json", newer, "written by a newer version of tercet"),
+        (f"BM25/{part}.json", {"mine": 1}, "not a result of `tercet evaluate`"),
+        (f"{tiny_model.parent.name}/{part}.mteb.json", [1], "not a result of `tercet evaluate --"),
+    ):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        write_json(tmp_path / "out" / place, content)
+        with pytest.raises(UserError, match=f"^--out: .*{re.escape(part)}.*{said}"):
+            stages.evaluate(str(tiny_model), [], tmp_path / "out", official=["Animals"])
+        assert json.loads((tmp_path / "out" / place).read_text()) == content
+        assert [f.name for f in (tmp_path / "out").rglob("*") if f.is_file()] == [Path(place).name]
+
+
 class Likeness(AbsTaskSTS):
     """A task that is no retrieval."""
 
@@ -254,7 +277,8 @@ def test_what_is_no_retrieval_is_written_as_mteb_says_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("tercet.stages.official.official_task", lambda _: Likeness())
-    assert stages.evaluate(str(tiny_model), [], tmp_path, official=["Likeness"]) == []
+    for _ in range(2):  # its own file is replaced
+        assert stages.evaluate(str(tiny_model), [], tmp_path, official=["Likeness"]) == []
     path = tmp_path / tiny_model.parent.name / "Likeness.test.mteb.json"
     written = json.loads(path.read_text())
     assert written["task_name"] == "Likeness" and written["mteb_version"]

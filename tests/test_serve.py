@@ -197,3 +197,9 @@ def test_an_address_with_colons_listens_too() -> None:
             assert server.url.startswith("http://[::1]:")
     except UserError as error:
         pytest.skip(f"this machine has no IPv6: {error}")
+
+
+def test_several_processes_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tercet.stages.serving.process_count", lambda: 2)
+    status, _, err = run("serve", "no-model", "--data", "nowhere")
+    assert status == 2 and "serve: works in one process; start it without a launcher" in err

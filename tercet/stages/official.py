@@ -18,6 +18,7 @@ from tercet.evaluation.official import (
     by_mteb,
     disagreement,
     official_task,
+    parts_of,
     require_mteb,
     run_mteb,
     stored_encoder,
@@ -30,15 +31,17 @@ from tercet.stages.measuring import Second, evaluate_bm25, evaluate_second, writ
 from tercet.stages.tasks import Search
 
 
-def refuse_unknown(
+def official_parts(
     names: Sequence[str], how: Search, split: str, *, check_with_mteb: bool = False
-) -> None:
-    """Raise UserError for a name MTEB does not know, and for a launch of several processes."""
+) -> list[tuple[str, str]]:
+    """Task and split of every result that MTEB's tasks of these names will have.
+
+    Raises UserError for a name MTEB does not know, and for a launch of several processes.
+    """
     if not names and not check_with_mteb:
-        return
+        return []
     require_mteb()
-    for name in names:
-        official_task(name)
+    parts = [part for name in names for part in parts_of(official_task(name))]
     if process_count() > 1:
         raise UserError("MTEB searches in one process; run it without accelerate launch")
     if names and (how.skip_self or how.depth != DEPTH or split != "test"):
@@ -46,6 +49,7 @@ def refuse_unknown(
             "--split, --depth and --skip-self are for --data: MTEB's tasks say themselves which "
             f"splits they have and what is left out, and look at {DEPTH:,} documents"
         )
+    return parts
 
 
 def evaluate_official(

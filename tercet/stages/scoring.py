@@ -15,9 +15,8 @@ from tercet.evaluation import (
     Result,
     comparisons,
     comparisons_in,
-    place_of,
     read_comparisons,
-    read_result,
+    refuse_foreign,
     safe_name,
     write_comparisons,
 )
@@ -39,8 +38,8 @@ from tercet.stages.names import name_of, refuse_twice
 from tercet.stages.official import (
     check_by_mteb,
     evaluate_official,
+    official_parts,
     refuse_disagreement,
-    refuse_unknown,
 )
 from tercet.stages.tasks import PLAIN, Search, check, training_texts
 
@@ -82,12 +81,13 @@ def evaluate(
     names = _names(paths, how)
     for path in paths:
         resolve(path, "model")
-    refuse_unknown(official, how, split, check_with_mteb=check_with_mteb)
+    parts = official_parts(official, how, split, check_with_mteb=check_with_mteb)
     tasks = [read_task(folder, split) for folder in folders]
     pairs = [read_similarity(path) for path in similarity]
-    parts = [(task.name, task.split) for task in (*tasks, *pairs)]
+    local = [(task.name, task.split) for task in (*tasks, *pairs)]
+    refuse_twice("tasks", [*{name for name, _ in local}, *official])
+    parts += local
     refuse_twice("tasks", [safe_name(f"{name}.{part}") for name, part in parts])
-    refuse_twice("tasks", [*{name for name, _ in parts}, *official])
     _refuse_overwriting(names, parts, out)
     for task in tasks:
         check(task, how)
@@ -169,9 +169,9 @@ def _refuse_overwriting(names: Sequence[str], parts: Sequence[tuple[str, str]], 
     writable_folder(out)
     with about("--out"):
         read_comparisons(out)
-        for path in (place_of(out, name, *part) for name in names for part in parts):
-            if path.exists():
-                read_result(path)
+        for name in names:
+            for task, split in parts:
+                refuse_foreign(out, name, task, split)
 
 
 def _load(path: str, prompts: Prompts, trust_remote_code: bool) -> SentenceTransformer:
