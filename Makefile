@@ -8,8 +8,9 @@ export HF_HUB_OFFLINE ?= 1
 demo: .venv/ready
 	$(BIN)/tercet demo
 
+# A file's tests share what they have set up, so files go to the two workers whole, longest first.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long forms, about an hour: fifty kills, 2,000 steps of soaking, 100,000 fuzzed inputs. A line
 # for each part as it ends.

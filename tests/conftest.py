@@ -15,6 +15,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 NAMES = [a + b + c for a in ("ba", "do", "ki", "lu") for b in ("me", "na", "ri") for c in "xsgt"]
 PLACES = ["forest", "river", "desert", "city", "cave", "meadow", "harbour", "valley"]
+LONGEST = (  # files of tests, by what they take
+    *("benchmarks", "compare", "browser", "store_processes", "processes", "parity", "room"),
+    *("stops", "kills", "average", "forecast", "offline", "remine", "distil", "mine_stage"),
+)
 Run = Callable[..., tuple[int, str, str]]  # words typed -> status, stdout, stderr
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -48,6 +52,12 @@ def weights(checkpoint: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     return load_file(checkpoint / "model" / "model.safetensors")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no worker is left with one at the end."""
+    place = {f"test_{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)

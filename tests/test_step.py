@@ -102,7 +102,7 @@ def test_a_loss_scale_reaches_every_gradient_alike(
         run.model.train()
         batch = run.batches(0)
         gradient_of(run, batch, plan_of(run, batch))
-        loop._clip(run)
+        loop.clip(run)
     assert plain.log_temperature is not None and scaled.log_temperature is not None
     torch.testing.assert_close(scaled.log_temperature.grad, plain.log_temperature.grad)
     for a, b in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):

@@ -180,7 +180,7 @@ def _sent(shape: Shape, plan: Plan, cluster: Cluster, kept: int) -> float:
         return vectors + all_reduce(shape.trained * FLOAT, world)
     micros = len(plan.ranks[0])
     gathers = micros + (micros - kept) + micros  # forward, again where no graph is kept, backward
-    weights = shape.parameters * (2 if cluster.half else FLOAT)
+    weights = shape.parameters * FLOAT
     gradient = all_gather(shape.trained * FLOAT, world)
     return vectors + gathers * all_gather(weights, world) + gradient
 
