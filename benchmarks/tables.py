@@ -154,7 +154,9 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
 
 def _row(what: str, speed: float, memory: float | None = None) -> dict[str, str]:
     row = {"Against sentence-transformers": what, "Times faster": f"{speed:.1f}"}
-    return row if memory is None else row | {"Memory, ours / theirs": f"{memory:.2f}"}
+    if memory is None:
+        return row
+    return row | {"Memory, ours / theirs": f"{memory:.2f}" if memory >= 0.01 else "< 0.01"}
 
 
 def _machine(found: Result) -> str:
