@@ -63,7 +63,8 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {'; '.join(_complaints(error))}") from None
+        told = [item.partition("=")[0] for item in overrides]
+        raise UserError(f"{where}: {'; '.join(_complaints(error, told))}") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
 
@@ -102,29 +103,39 @@ def _find(recipe: str | Path) -> Path:
     path = Path(recipe)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise UserError(f"{recipe}: a folder; name the recipe, a YAML file")
     if str(recipe) in recipes():
         return Path(str(resources.files("tercet.configs") / f"{recipe}.yaml"))
     hint = did_you_mean(str(recipe), recipes(), f"recipes: {', '.join(recipes())}")
     raise UserError(f"{recipe}: no such file and no such recipe; {hint}")
 
 
-def _complaints(error: ValidationError) -> Iterator[str]:
-    """One per key: each alternative of a union complains by itself, about the same value."""
+def _complaints(error: ValidationError, told: Sequence[str]) -> Iterator[str]:
+    """One per key: each alternative of a union complains by itself, about the same value.
+
+    `told`: keys given beside the file, whose complaints say so.
+    """
     by_key: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for problem in error.errors():
         by_key.setdefault(_key(problem), []).append(problem)
     for location, problems in by_key.items():
         key, first = ".".join(map(str, location)), problems[0]
+        beside = " (by an override)" if any(_covers(name, key) for name in told) else ""
         if first["type"] == "extra_forbidden":
             names = list(_section(location[:-1]).model_fields)
             hint = did_you_mean(str(location[-1]), names, f"valid here: {', '.join(names)}", 0.5)
-            yield f"unknown key {key}; {hint}"
+            yield f"unknown key {key}; {hint}{beside}"
         elif first["type"] == "missing":
-            yield f"{key} is missing"
+            yield f"{key} is missing; write it there, or {key}=... behind it"
         elif first["type"] == SECRET:
             yield first["msg"]
         else:
-            yield f"{key}: {_expected(problems)}, got {masked(repr(first['input']))}"[:300]
+            yield f"{key}: {_expected(problems)}, got {masked(repr(first['input']))}"[:300] + beside
+
+
+def _covers(name: str, key: str) -> bool:
+    return key == name or key.startswith(f"{name}.")
 
 
 def _key(problem: ErrorDetails) -> tuple[str | int, ...]:

@@ -30,6 +30,7 @@ ENDINGS = {
     ".csv.gz": "csv",
     ".parquet": "parquet",
 }
+FORMATS = "format: jsonl, csv, parquet, dataset or beir"
 LARGE = 64 << 20  # bytes; smaller files are read before a progress bar is of use
 MANY = 100_000  # rows; likewise
 BATCH = 1024  # rows of a table made into Python objects at once
@@ -46,7 +47,7 @@ def format_of(path: Path, complain: Complain = refuse) -> str | None:
         complain(
             "unknown format",
             f"{path}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor a saved "
-            "dataset; name a file in it, or set the source's format",
+            f"dataset; name a file in it, or set the source's {FORMATS}",
         )
         return None
     if not path.exists():
@@ -58,7 +59,7 @@ def format_of(path: Path, complain: Complain = refuse) -> str | None:
     complain(
         "unknown format",
         f"{path}: the name does not tell the format; end it in {', '.join(ENDINGS)}, "
-        "or set the source's format",
+        f"or set the source's {FORMATS}",
     )
     return None
 

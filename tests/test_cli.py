@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,18 @@ def test_help_names_every_command_without_loading_torch(run: Run) -> None:
     assert status == 0
     for command in ("demo", "finetune", "plan", "mine", "evaluate", "export", "data"):
         assert command in out
+
+
+@pytest.mark.parametrize("command", ["finetune", "distil", "plan", "mine"])
+def test_a_mistake_in_a_config_does_not_wait_for_torch(command: str) -> None:
+    program = (
+        "import sys; from tercet import cli; sys.argv[1:] = "
+        f"[{command!r}, 'tiny', 'trian.steps=1']\n"
+        "try: cli.main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "2 False\n" and "unknown key trian" in done.stderr
 
 
 def test_the_version_and_a_bare_command(run: Run) -> None:

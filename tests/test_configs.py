@@ -2,6 +2,7 @@
 
 import re
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -47,6 +48,7 @@ def test_the_resolved_config_reads_back_equal(tmp_path) -> None:
         ("output: x\nbatch: {sise: 3}", [], "unknown key batch.sise; did you mean 'size'"),
         ("output: x", ["model.prompts.qery=a"], "model.prompts.qery; did you mean 'query'"),
         ("output: x\nloss: {temperature: -1}", [], "loss.temperature: .* greater than 0, got -1"),
+        ("output: x", ["train.learning_rate=.inf"], "learning_rate: .* finite .* got inf"),
         ("output: x\nbatch: {size: 0}", [], "batch.size: .* greater than or equal to 1, got 0"),
         ("batch: {size: 1}", [], "output is missing"),
         ("output: x", ["train.epochs"], "write key=value"),
@@ -60,17 +62,21 @@ def test_the_resolved_config_reads_back_equal(tmp_path) -> None:
         ),
         ("output: x", ["loss.matryoshka={dims: [4], weights: [1, 2]}"], "2 weights for 1 dims"),
         ("output: x", ["data.train=[{pth: a}]"], "data.train.0.path is missing"),
-        ("output: x", ["data.train=[3]"], "data.train.0: .* got 3$"),
-        ("output: x", ["loss.directions=[a]"], "loss.directions.0: .* got 'a'$"),
+        ("output: x", ["data.train=[3]"], r"data.train.0: .* got 3 \(by an override\)$"),
+        (
+            "output: x",
+            ["loss.directions=[a]"],
+            r"loss.directions.0: .* got 'a' \(by an override\)$",
+        ),
         (
             "output: x",
             ["batch.micro_tokens=foo"],
-            "^a.yaml: batch.micro_tokens: input should be a valid integer or 'auto', got 'foo'$",
+            r"^a.yaml: batch.micro_tokens: input .* integer or 'auto', got 'foo' \(by an override\)$",
         ),
         (
             "output: x",
             ["batch.keep_tokens=-1"],
-            "^a.yaml: batch.keep_tokens: .* than or equal to 0 or 'auto', got -1$",
+            r"^a.yaml: batch.keep_tokens: .* equal to 0 or 'auto', got -1 \(by an override\)$",
         ),
     ],
 )
@@ -78,6 +84,11 @@ def test_what_is_wrong_is_said_in_one_line(text: str, overrides: list[str], comp
     with pytest.raises(UserError, match=complaint) as error:
         parse(text, "a.yaml", overrides)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a folder; name the recipe"):
+        load(tmp_path)
 
 
 def test_a_missing_recipe_names_the_nearest() -> None:

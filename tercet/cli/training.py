@@ -26,10 +26,12 @@ def finetune(
 ) -> None:
     """Fine-tune a bi-encoder. Several processes: accelerate launch -m tercet finetune ..."""
     from tercet.configs import load
+
+    settings = load(config, overrides or ())  # mistakes in it are told before torch is imported
     from tercet.progress import is_main_process
     from tercet.stages import finetune
 
-    model = finetune(load(config, overrides or ()), allow_changed or ())
+    model = finetune(settings, allow_changed or ())
     if is_main_process():
         print(f"model: {model}")
 
@@ -40,10 +42,12 @@ def distil(
 ) -> None:
     """Train a student on a teacher's vectors; cut it from a model first, if the config says so."""
     from tercet.configs import load
+
+    settings = load(config, overrides or ())
     from tercet.progress import is_main_process
     from tercet.stages import distil
 
-    model = distil(load(config, overrides or ()), allow_changed or ())
+    model = distil(settings, allow_changed or ())
     if is_main_process():
         print(f"model: {model}")
 
@@ -61,14 +65,15 @@ def plan(
 ) -> None:
     """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run."""
     from tercet.configs import load
+
+    settings = load(config, overrides or ())
+    if device is None and (nodes, gpus, sharded) != (1, 1, False):
+        raise UserError("--nodes, --gpus and --sharded are for machines elsewhere: name --device")
     from tercet.progress import is_main_process
     from tercet.report import console_table, forecast_table, predicted_table
     from tercet.stages import with_student
     from tercet.train import forecast, predict
 
-    settings = load(config, overrides or ())
-    if device is None and (nodes, gpus, sharded) != (1, 1, False):
-        raise UserError("--nodes, --gpus and --sharded are for machines elsewhere: name --device")
     with with_student(settings) as run:
         if device is not None:
             table = predicted_table(predict(run, nodes, gpus, device, sharded))
@@ -82,10 +87,12 @@ def plan(
 def mine(config: ConfigPath, overrides: Overrides = None) -> None:
     """Mine hard negatives for the training rows; train on them with data.mined=FILE."""
     from tercet.configs import load
+
+    settings = load(config, overrides or ())
     from tercet.progress import is_main_process
     from tercet.stages import mine
 
-    mined = mine(load(config, overrides or ()))
+    mined = mine(settings)
     if not is_main_process():
         return
     counts = mined.counts
