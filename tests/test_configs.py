@@ -71,7 +71,7 @@ def test_the_resolved_config_reads_back_equal(tmp_path) -> None:
         (
             "output: x",
             ["batch.micro_tokens=foo"],
-            r"^a.yaml: batch.micro_tokens: input .* integer or 'auto', got 'foo' \(by an override\)$",
+            r"^a.yaml: batch.micro_tokens: input .* or 'auto', got 'foo' \(by an override\)$",
         ),
         (
             "output: x",
