@@ -12,10 +12,17 @@ from safetensors.torch import load_file
 
 from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
-from tercet.files import write_json
+from tercet.files import sha256, write_json
 from tercet.models import add_dense, load_encoder
 from tercet.train import finetune
-from tercet.train.checkpoint import FORMAT, drop_old, manifest_of, newest, verify
+from tercet.train.checkpoint import (
+    FORMAT,
+    drop_old,
+    load_checkpoint,
+    manifest_of,
+    newest,
+    verify,
+)
 from tests.conftest import weights
 
 NAME = "embeddings.word_embeddings.weight"
@@ -120,6 +127,31 @@ def test_paths_out_of_the_folder_are_refused(folder: Path, name: str) -> None:
     assert found is not None and "outside it" in found and name in found
 
 
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("name", ["1_Dense", ".hidden"])
+def test_linked_folders_are_refused(folder: Path, name: str, inside: bool) -> None:
+    """What lies in them would be loaded, and no manifest would have to name it."""
+    target = folder / "step-00000004"
+    other = (target if inside else folder) / "other"
+    (target / "model" / name).symlink_to(other)
+    other.mkdir()
+    found = verify(target)
+    expected = "is a folder" if inside else "leads outside it"
+    assert found is not None and f"model/{name} {expected}" in found
+    (target / "model" / name).unlink()
+    assert verify(target) is None
+    (target / "loop").symlink_to("loop")
+    assert newest(folder) == folder / "step-00000002"
+
+
+def make_manifest_anew(checkpoint: Path) -> None:
+    """Whoever makes a checkpoint makes its manifest."""
+    files = [f for f in checkpoint.rglob("*") if f.is_file() and f.name != "manifest.json"]
+    hashes = {str(f.relative_to(checkpoint)): sha256(f) for f in files}
+    write_json(checkpoint / "manifest.json", manifest_of(hashes))
+    assert verify(checkpoint) is None
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         (tmp_path / f"step-{step:08d}").mkdir()
@@ -178,6 +210,28 @@ def test_checkpoints_of_another_version_are_left_alone(folder: Path, ended: list
     with pytest.raises(UserError, match=f"step-00000004: it is of format {FORMAT + 1}"):
         go_on(ended)
     assert {path.name[-1] for path in folder.iterdir()} == {"2", "4"}
+
+
+def test_a_checkpoint_whose_model_names_folders_outside_is_refused(
+    folder: Path, ended: list[str]
+) -> None:
+    target = folder / "step-00000004"
+    path = target / "model" / "modules.json"
+    modules = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, [*modules[:-1], modules[-1] | {"path": "../../secret"}])
+    make_manifest_anew(target)
+    with pytest.raises(UserError, match="step-00000004: .* names a folder outside it"):
+        go_on(ended)
+
+
+def test_pickled_weights_of_a_checkpoint_are_not_loaded(folder: Path, made: Path) -> None:
+    """Should its manifest ever miss them: a file whose name begins with a dot is overlooked."""
+    model = folder / "step-00000004" / "model"
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    encoder = load_encoder(ModelConfig(path=paths_of(made)["model.path"]))
+    with pytest.raises(UserError, match="step-00000004: .*its weights are pickled"):
+        load_checkpoint(model.parent, encoder)
 
 
 def test_a_damaged_one_is_set_aside_and_halves_are_removed(folder: Path, ended: list[str]) -> None:
