@@ -17,7 +17,9 @@ from tercet.models import add_dense, load_encoder
 from tercet.train import finetune
 from tercet.train.checkpoint import (
     FORMAT,
+    checkpoints_in,
     drop_old,
+    drop_unfinished,
     load_checkpoint,
     manifest_of,
     newest,
@@ -161,6 +163,27 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert kept == ["step-00000001", "step-00000001.copy", "step-00000003", "step-00000004"]
 
 
+def test_one_that_goes_is_never_found_half_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "state.json").write_text("{}")
+
+    def dies(path: Path) -> None:
+        (path / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        drop_old(tmp_path, step=3, best=3, keep=1)
+    monkeypatch.undo()
+    whole = {path.name for path in checkpoints_in(tmp_path) if (path / "state.json").exists()}
+    assert whole == {path.name for path in checkpoints_in(tmp_path)} >= {"step-00000003"}
+    drop_unfinished(tmp_path)
+    assert whole == {path.name for path in tmp_path.iterdir()}
+
+
 def test_hidden_files_do_no_harm(folder: Path) -> None:
     (folder / "step-00000004" / ".DS_Store").write_bytes(b"Bud1")
     (folder / "step-00000004" / "model" / ".nfs0001").write_bytes(b"x")
@@ -243,6 +266,24 @@ def test_a_damaged_one_is_set_aside_and_halves_are_removed(folder: Path, ended: 
         "damaged-step-00000004",
         *(f"step-0000000{step}" for step in (2, 4, 6)),
     ]
+
+
+@pytest.mark.parametrize("state", [None, b'{"mined": {"fi', b"[]", b'{"step": 2}', b"\xff"])
+def test_an_older_one_that_is_damaged_stops_no_run(
+    folder: Path, ended: list[str], state: bytes | None
+) -> None:
+    """Which mined set it goes on with is not known, so all stay while it does."""
+    older, mined = folder / "step-00000002", folder.parent / "mined" / "step-00000000"
+    delete(older / "state.json")
+    if state is not None:
+        (older / "state.json").write_bytes(state)
+    mined.mkdir(parents=True)
+    (mined / "mined.parquet").write_bytes(b"x")
+    assert go_on(ended, "train.keep=9") == folder / "step-00000006"
+    assert (mined / "mined.parquet").exists()
+    shutil.rmtree(older)
+    assert go_on(ended, "train.keep=9", "train.steps=8") == folder / "step-00000008"
+    assert not (mined / "mined.parquet").exists()
 
 
 @pytest.mark.parametrize(

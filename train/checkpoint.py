@@ -173,22 +173,28 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def drop_old(folder: Path, step: int, best: int, keep: int) -> None:
-    """Keep the checkpoints of `step`, of `best` and the `keep` - 1 newest before `step`."""
+    """Keep the checkpoints of `step`, of `best` and the `keep` - 1 newest before `step`.
+
+    One that goes is renamed first, so that none is ever found half deleted.
+    """
     past = [path for path in checkpoints_in(folder) if path.name <= name_of(step)]
     for path in past[:-keep]:
         if path.name != name_of(best):
-            shutil.rmtree(path)
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
 
 
 def drop_rounds(folder: Path, rounds: Path, current: str | None) -> None:
     """Delete the mined sets below `rounds` that neither a kept checkpoint nor the run goes on with.
 
     current: of the run, relative to the output folder as the checkpoints name theirs. The summary
-    and the page of each round stay.
+    and the page of each round stay. All do while a checkpoint is too damaged to say which it needs.
     """
     named = {current}
-    for checkpoint in checkpoints_in(folder):
-        named.add((read_state(checkpoint)["mined"] or {}).get("file"))
+    try:
+        for checkpoint in checkpoints_in(folder):
+            named.add((read_state(checkpoint)["mined"] or {}).get("file"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
     for mined in rounds.glob("step-*/mined.parquet"):
         if str(mined.relative_to(rounds.parent)) not in named:
             mined.unlink()
