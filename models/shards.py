@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from tercet.cache import disk, save_array
 from tercet.errors import UserError
-from tercet.files import sha256, whole_file, write_json, write_text
+from tercet.files import DAY, sha256, whole_file, write_json, write_text
 
 FORMAT = 3  # of a store; raised when a reader of today could not read it
 MANIFEST = "manifest.json"
 LEAST_ROWS = 64  # of a shard: what fewer lose to padding would be more than what they save
 ENOUGH_ROWS = 512  # to sort well by length
 SHARDS, MOST_SHARDS = 64, 128  # a killed run loses a part of this size; open files stay few
-DAY = 86_400  # seconds: what lies half written for longer was left behind
 
 
 @dataclass(frozen=True)
