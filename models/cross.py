@@ -14,9 +14,9 @@ import xxhash
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
-from tercet.cache import disk, locked
+from tercet.cache import CACHE, locked
 from tercet.errors import UserError
-from tercet.files import cache_folder, fingerprint, whole_file
+from tercet.files import cache_folder, disk_errors, fingerprint, whole_file
 from tercet.models.encode import ACCELERATOR_TOKENS, CPU_TOKENS, token_batches
 from tercet.models.load import default_device, resolve
 from tercet.models.store import model_fingerprint
@@ -218,7 +218,7 @@ def _score(
             + ("; its weights are damaged" if scorer.logits else "; use calibration: auto")
         )
     path = folder / f"{fingerprint([keys[shard].tobytes()])}.npz"
-    with disk(folder), whole_file(path) as partial, partial.open("wb") as file:
+    with disk_errors(folder, CACHE), whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, keys=keys[shard], scores=scores)
 
 

@@ -91,7 +91,7 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     try:
         partial.chmod(0o755)  # mkdtemp makes it private; what is written here is for others to read
         yield partial
-        for file in sorted(partial.rglob("*")):
+        for file in (*sorted(partial.rglob("*")), partial):
             _fsync(file)
         if replace and path.exists():
             old = partial.with_suffix(".old")
@@ -222,8 +222,8 @@ def check_replaceable(
 
 
 @contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Say in one line that a disk did not take what the block writes to `out`.
+def disk_errors(out: Path, advice: str | None = None) -> Iterator[None]:
+    """Say in one line that a disk did not take what the block writes to `out`, and what to do.
 
     Whichever library complained: the system's words are looked for in its message. Anything that
     is no trouble with a disk passes on.
@@ -238,9 +238,8 @@ def disk_errors(out: Path) -> Iterator[None]:
             raise
         lack = not isinstance(error, OSError) or error.errno in FULL
         hint = "make room or choose another disk" if lack else "choose another folder"
-        raise UserError(
-            f"{out}: cannot be written ({reason}); {hint}; nothing was left behind"
-        ) from None
+        advice = advice or f"{hint}; nothing was left behind"
+        raise UserError(f"{out}: cannot be written ({reason}); {advice}") from None
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
@@ -266,6 +266,14 @@ def test_a_damaged_one_is_set_aside_and_halves_are_removed(folder: Path, ended: 
         "damaged-step-00000004",
         *(f"step-0000000{step}" for step in (2, 4, 6)),
     ]
+
+
+def test_missing_state_of_the_optimizer_is_one_line(folder: Path, ended: list[str]) -> None:
+    target = folder / "step-00000004"
+    save_file({"something": torch.zeros(1)}, target / "trainer.safetensors")
+    make_manifest_anew(target)
+    with pytest.raises(UserError, match="holds no optimizer state for .*; start afresh"):
+        go_on(ended)
 
 
 @pytest.mark.parametrize("state", [None, b'{"mined": {"fi', b"[]", b'{"step": 2}', b"\xff"])

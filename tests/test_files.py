@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tercet import files
 from tercet.errors import UserError
 from tercet.files import (
     DAY,
@@ -214,6 +215,22 @@ def test_what_is_never_replaced(here: Path) -> None:
     assert names(here) == ["file", "link", "model", "runs"]
 
 
+def test_a_folder_is_synced_with_all_it_holds_before_its_name_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, synced = files._fsync, []
+
+    def recording(path: Path) -> None:
+        synced.append(path)
+        plain(path)
+
+    monkeypatch.setattr(files, "_fsync", recording)
+    with whole_folder(Path("out")) as partial:
+        (partial / "a").mkdir()
+        (partial / "a" / "b").write_text("x")
+    assert synced == [partial / "a", partial / "a" / "b", partial, partial.parent]
+
+
 def test_disks_and_libraries_in_one_line() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     faiss = RuntimeError(
@@ -224,6 +241,11 @@ def test_disks_and_libraries_in_one_line() -> None:
         whole = disk_errors(Path("out"))
         with pytest.raises(UserError, match=expected), whole, library_errors("x", "try again"):
             raise error
+    with (
+        pytest.raises(UserError, match=r"^out: cannot be written \(No space.*\); buy another$"),
+        disk_errors(Path("out"), "buy another"),
+    ):
+        raise full
     expected = r"\(Permission denied\); choose another folder; nothing"
     with pytest.raises(UserError, match=expected), disk_errors(Path("out")):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -223,8 +223,6 @@ def restore_optimizer(
         name, slash, field = key.rpartition("/")
         if slash:
             saved.setdefault(name, {})[field] = value
-    if not saved:
-        return  # every step before the checkpoint was skipped
     for parameter, name in names.items():
         if name not in saved:
             raise UserError(f"the checkpoint holds no optimizer state for {name}; start afresh")
