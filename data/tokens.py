@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.cache import disk, save_array
+from tercet.cache import CACHE, save_array
 from tercet.errors import UserError
-from tercet.files import cache_folder, fingerprint, whole_folder
+from tercet.files import cache_folder, disk_errors, fingerprint, whole_folder
 from tercet.progress import progress
 
 CHUNK = 8_192  # texts handed to the tokenizer at once
@@ -47,7 +47,7 @@ def token_cache(
     for _ in range(TRIES):
         if (found := _opened(place, len(texts))) is not None:
             return found
-        with disk(place), whole_folder(place, replace=False) as partial:
+        with disk_errors(place, CACHE), whole_folder(place, replace=False) as partial:
             _write(partial, texts, tokenise)
     raise UserError(f"{place}: cannot be read back as it was written; is the disk sound?")
 

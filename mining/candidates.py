@@ -13,11 +13,18 @@ import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from tercet.cache import disk, locked, save_array
+from tercet.cache import CACHE, locked, save_array
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Indices
 from tercet.errors import UserError
-from tercet.files import cache_folder, fingerprint, sha256, whole_folder, write_json
+from tercet.files import (
+    cache_folder,
+    disk_errors,
+    fingerprint,
+    sha256,
+    whole_folder,
+    write_json,
+)
 from tercet.mining.ann import ann_top_k, import_faiss, settings_for
 from tercet.mining.fuse import reciprocal_rank_fusion
 from tercet.mining.lexical import lexical_top_k
@@ -233,7 +240,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, found: _List) -> None:
-    with disk(path), whole_folder(path, replace=False) as partial:
+    with disk_errors(path, CACHE), whole_folder(path, replace=False) as partial:
         arrays = zip(_FILES, (found.scores, found.positions), strict=True)
         hashes = {name: save_array(partial / name, array) for name, array in arrays}
         facts = {"format": FORMAT, "recall": found.recall, "sha256": hashes}

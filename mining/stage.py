@@ -7,9 +7,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tercet.cache import OUTPUT, disk
+from tercet.cache import OUTPUT
 from tercet.configs.schema import MiningConfig
-from tercet.files import sha256, whole_file, write_json
+from tercet.files import disk_errors, sha256, whole_file, write_json
 from tercet.mining.candidates import BM25, MODEL, Space
 from tercet.mining.facts import Asked
 from tercet.mining.rescore import FalseNegatives, judged_by_cross_encoder, judged_by_model
@@ -59,7 +59,7 @@ def mine(
     def write() -> None:
         noted = provenance | {"settings": settings}
         table = mined_table(settled, outcome, rule_text(config), miner, round_number, noted)
-        with disk(out, OUTPUT):
+        with disk_errors(out, OUTPUT):
             with whole_file(out) as partial:
                 pq.write_table(table, partial)
             found = {"file": out.name, "sha256": sha256(out), "miner": miner, "round": round_number}

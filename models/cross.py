@@ -14,13 +14,13 @@ import xxhash
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
-from tercet.cache import disk, locked
+from tercet.cache import CACHE, locked
 from tercet.errors import UserError
-from tercet.files import cache_folder, fingerprint, whole_file
+from tercet.files import cache_folder, disk_errors, fingerprint, whole_file
 from tercet.models.encode import ACCELERATOR_TOKENS, CPU_TOKENS, token_batches
 from tercet.models.load import default_device, resolve
 from tercet.models.store import model_fingerprint
-from tercet.models.unpickle import only_safetensors
+from tercet.models.unpickle import only_safetensors, refuse_escapes
 from tercet.processes import process_count, process_index, share_mistakes
 from tercet.progress import Advance, progress
 
@@ -67,6 +67,8 @@ def load_scorer(
     found = resolve(path, where)
     try:
         with only_safetensors():
+            if (modules := Path(found, "modules.json")).is_file():
+                refuse_escapes(modules)
             model = CrossEncoder(
                 found,
                 device=str(default_device()),
@@ -74,7 +76,7 @@ def load_scorer(
                 trust_remote_code=trust_remote_code,
                 model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{where}: {path} cannot be loaded: {reason}") from None
     _refuse_untrained(model, f"{where}: {path}")
@@ -216,7 +218,7 @@ def _score(
             + ("; its weights are damaged" if scorer.logits else "; use calibration: auto")
         )
     path = folder / f"{fingerprint([keys[shard].tobytes()])}.npz"
-    with disk(folder), whole_file(path) as partial, partial.open("wb") as file:
+    with disk_errors(folder, CACHE), whole_file(path) as partial, partial.open("wb") as file:
         np.savez(file, keys=keys[shard], scores=scores)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -119,7 +120,7 @@ def remove(store: Stored) -> bool:
     place = store.place
     with locked(place, wait=False) as held:
         if held:  # out of sight first: who opens the store from now on makes another
-            place.rename(place.with_name(f".{place.name}.{os.getpid()}.gone"))
+            place.rename(place.with_name(f".{place.name}.{secrets.token_hex(8)}.gone"))
     for gone in place.parent.glob(".*.gone"):
         shutil.rmtree(gone, ignore_errors=True)
     return bool(held)

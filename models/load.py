@@ -1,7 +1,6 @@
 """From a path to a SentenceTransformer, the container every stage trains and encodes with."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from tercet.configs import ModelConfig
 from tercet.errors import UserError
 from tercet.files import sha256
 from tercet.models.hub import find_on_hub, nearest_to
-from tercet.models.unpickle import ADVICE, advice_for, only_safetensors
+from tercet.models.unpickle import ADVICE, advice_for, only_safetensors, refuse_escapes
 from tercet.processes import launch
 
 Role = Literal["query", "document"]
@@ -191,14 +190,6 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
         if not fetch and not Path(path).exists():
             reason = f"not all of it is on this disk ({reason}); fetch it: hf download {path}"
         raise UserError(f"{where}: {config.path} cannot be loaded: {reason}") from None
-
-
-def refuse_escapes(modules: Path) -> None:
-    """Raise ValueError if a model's modules.json names a folder that is not within its own."""
-    for module in json.loads(modules.read_text(encoding="utf-8")):
-        name = str(module["path"])
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"its modules.json names a folder outside it: {name}")
 
 
 def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceTransformer:

@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.cache import disk, save_array
+from tercet.cache import CACHE, save_array
 from tercet.errors import UserError
-from tercet.files import sha256, whole_file, write_json, write_text
+from tercet.files import DAY, disk_errors, sha256, whole_file, write_json, write_text
 
 FORMAT = 3  # of a store; raised when a reader of today could not read it
 MANIFEST = "manifest.json"
 LEAST_ROWS = 64  # of a shard: what fewer lose to padding would be more than what they save
 ENOUGH_ROWS = 512  # to sort well by length
 SHARDS, MOST_SHARDS = 64, 128  # a killed run loses a part of this size; open files stay few
-DAY = 86_400  # seconds: what lies half written for longer was left behind
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ def shard_path(place: Path, shard: int) -> Path:
 def write_shard(place: Path, shard: int, vectors: NDArray[np.float32]) -> None:
     """Write the rows of a shard, then its hash. Raises UserError if the disk does not take them."""
     path = shard_path(place, shard)
-    with disk(place):
+    with disk_errors(place, CACHE):
         with whole_file(path) as partial:
             digest = save_array(partial, vectors)
         write_text(_note(place, shard), f"{digest}  {path.name}\n")
@@ -254,7 +253,7 @@ def begin(place: Path, facts: Manifest, *, alone: bool) -> Manifest:
     For the holder of the lock: clears away what killed runs left behind. Unless it is surely
     `alone`, what is half written may be another run's, and is left for a day.
     """
-    with disk(place):
+    with disk_errors(place, CACHE):
         for partial in place.glob(".*.partial"):
             if alone or _age(partial) > DAY:
                 partial.unlink(missing_ok=True)
@@ -283,7 +282,7 @@ def _age(path: Path) -> float:
 
 def finish(place: Path, manifest: Manifest) -> Manifest:
     """Take the hashes of new shards into the manifest, and note that the store was used."""
-    with disk(place):
+    with disk_errors(place, CACHE):
         notes = list(place.glob("*.sha256"))
         if notes or not manifest.complete:
             manifest = replace(manifest, hashes=_all_hashes(place, manifest))

@@ -1,6 +1,7 @@
-"""Weights are read from safetensors; a pickle is read only if somebody says so."""
+"""What a model may not do to who loads it: run a pickle, or read outside its own folder."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from tercet.files import pickled
 
+ROUTERS = ("router_config.json", "config.json")  # where a Router has, or once had, its settings
 ADVICE = (
     "its weights are pickled, and loading a pickle can run code; save the model as safetensors, or "
     "say model.allow_pickle=true if you trust it"
@@ -42,3 +44,27 @@ def advice_for(folder: str) -> str:
     if not path.is_dir() or any(path.rglob("*.safetensors")):
         return ""
     return f": {ADVICE}" if any(pickled(file) for file in path.rglob("*.bin")) else ""
+
+
+def refuse_escapes(modules: Path) -> None:
+    """Raise ValueError if a model's modules.json names a folder that is not within its own.
+
+    Nor may the settings of a Router, which name a folder for each part of its routes. Those of a
+    hub's model that is yet to be fetched are not here: the hub's cache takes no such names.
+    """
+    folders = [str(module["path"]) for module in _json(modules)]
+    _refuse_outside(folders, modules.name)
+    for settings in (modules.parent / folder / name for folder in folders for name in ROUTERS):
+        found = _json(settings) if settings.is_file() else None
+        if isinstance(found, dict) and "types" in found:
+            _refuse_outside(found["types"], settings.name)
+
+
+def _refuse_outside(folders: Iterable[str], file: str) -> None:
+    for folder in map(Path, folders):
+        if folder.is_absolute() or ".." in folder.parts:
+            raise ValueError(f"its {file} names a folder outside it: {folder}")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

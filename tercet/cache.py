@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.errors import UserError
+from tercet.files import disk_errors
 from tercet.progress import say
 
 if sys.platform != "win32":
@@ -42,20 +42,10 @@ def locked(place: Path, *, wait: bool = True, shared: bool = False) -> Iterator[
     in who share it too, and keeps out who would have the folder alone: to remove it, say. Raises
     UserError if the folder cannot be written.
     """
-    with disk(place):
+    with disk_errors(place, CACHE):
         file, held = _take(place, wait, shared)
     with file:
         yield held
-
-
-@contextmanager
-def disk(place: Path, advice: str = CACHE) -> Iterator[None]:
-    """Say in one line that a disk did not take what the block writes to `place`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{place}: cannot be written ({reason}); {advice}") from None
 
 
 def save_array(path: Path, array: NDArray[Any]) -> str:

@@ -1,14 +1,17 @@
 """Files written whole or not at all, and the hashes that name them."""
 
 import errno
+import functools
 import glob
 import hashlib
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +23,7 @@ from tercet.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+DAY = 86_400  # seconds: what lies half written for longer was left behind
 
 
 def sha256(path: Path) -> str:
@@ -57,7 +61,7 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; fsync and rename it there when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         yield partial
         _fsync(partial)
@@ -74,22 +78,23 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     An existing `path` is replaced: the old folder stays complete until the new one is.
     With replace=False the folder that is there first stays and ours is discarded, which is right
     for a cache: several processes may fill it at once, and all write the same.
-    What a killed process of this machine left half written beside `path` is removed, and the old
-    folder put back if it was killed, or a rename failed, between the two renames of a replacement.
+    What a killed process left half written beside `path` is removed, and the old folder put back if
+    it was killed, or a rename failed, between the two renames of a replacement. Processes of other
+    machines and containers are not seen from here: what they left goes after a day.
     """
     path = path.resolve()  # "." has no name to put another beside, and a link is not a folder
     path.parent.mkdir(parents=True, exist_ok=True)
     _put_back(path)
     _sweep(path, "partial")
-    ours = f".{path.name}.{platform.node()}-{os.getpid()}"
-    partial = Path(tempfile.mkdtemp(prefix=f"{ours}.", suffix=".partial", dir=path.parent))
+    ours = f".{path.name}.{_place()}-{os.getpid()}."
+    partial = Path(tempfile.mkdtemp(prefix=ours, suffix=".partial", dir=path.parent))
     try:
         partial.chmod(0o755)  # mkdtemp makes it private; what is written here is for others to read
         yield partial
-        for file in sorted(partial.rglob("*")):
+        for file in (*sorted(partial.rglob("*")), partial):
             _fsync(file)
         if replace and path.exists():
-            old = path.with_name(f"{ours}.old")
+            old = partial.with_suffix(".old")
             path.rename(old)
             try:
                 partial.rename(path)
@@ -114,20 +119,46 @@ def _put_back(path: Path) -> None:
 
 
 def _sweep(path: Path, ending: str) -> None:
-    """Remove what processes of this machine that are no more left beside `path`."""
+    """Remove what processes that are no more left beside `path`."""
     for left in _left_behind(path, ending):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def _left_behind(path: Path, ending: str) -> list[Path]:
-    """Temporary folders beside `path` of processes of this machine that are no more."""
-    start = f".{path.name}.{platform.node()}-"
+    """Temporary folders beside `path` of processes that are no more, or of others a day old."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(\w+)-(\d+)\.\w+\.{ending}")
     found = []
-    for left in path.parent.glob(f"{glob.escape(start)}*.{ending}"):
-        process = left.name.removeprefix(start).split(".")[0]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.{ending}"):
+        named = ours.fullmatch(left.name)
+        if named is None:
+            continue
+        known = named[1] == _place()
+        gone = not psutil.pid_exists(int(named[2])) if known else _untouched(left) > DAY
+        if gone:
             found.append(left)
     return found
+
+
+@functools.cache
+def _place() -> str:
+    """Where a number means one process: this machine since it was started, and this container.
+
+    Containers may share a name, and machines a disk; most processes of containers have number 1.
+    """
+    parts = [platform.node()]
+    with suppress(OSError):  # systems other than Linux have neither
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return fingerprint(parts)[:16]
+
+
+def _untouched(folder: Path) -> float:
+    """Seconds since anything in a folder, or its name, was changed; 0 if it is being removed."""
+    try:
+        newest = max(path.lstat().st_ctime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return 0.0
+    return time.time() - newest
 
 
 def _rename(partial: Path, path: Path, may_exist: bool) -> None:
@@ -191,8 +222,8 @@ def check_replaceable(
 
 
 @contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
-    """Say in one line that a disk did not take what the block writes to `out`.
+def disk_errors(out: Path, advice: str | None = None) -> Iterator[None]:
+    """Say in one line that a disk did not take what the block writes to `out`, and what to do.
 
     Whichever library complained: the system's words are looked for in its message. Anything that
     is no trouble with a disk passes on.
@@ -207,9 +238,8 @@ def disk_errors(out: Path) -> Iterator[None]:
             raise
         lack = not isinstance(error, OSError) or error.errno in FULL
         hint = "make room or choose another disk" if lack else "choose another folder"
-        raise UserError(
-            f"{out}: cannot be written ({reason}); {hint}; nothing was left behind"
-        ) from None
+        advice = advice or f"{hint}; nothing was left behind"
+        raise UserError(f"{out}: cannot be written ({reason}); {advice}") from None
 
 
 @contextmanager

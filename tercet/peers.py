@@ -13,14 +13,13 @@ import selectors
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-
 from tercet.errors import LOST, Stopped, UserError
-from tercet.processes import process_count, process_index
+from tercet.processes import on_main, process_count, process_index
 from tercet.progress import say
 from tercet.secret import masked
 
@@ -28,6 +27,7 @@ GRACE = 20.0  # seconds that a process gets to end by itself once another has go
 NEWS = 5.0  # seconds to wait for news of the others when a collective has failed
 PORTS = "TERCET_PORTS"  # environment variable: where firewalls let processes talk
 KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # 30 s in all
+LONGEST = 2**20  # bytes: a stranger may send without end
 
 
 @contextmanager
@@ -64,25 +64,28 @@ class _Watch:
     def __init__(self) -> None:
         self.rank, self.world = process_index(), process_count()
         self.news, self.known = "", threading.Event()
-        self.gone = False  # this process has left the block
+        self.gone = False  # this process has left the block: it does not mind how the others end
+        self.told = False  # and they have been told so
         self.selector = selectors.DefaultSelector()
         self.lines: dict[socket.socket, tuple[str, bytes]] = {}  # who is there, what came so far
-        listener = _listener() if self.rank == 0 else None
-        where: list[Any] = [None]
-        if listener is not None:
-            where[0] = (socket.gethostname(), listener.getsockname()[1], secrets.token_hex(16))
-            self.selector.register(listener, selectors.EVENT_READ)
-        broadcast_object_list(where)
-        self.host, self.port, self.token = where[0]
+        self.listener: socket.socket | None = None  # on the main process
+        self.host, self.port, self.token = on_main(self._open)
         if self.rank:
             self._call()
-        threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
+        threading.Thread(target=self._listen, daemon=True).start()
 
     def leave(self, reason: str | None) -> None:
         """Tell the others that this process ends: with a `reason`, or None if all is done."""
         self.gone = True
         for line in list(self.lines):
             _send(line, {"end": reason})
+        self.told = True  # not before: the thread closes the lines then
+
+    def _open(self) -> tuple[str, int, str]:
+        """Where the main process can be called, and the word by which it knows who may."""
+        self.listener = _listener()
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        return socket.gethostname(), self.listener.getsockname()[1], secrets.token_hex(16)
 
     def _call(self) -> None:
         """Connect to the main process; without that line nothing is watched."""
@@ -111,14 +114,18 @@ class _Watch:
         self.lines[line] = (who, b"")
         self.selector.register(line, selectors.EVENT_READ)
 
-    def _listen(self, listener: socket.socket | None) -> None:
-        while not self.gone:
+    def _listen(self) -> None:
+        while not self.told:
             for key, _ in self.selector.select(timeout=1.0):
-                if key.fileobj is listener and listener is not None:
-                    self._add(listener.accept()[0], "")
-                elif key.fileobj in self.lines:
-                    self._read(key.fileobj)  # type: ignore[arg-type]
-        for end in (listener, *self.lines):
+                try:
+                    if key.fileobj is self.listener and self.listener is not None:
+                        self._add(self.listener.accept()[0], "")
+                    elif key.fileobj in self.lines:
+                        self._read(key.fileobj)  # type: ignore[arg-type]
+                except Exception as error:  # no more files, say: whatever it is, the watch goes on
+                    print(f"watching the other processes: {error!r}", file=sys.stderr)
+                    time.sleep(1.0)  # it may well come again at once
+        for end in (self.listener, *self.lines):
             if end is not None:
                 end.close()
 
@@ -132,8 +139,11 @@ class _Watch:
         self.lines[line] = (who, rest)
         try:
             for message in messages:
-                self._hear(line, json.loads(message))
-        except (ValueError, KeyError, TypeError, AttributeError):  # a stranger
+                if line in self.lines:  # else what came before it was the end, or a stranger's
+                    self._hear(line, json.loads(message))
+            if not who and len(rest) > LONGEST:
+                self._forget(line)
+        except Exception:  # a stranger: nothing that a line may hold ends this thread
             self._forget(line)
         if not data and line in self.lines:
             who = self.lines[line][0]
@@ -159,9 +169,9 @@ class _Watch:
             self._lost(f"{who} ended: {message['end']}")
 
     def _forget(self, line: socket.socket) -> None:
-        self.selector.unregister(line)
-        del self.lines[line]
-        line.close()
+        if self.lines.pop(line, None) is not None:
+            self.selector.unregister(line)
+            line.close()
 
     def _lost(self, news: str) -> None:
         """Pass it on, and end this process if it does not end by itself soon."""
@@ -194,7 +204,7 @@ def _listener() -> socket.socket:
     for port in ports:
         try:
             return socket.create_server(("", port), backlog=1024, **how)
-        except OSError:  # taken
+        except (OSError, OverflowError):  # taken, or no port at all
             continue
     raise UserError(f"{PORTS}: no port of {first}{_}{last} is free on this machine")
 

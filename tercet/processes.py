@@ -67,6 +67,11 @@ def on_main(work: Callable[[], Found]) -> Found:
     return answer[0]
 
 
+def on_any(so: bool) -> bool:
+    """Whether it is so on one process at least."""
+    return any(gather_object([so])) if process_count() > 1 else so
+
+
 def launch() -> PartialState:
     """What Accelerate knows of it. The first call joins; an Accelerator shares it."""
     unwanted = parse_flag_from_env("ACCELERATE_USE_CPU")

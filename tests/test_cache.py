@@ -16,7 +16,7 @@ import pytest
 from tercet import cache
 from tercet.cache import LOCK, Held, locked, save_array
 from tercet.errors import UserError
-from tercet.files import sha256
+from tercet.files import disk_errors, sha256
 from tercet.models.housekeeping import all_stored, damaged
 from tercet.models.shards import (
     MANIFEST,
@@ -221,5 +221,5 @@ def test_an_array_is_written_with_its_hash_and_a_full_disk_keeps_its_reason(
     assert save_array(path, ROWS[:, ::2]) == sha256(path)
     assert (np.load(path, mmap_mode="r") == ROWS[:, ::2]).all()
     with pytest.raises(UserError, match=r"cannot be written \(File too large\); make room"):  # noqa: SIM117
-        with cache.disk(tmp_path), full_disk():
+        with disk_errors(tmp_path, cache.CACHE), full_disk():
             save_array(path, ROWS)

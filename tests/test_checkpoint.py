@@ -8,14 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
-from tercet.files import write_json
+from tercet.files import sha256, write_json
 from tercet.models import add_dense, load_encoder
 from tercet.train import finetune
-from tercet.train.checkpoint import FORMAT, drop_old, manifest_of, newest, verify
+from tercet.train.checkpoint import (
+    FORMAT,
+    checkpoints_in,
+    drop_old,
+    drop_unfinished,
+    load_checkpoint,
+    manifest_of,
+    newest,
+    verify,
+)
 from tests.conftest import weights
 
 NAME = "embeddings.word_embeddings.weight"
@@ -120,6 +129,31 @@ def test_paths_out_of_the_folder_are_refused(folder: Path, name: str) -> None:
     assert found is not None and "outside it" in found and name in found
 
 
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("name", ["1_Dense", ".hidden"])
+def test_linked_folders_are_refused(folder: Path, name: str, inside: bool) -> None:
+    """What lies in them would be loaded, and no manifest would have to name it."""
+    target = folder / "step-00000004"
+    other = (target if inside else folder) / "other"
+    (target / "model" / name).symlink_to(other)
+    other.mkdir()
+    found = verify(target)
+    expected = "is a folder" if inside else "leads outside it"
+    assert found is not None and f"model/{name} {expected}" in found
+    (target / "model" / name).unlink()
+    assert verify(target) is None
+    (target / "loop").symlink_to("loop")
+    assert newest(folder) == folder / "step-00000002"
+
+
+def make_manifest_anew(checkpoint: Path) -> None:
+    """Whoever makes a checkpoint makes its manifest."""
+    files = [f for f in checkpoint.rglob("*") if f.is_file() and f.name != "manifest.json"]
+    hashes = {str(f.relative_to(checkpoint)): sha256(f) for f in files}
+    write_json(checkpoint / "manifest.json", manifest_of(hashes))
+    assert verify(checkpoint) is None
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         (tmp_path / f"step-{step:08d}").mkdir()
@@ -127,6 +161,27 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     drop_old(tmp_path, step=4, best=1, keep=2)
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["step-00000001", "step-00000001.copy", "step-00000003", "step-00000004"]
+
+
+def test_one_that_goes_is_never_found_half_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        (tmp_path / f"step-{step:08d}").mkdir()
+        (tmp_path / f"step-{step:08d}" / "state.json").write_text("{}")
+
+    def dies(path: Path) -> None:
+        (path / "state.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        drop_old(tmp_path, step=3, best=3, keep=1)
+    monkeypatch.undo()
+    whole = {path.name for path in checkpoints_in(tmp_path) if (path / "state.json").exists()}
+    assert whole == {path.name for path in checkpoints_in(tmp_path)} >= {"step-00000003"}
+    drop_unfinished(tmp_path)
+    assert whole == {path.name for path in tmp_path.iterdir()}
 
 
 def test_hidden_files_do_no_harm(folder: Path) -> None:
@@ -180,6 +235,28 @@ def test_checkpoints_of_another_version_are_left_alone(folder: Path, ended: list
     assert {path.name[-1] for path in folder.iterdir()} == {"2", "4"}
 
 
+def test_a_checkpoint_whose_model_names_folders_outside_is_refused(
+    folder: Path, ended: list[str]
+) -> None:
+    target = folder / "step-00000004"
+    path = target / "model" / "modules.json"
+    modules = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, [*modules[:-1], modules[-1] | {"path": "../../secret"}])
+    make_manifest_anew(target)
+    with pytest.raises(UserError, match="step-00000004: .* names a folder outside it"):
+        go_on(ended)
+
+
+def test_pickled_weights_of_a_checkpoint_are_not_loaded(folder: Path, made: Path) -> None:
+    """Should its manifest ever miss them: a file whose name begins with a dot is overlooked."""
+    model = folder / "step-00000004" / "model"
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    encoder = load_encoder(ModelConfig(path=paths_of(made)["model.path"]))
+    with pytest.raises(UserError, match="step-00000004: .*its weights are pickled"):
+        load_checkpoint(model.parent, encoder)
+
+
 def test_a_damaged_one_is_set_aside_and_halves_are_removed(folder: Path, ended: list[str]) -> None:
     flip(folder / "step-00000004" / "trainer.safetensors")
     (folder / ".step-00000006.x.partial").mkdir()
@@ -189,6 +266,32 @@ def test_a_damaged_one_is_set_aside_and_halves_are_removed(folder: Path, ended: 
         "damaged-step-00000004",
         *(f"step-0000000{step}" for step in (2, 4, 6)),
     ]
+
+
+def test_missing_state_of_the_optimizer_is_one_line(folder: Path, ended: list[str]) -> None:
+    target = folder / "step-00000004"
+    save_file({"something": torch.zeros(1)}, target / "trainer.safetensors")
+    make_manifest_anew(target)
+    with pytest.raises(UserError, match="holds no optimizer state for .*; start afresh"):
+        go_on(ended)
+
+
+@pytest.mark.parametrize("state", [None, b'{"mined": {"fi', b"[]", b'{"step": 2}', b"\xff"])
+def test_an_older_one_that_is_damaged_stops_no_run(
+    folder: Path, ended: list[str], state: bytes | None
+) -> None:
+    """Which mined set it goes on with is not known, so all stay while it does."""
+    older, mined = folder / "step-00000002", folder.parent / "mined" / "step-00000000"
+    delete(older / "state.json")
+    if state is not None:
+        (older / "state.json").write_bytes(state)
+    mined.mkdir(parents=True)
+    (mined / "mined.parquet").write_bytes(b"x")
+    assert go_on(ended, "train.keep=9") == folder / "step-00000006"
+    assert (mined / "mined.parquet").exists()
+    shutil.rmtree(older)
+    assert go_on(ended, "train.keep=9", "train.steps=8") == folder / "step-00000008"
+    assert not (mined / "mined.parquet").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,23 @@
 
 import errno
 import os
-import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tercet import files
 from tercet.errors import UserError
 from tercet.files import (
+    DAY,
+    _place,
     check_replaceable,
     disk_errors,
     disk_trouble,
     library_errors,
+    whole_file,
     whole_folder,
 )
 from tests.workers.launch import ROOT
@@ -56,14 +60,13 @@ def test_a_killed_process_leaves_a_half_that_the_next_one_sweeps(here: Path) -> 
     )
     (half,) = names(here)
     assert ended.returncode == -9 and half.startswith(".out.") and half.endswith(".partial")
-    node = platform.node()
-    others = [
-        f".out.{node}-{os.getppid()}.x.partial",
-        ".out.elsewhere-1.x.partial",
-        ".outer.partial",
+    place, dead = half.removeprefix(".out.").split(".")[0].split("-")
+    others = [  # of a live process, of another machine or container, of another folder
+        f".out.{place}-{os.getppid()}.x.partial",
+        f".out.{place[::-1]}-{dead}.x.partial",
+        f".out.er.{place}-{dead}.x.partial",
     ]
-    dead = half.removeprefix(f".out.{node}-").split(".")[0]
-    for name in (*others, f".out.{node}-{dead}.old"):
+    for name in (*others, f".out.{place}-{dead}.x.old"):
         Path(name).mkdir()
     with pytest.raises(ZeroDivisionError), whole_folder(Path("out")):
         assert names(here) == sorted([*others, "out", own_partial(here)])
@@ -71,8 +74,50 @@ def test_a_killed_process_leaves_a_half_that_the_next_one_sweeps(here: Path) -> 
     assert names(here) == sorted([*others, "out"])  # a half is no loss, an old whole one is
     with whole_folder(Path("out")) as partial:
         (partial / "whole").write_text("x")
-    assert names(here) == sorted([*others, "out"])  # of live processes and of other machines
+    assert names(here) == sorted([*others, "out"])
     assert names(Path("out")) == ["whole"]
+
+
+def test_what_other_machines_left_goes_after_a_day(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [f".out.elsewhere-{os.getpid()}.x.{ending}" for ending in ("partial", "old")]
+    for name in left:
+        model_in(here / name)
+    with whole_folder(Path("out")) as partial:
+        (partial / "whole").write_text("x")
+    assert names(here) == sorted([*left, "out"])
+    tomorrow = time.time() + DAY + 1
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    with whole_folder(Path("out")) as partial:
+        (partial / "whole").write_text("x")
+    assert names(here) == ["out"]
+
+
+def test_a_container_is_another_place() -> None:
+    """Processes of two containers may have one number and one host name."""
+
+    def place(*launcher: str) -> str:
+        told = "from tercet.files import _place; print(_place())"
+        command = [*launcher, sys.executable, "-c", told]
+        return subprocess.check_output(command, cwd=ROOT, text=True).strip()
+
+    container = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    assert place() == _place()
+    try:
+        subprocess.run([*container, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no right to make a process namespace")
+    assert place(*container) != _place()
+
+
+def test_two_processes_of_one_number_write_files_of_their_own(here: Path) -> None:
+    with whole_file(here / "file") as first:
+        first.write_text("first")
+        with whole_file(here / "file") as second:
+            second.write_text("second")
+        assert first.read_text() == "first" and Path("file").read_text() == "second"
+    assert names(here) == ["file"] and Path("file").read_text() == "first"
 
 
 REPLACING = """
@@ -170,6 +215,22 @@ def test_what_is_never_replaced(here: Path) -> None:
     assert names(here) == ["file", "link", "model", "runs"]
 
 
+def test_a_folder_is_synced_with_all_it_holds_before_its_name_is(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, synced = files._fsync, []
+
+    def recording(path: Path) -> None:
+        synced.append(path)
+        plain(path)
+
+    monkeypatch.setattr(files, "_fsync", recording)
+    with whole_folder(Path("out")) as partial:
+        (partial / "a").mkdir()
+        (partial / "a" / "b").write_text("x")
+    assert synced == [partial / "a", partial / "a" / "b", partial, partial.parent]
+
+
 def test_disks_and_libraries_in_one_line() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     faiss = RuntimeError(
@@ -180,6 +241,11 @@ def test_disks_and_libraries_in_one_line() -> None:
         whole = disk_errors(Path("out"))
         with pytest.raises(UserError, match=expected), whole, library_errors("x", "try again"):
             raise error
+    with (
+        pytest.raises(UserError, match=r"^out: cannot be written \(No space.*\); buy another$"),
+        disk_errors(Path("out"), "buy another"),
+    ):
+        raise full
     expected = r"\(Permission denied\); choose another folder; nothing"
     with pytest.raises(UserError, match=expected), disk_errors(Path("out")):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -1,6 +1,8 @@
 """Negatives mined again inside a run: the same after kill -9 and on two processes."""
 
 import json
+import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from tercet import stages
 from tercet.configs import ModelConfig, load
 from tercet.data import text_hash, with_mined
-from tercet.errors import UserError
+from tercet.errors import SAVED, Stopped, UserError
 from tercet.models import encode, load_encoder
 from tercet.stages.mining import remine_stage
 from tercet.train.precision import own_forward
@@ -96,6 +98,40 @@ def test_killed_runs_and_two_processes_end_alike(settings: list[str], tmp_path: 
     assert [a["loss"] for a in one] == pytest.approx([b["loss"] for b in two], abs=1e-5)
     state = json.loads((tmp_path / "whole" / last / "state.json").read_text(encoding="utf-8"))
     assert state["mined"]["file"] == "mined/step-00000006/mined.parquet"
+
+
+def test_a_signal_to_one_process_is_heard_before_a_round(
+    settings: list[str], tmp_path: Path
+) -> None:
+    """It comes when the last step before the round has met: the next meeting is the round's."""
+    fault = {"kind": "signal", "step": EVERY - 1, "at": 1, "number": signal.SIGTERM}
+    job = {
+        "world": 2,
+        "recipe": str(ROOT / "configs" / "tiny.yaml"),
+        "set": [f"output={tmp_path / 'run'}", *settings],
+        "said": str(tmp_path / "said."),
+        "fault": fault,
+        "command": True,
+        "may_fail": True,
+    }
+    assert run_jobs([job], tmp_path) == [[SAVED, SAVED]]
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000003"]
+    mined = [path.parent.name for path in (tmp_path / "run").glob("mined/step-*/mined.parquet")]
+    assert mined == ["step-00000000"]
+    assert f"stopped as asked after step {EVERY} of {STEPS}" in (tmp_path / "said.0").read_text()
+
+
+def test_a_signal_before_the_first_round_is_heard_before_it(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tercet.train import finetune, loop
+
+    monkeypatch.setattr(loop, "politely", lambda: nullcontext(lambda: True))
+    config = load("tiny", [*settings, f"output={tmp_path}"])
+    with pytest.raises(Stopped, match="as asked before the first step; run the same") as stop:
+        finetune(config, remine=lambda *_: pytest.fail("mined"))
+    assert stop.value.status == SAVED and not (tmp_path / "mined").exists()
 
 
 def test_a_checkpoint_needs_the_set_it_was_trained_on(settings: list[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from tercet.configs import Config, ModelConfig, load
 from tercet.configs.load import parse
 from tercet.errors import UserError
 from tercet.models import add_dense, load_encoder
+from tercet.models.cross import load_scorer
 from tercet.models.unpickle import only_safetensors
 from tercet.progress import say
 from tercet.secret import masked
@@ -80,6 +82,27 @@ def test_a_model_cannot_name_folders_outside_it(model: Path, name: str) -> None:
     (model / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UserError, match="names a folder outside it"):
         load_encoder(ModelConfig(path=str(model)))
+
+
+@pytest.mark.parametrize("settings", ["router_config.json", "config.json"])
+@pytest.mark.parametrize("name", ["../other", "/etc"])
+def test_nor_can_the_routes_of_a_pair(model: Path, name: str, settings: str) -> None:
+    router = {"name": "0", "path": "", "type": "sentence_transformers.base.modules.Router"}
+    kind = "sentence_transformers.sentence_transformer.modules.Transformer"
+    routes = {"types": {name: kind}, "structure": {"query": [name]}, "parameters": {}}
+    (model / "modules.json").write_text(json.dumps([router]))
+    (model / settings).write_text(json.dumps(routes))
+    with pytest.raises(UserError, match=f"its {settings} names a folder outside it"):
+        load_encoder(ModelConfig(path=str(model)))
+
+
+def test_nor_can_a_cross_encoder(judge: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(judge, tmp_path / "judge"))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[-1]["path"] = "../other"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match="mining.rescore.model: .* names a folder outside it"):
+        load_scorer(str(folder))
 
 
 def test_a_mined_set_outside_the_run_is_refused(

@@ -58,6 +58,7 @@ def ended(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
         job("main-killed", 2, kind="signal", step=3, at=0, number=signal.SIGKILL),
         job("stuck", 2, kind="stuck", step=3, at=1),
         job("late", 2, kind="late", step=3, at=1, heard=str(out / "late.0")),
+        job("ports", 2, kind="ports", step=0, at=0),
     ]
     found = dict(zip([j["name"] for j in jobs], run_jobs(jobs, out), strict=True))
     again = [job("term", 1), job("term-two", 2)]
@@ -118,6 +119,13 @@ def test_the_others_hear_of_a_mistake_before_the_trackers_are_closed(ended: Any)
     assert found["late"] == [LOST, 1]
     last = (out / "late.0").read_text().strip().splitlines()[-1]
     assert "ended: ValueError: a strange thing happened" in last
+
+
+def test_ports_that_the_main_process_cannot_use_end_all(ended: Any) -> None:
+    out, found = ended
+    assert found["ports"] == [2, 2]  # the other does not wait for a word that never comes
+    last = (out / "ports.0").read_text().strip().splitlines()[-1]
+    assert last.startswith("error: TERCET_PORTS: give a port or a range of them")
 
 
 def test_a_signal_to_a_launcher_saves(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:

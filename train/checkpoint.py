@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from tercet.configs import ModelConfig
 from tercet.errors import UserError
 from tercet.files import fingerprint, pickled, sha256, whole_folder, write_json
+from tercet.models import load_encoder
 from tercet.progress import say
 from tercet.train.shards import like
 
@@ -97,8 +99,9 @@ def verify(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None.
 
     Every file must be one that the manifest names, inside the folder, of the bytes it had when
-    written, and none may hold a pickle: loading that would run whatever it says. Hidden files,
-    which file systems and desktops leave (.nfs*, .DS_Store) and no library reads, do no harm.
+    written, and none may hold a pickle: loading that would run whatever it says. A linked folder
+    is never one of them. Hidden files, which file systems and desktops leave (.nfs*, .DS_Store)
+    and no library reads, do no harm.
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
@@ -108,15 +111,19 @@ def verify(checkpoint: Path) -> str | None:
             return f"its {MANIFEST} is damaged"
         if version != FORMAT:
             return f"{OTHER_FORMAT} {version}, this version reads {FORMAT}"
-        there = {str(f.relative_to(checkpoint)) for f in checkpoint.rglob("*") if not f.is_dir()}
-        seen = {name for name in there if not Path(name).name.startswith(".")}
+        paths = (f for f in checkpoint.rglob("*") if f.is_symlink() or not f.is_dir())
+        seen = {
+            str(f.relative_to(checkpoint))
+            for f in paths
+            if f.is_dir() or not f.name.startswith(".")
+        }
         for name in sorted(hashes.keys() | (seen - {MANIFEST})):
             damage = _damage(checkpoint, name, hashes.get(name))
             if damage is not None:
                 return damage
     except OSError as error:
         return f"{Path(error.filename or MANIFEST).name} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):  # also a link to itself
         return f"its {MANIFEST} is missing or damaged"
     return None
 
@@ -124,9 +131,9 @@ def verify(checkpoint: Path) -> str | None:
 def _damage(checkpoint: Path, name: str, expected: str | None) -> str | None:
     path = checkpoint / name
     if not path.resolve().is_relative_to(checkpoint.resolve()):
-        return f"its {MANIFEST} names a file outside it: {name}"
+        return f"{name} leads outside it"
     if not path.is_file():
-        return f"{name} is missing"
+        return f"{name} is a folder, not a file" if path.is_dir() else f"{name} is missing"
     if pickled(path):
         return f"{name} is a pickle, which could run any code"
     if expected is None:
@@ -139,11 +146,11 @@ def load_checkpoint(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Put the weights into `encoder`; return the other tensors and the state.
 
-    Raises UserError if the encoder is not the one that was trained.
+    Raises UserError if the encoder is not the one that was trained. Its model is loaded under the
+    same rules as any other, since a manifest says nothing of who wrote it.
     """
-    saved = SentenceTransformer(
-        str(checkpoint / "model"), device="cpu", trust_remote_code=trust_remote_code
-    )
+    settings = ModelConfig(path=str(checkpoint / "model"), trust_remote_code=trust_remote_code)
+    saved = load_encoder(settings, str(checkpoint), fetch=False)
     there, wanted = (
         {name: tuple(value.shape) for name, value in model.state_dict().items()}
         for model in (saved, encoder)
@@ -166,22 +173,28 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def drop_old(folder: Path, step: int, best: int, keep: int) -> None:
-    """Keep the checkpoints of `step`, of `best` and the `keep` - 1 newest before `step`."""
+    """Keep the checkpoints of `step`, of `best` and the `keep` - 1 newest before `step`.
+
+    One that goes is renamed first, so that none is ever found half deleted.
+    """
     past = [path for path in checkpoints_in(folder) if path.name <= name_of(step)]
     for path in past[:-keep]:
         if path.name != name_of(best):
-            shutil.rmtree(path)
+            shutil.rmtree(path.rename(path.with_name(f".{path.name}.old")))
 
 
 def drop_rounds(folder: Path, rounds: Path, current: str | None) -> None:
     """Delete the mined sets below `rounds` that neither a kept checkpoint nor the run goes on with.
 
     current: of the run, relative to the output folder as the checkpoints name theirs. The summary
-    and the page of each round stay.
+    and the page of each round stay. All do while a checkpoint is too damaged to say which it needs.
     """
     named = {current}
-    for checkpoint in checkpoints_in(folder):
-        named.add((read_state(checkpoint)["mined"] or {}).get("file"))
+    try:
+        for checkpoint in checkpoints_in(folder):
+            named.add((read_state(checkpoint)["mined"] or {}).get("file"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return
     for mined in rounds.glob("step-*/mined.parquet"):
         if str(mined.relative_to(rounds.parent)) not in named:
             mined.unlink()
@@ -210,8 +223,6 @@ def restore_optimizer(
         name, slash, field = key.rpartition("/")
         if slash:
             saved.setdefault(name, {})[field] = value
-    if not saved:
-        return  # every step before the checkpoint was skipped
     for parameter, name in names.items():
         if name not in saved:
             raise UserError(f"the checkpoint holds no optimizer state for {name}; start afresh")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tercet.data.batch import Batch
 from tercet.data.rows import Indices
-from tercet.errors import SAVED, Stopped, UserError
+from tercet.errors import UserError
 from tercet.files import write_json
 from tercet.memory import free_memory, is_out_of_memory
 from tercet.models import max_length, pad
@@ -23,7 +23,7 @@ from tercet.train.average import decay_at
 from tercet.train.objective import objective, report
 from tercet.train.optim import learning_rate, least_log_temperature, set_rate
 from tercet.train.plan import Plan, plan
-from tercet.train.polite import politely
+from tercet.train.polite import politely, stopped
 from tercet.train.precision import own_forward
 from tercet.train.room import OutOfMemory
 from tercet.train.run import Evaluate, Run
@@ -89,11 +89,7 @@ def train(run: Run) -> None:
                 stop = not last and alone and asked()
             advance(1, note=f"loss {outcome.loss:.4f}")
             if stop:
-                raise Stopped(
-                    f"stopped as asked after step {run.step} of {run.steps}, which is saved; run "
-                    "the same command again to go on",
-                    SAVED,
-                )
+                raise stopped(run.step, run.steps)
 
 
 def gradient_in_room(run: Run, batch: Batch) -> tuple[Plan, Outcome]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from tercet.errors import SAVED, Stopped
 from tercet.progress import is_main_process
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -21,7 +22,8 @@ def politely() -> Iterator[Callable[[], bool]]:
     """In the block SIGTERM and SIGINT are only noted; gives what tells whether one has come.
 
     A second one, at least a second later, does what it does elsewhere: it ends the process at
-    once. Outside the main thread, where Python takes no signals, nothing is changed.
+    once, or, in a collective or a library's call, when that returns: only then does Python run.
+    Outside the main thread, where Python takes no signals, nothing is changed.
     """
     asked: list[float] = []
 
@@ -46,6 +48,12 @@ def politely() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stopped(step: int, steps: int) -> Stopped:
+    """What ends a run that was asked to stop, once its last step, if it had any, is saved."""
+    when = f"after step {step} of {steps}, which is saved" if step else "before the first step"
+    return Stopped(f"stopped as asked {when}; run the same command again to go on", SAVED)
 
 
 def _say_at_once(text: str) -> None:

@@ -16,7 +16,9 @@ from tercet.data import TrainingSet, with_mined
 from tercet.data.rows import Indices
 from tercet.errors import UserError
 from tercet.files import sha256
+from tercet.processes import on_any
 from tercet.progress import say
+from tercet.train.polite import stopped
 from tercet.train.rows import batches_of, refuse_unscored
 from tercet.train.run import Run
 from tercet.train.saving import save
@@ -39,7 +41,9 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
             return
         steps = range(run.step, min(run.step + every, run.steps))
         if run.step > run.saved:
-            save(run)  # mining may take hours, and a signal is heard after it
+            save(run)  # mining may take hours, and a signal in it is heard after it
+        if on_any(run.asked_to_stop()):  # the others would tell only in the next step
+            raise stopped(run.step, run.steps)
         drawn = np.unique(np.concatenate([run.batches.order.batch(step)[0] for step in steps]))
         asked = np.unique(rows.row_query[drawn])
         path = run.rounds / f"step-{run.step:08d}" / "mined.parquet"

@@ -7,17 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import UserError
-from tercet.files import disk_trouble
+from tercet.files import disk_errors
 from tercet.processes import share_mistakes
 from tercet.train.average import weight_tensors
 from tercet.train.checkpoint import (
     drop_old,
     drop_rounds,
+    name_of,
     optimizer_tensors,
     save_checkpoint,
 )
 from tercet.train.run import Run
 from tercet.train.shards import fill, gathered
+
+UNTOUCHED = "those before it are untouched: make room, and the same command goes on"
 
 
 def save(run: Run) -> None:
@@ -61,19 +64,11 @@ def _write(run: Run, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
             f"the weights of step {run.step} are not finite (first {spoilt[0]}) and not saved; "
             "the last checkpoint is sound; lower train.learning_rate"
         )
-    try:
+    with disk_errors(run.checkpoints / name_of(run.step), UNTOUCHED):
         save_checkpoint(run.checkpoints, run.step, run.whole, tensors, state)
         best = run.best.get("step", run.step)
         drop_old(run.checkpoints, run.step, best, run.config.train.keep)
         drop_rounds(run.checkpoints, run.rounds, (run.mined or {}).get("file"))
-    except Exception as error:
-        reason = disk_trouble(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f"{run.checkpoints}: the checkpoint of step {run.step} cannot be written ({reason}); "
-            "those before it are untouched: make room, and the same command goes on"
-        ) from None
 
 
 def nonfinite(model: nn.Module) -> list[str]:

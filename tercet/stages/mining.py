@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from tercet.cache import OUTPUT, disk
+from tercet.cache import OUTPUT
 from tercet.configs import Config, ModelConfig, RescoreConfig, save
 from tercet.data import TrainingSet, read_training
 from tercet.data.rows import Indices
 from tercet.errors import UserError, about
-from tercet.files import fingerprint, writable_folder, write_text
+from tercet.files import disk_errors, fingerprint, writable_folder, write_text
 from tercet.mining import BM25 as LEXICAL
 from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries, searchable
 from tercet.mining import mine as mine_asked
@@ -84,7 +84,7 @@ def mine(config: Config) -> Mined:
     counts = mine_asked(asked, spaces, config.mining, path, **how)
 
     def write() -> None:
-        with disk(folder, OUTPUT):
+        with disk_errors(folder, OUTPUT):
             save(config, folder / "mine.yaml")
             _write_page(path)
 
@@ -132,7 +132,7 @@ def remine_stage(config: Config) -> Remine | None:
         mine_asked(asked, spaces, config.mining, out, **how)
 
         def clear() -> None:
-            with disk(out, OUTPUT):
+            with disk_errors(out, OUTPUT):
                 _write_page(out)
             for folder in ("vectors", "candidates"):
                 shutil.rmtree(cache / folder, ignore_errors=True)

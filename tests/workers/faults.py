@@ -31,6 +31,9 @@ def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -
     if at not in (None, rank):
         peers.GRACE = 2.0
         return None
+    if kind == "ports":
+        os.environ[peers.PORTS] = "one"
+        return None
     if kind == "writing":
         return die_writing(step, how["point"])
     if kind == "moment":
