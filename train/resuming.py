@@ -34,7 +34,11 @@ PARTS = {  # of what a run began with, as a complaint calls them
 
 
 def what_begins(config: Config, data: TrainingSet, encoder: SentenceTransformer) -> dict[str, Any]:
-    """What a checkpoint remembers of config, rows, models and code. A meeting of all processes."""
+    """What a checkpoint remembers of config, rows, models and code, as this process reads them.
+
+    Other models than the trained one are read by the main process alone. A meeting of all.
+    """
+    tokenizer = {"tokenizer": tokenizer_fingerprint(encoder.tokenizer)}
     counted = {
         "rows": len(data),
         "queries": len(data.queries),
@@ -45,24 +49,22 @@ def what_begins(config: Config, data: TrainingSet, encoder: SentenceTransformer)
     return {
         "config": config.model_dump(mode="json"),
         "data": counted,
-        "models": on_main(partial(_models, config, encoder)),
+        "models": tokenizer | on_main(partial(_models, config)),
         "code": code_version(),
     }
 
 
-def _models(config: Config, encoder: SentenceTransformer) -> dict[str, Any]:
+def _models(config: Config) -> dict[str, Any]:
     """Fingerprints of the models that steer the run, since a path may come to hold another.
 
-    Of the trained model itself only the tokenizer: its weights are in the checkpoint.
+    Of the trained model itself only the tokenizer is told: its weights are in the checkpoint.
     """
     others = {
         "distil.teacher": [teacher.path for teacher in config.distil.teacher],
         "loss.false_negatives.guide": [config.loss.false_negatives.guide],
         "mining.rescore.model": [config.mining.refresh_every and config.mining.rescore.model],
     }
-    return {"tokenizer": tokenizer_fingerprint(encoder.tokenizer)} | {
-        key: [_files(path, key) for path in paths if path] for key, paths in others.items()
-    }
+    return {key: [_files(path, key) for path in paths if path] for key, paths in others.items()}
 
 
 def _files(path: str, where: str) -> str:

@@ -30,6 +30,7 @@ from tercet.models import (
 from tercet.peers import together
 from tercet.processes import PATIENCE
 from tercet.progress import say
+from tercet.train.alike import refuse_unlike
 from tercet.train.average import WEIGHTS, Average, restore_weights
 from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
 from tercet.train.loop import forward, plan_of, train
@@ -150,6 +151,8 @@ def _set_up(
     batches = batches_of(config, data)
     encoder = load_encoder(start)
     refuse_pair(encoder, "model.path")
+    begun = what_begins(config, data, encoder)
+    refuse_unlike(begun)  # from here on processes share the work on what each of them has read
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
         add_projection(encoder, teacher.width, config)
@@ -164,7 +167,6 @@ def _set_up(
         )
     if config.train.dropout is not None:
         set_dropout(encoder, config.train.dropout)
-    begun = what_begins(config, data, encoder)
     resumed = to_resume(config, begun, allow_changed)
     tensors, state = {}, {}
     if resumed is not None:
