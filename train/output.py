@@ -1,13 +1,16 @@
 """The output folder of a run: refused if it holds other work, claimed when training can begin."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tercet.cache import Held, locked
 from tercet.configs import Config, load, save
 from tercet.errors import UserError, did_you_mean
 from tercet.files import writable_folder
+from tercet.processes import on_main
 from tercet.train.checkpoint import checkpoints_in
 from tercet.train.tracking import WANDB_ID
 
@@ -25,6 +28,26 @@ HARMLESS = (  # keys that change nothing in the weights
     "train.keep",
 )
 OURS = ("checkpoints", "mined", "model", "run.jsonl", "summary.json", WANDB_ID, CONFIG)
+
+
+@contextmanager
+def one_run_in(folder: Path) -> Iterator[None]:
+    """Hold the output folder for the block; the lock dies with the main process, which has it.
+
+    Raises UserError, on all processes, if another run of this or another machine holds it or if it
+    cannot be written; where the file system has no locks, nobody is kept out. A meeting of all.
+    """
+    with ExitStack() as held:
+
+        def take() -> None:
+            if held.enter_context(locked(writable_folder(folder), wait=False)) is Held.NO:
+                raise UserError(
+                    f"output: another run is at work in {folder}; wait until it has ended, or "
+                    "choose another folder"
+                )
+
+        on_main(take)
+        yield
 
 
 def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:

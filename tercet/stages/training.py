@@ -24,7 +24,7 @@ from tercet.stages.mining import remine_stage
 from tercet.stages.students import student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
-from tercet.train.output import refuse_other_run
+from tercet.train.output import one_run_in, refuse_other_run
 from tercet.train.teacher import resolve_teachers
 from tercet.versions import installed_versions
 
@@ -42,7 +42,8 @@ def finetune(config: Config, allow_changed: Sequence[str] = ()) -> Path:
             "student: finetune trains model.path as it is; cut it with `tercet student` first, or "
             "let a teacher train what is cut: `tercet distil`"
         )
-    return _train(config, allow_changed)
+    with one_run_in(Path(config.output)):
+        return _train(config, allow_changed)
 
 
 def _train(
@@ -77,8 +78,15 @@ def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
             "distil.teacher is missing: name the model to learn from, or learn the scores in the "
             "rows or in data.mined (distil.scores=data)"
         )
+    with one_run_in(Path(config.output)):
+        made = _student(config, allow_changed)
+        return _train(config, allow_changed, made)
+
+
+def _student(config: Config, allow_changed: Sequence[str]) -> ModelConfig | None:
+    """Make what `config.student` cuts out of `config.model`, unless it is there; how to load it."""
     if config.student == StudentConfig():
-        return _train(config, allow_changed)
+        return None
     folder = Path(config.output) / "student"
 
     def make() -> None:
@@ -96,7 +104,7 @@ def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
 
     with together():
         on_main(make)
-    return _train(config, allow_changed, made_student(config, folder / "model"))
+    return made_student(config, folder / "model")
 
 
 @contextmanager
