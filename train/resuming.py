@@ -95,7 +95,7 @@ def to_resume(config: Config, begun: dict[str, Any], allowed: Sequence[str] = ()
                 for part, changed in changes.items():
                     refuse_changes(config, PARTS[part], changed, allow=tuple(changes))
             say(f"{folder}: holds a run on other {' and '.join(changes)}, which is removed")
-            remove_run(folder)
+            remove_run(config)
             found = None
         drop_unfinished(folder / "checkpoints")
         set_aside(folder / "checkpoints", after=found)
