@@ -143,7 +143,6 @@ def test_hidden_files_do_no_harm(folder: Path) -> None:
 @pytest.fixture
 def ended(folder: Path, made: Path) -> list[str]:
     """Settings of the run of `folder`, which is to go on to step 6."""
-    shutil.copy(made.parent / "config.yaml", folder.parent / "config.yaml")
     where = [f"{key}={path}" for key, path in paths_of(made).items()]
     more = ["train.save_every=2", "train.steps=6"]
     return [f"output={folder.parent}", *where, *more]
@@ -209,6 +208,35 @@ def test_changes_that_were_allowed_work_or_are_one_line(
             finetune(config, allow_changed=allowed)
     else:
         assert finetune(config, allow_changed=allowed).steps == 6
+
+
+@pytest.mark.parametrize("broken", ["", "state.json", "trainer.safetensors"])
+def test_checkpoints_alone_know_the_config(folder: Path, ended: list[str], broken: str) -> None:
+    """As they do when only they were copied; `config.yaml` is for people."""
+    if broken:  # then the checkpoint before it tells
+        flip(folder / "step-00000004" / broken)
+    with pytest.raises(UserError, match=r"config \(loss.temperature: was 0.05, now 0.1\)"):
+        go_on(ended, "loss.temperature=0.1")
+    assert go_on(ended) == folder / "step-00000006"
+    assert load(folder.parent / "config.yaml").loss.temperature == 0.05
+
+
+def test_the_config_of_the_checkpoint_that_is_used_counts(folder: Path, ended: list[str]) -> None:
+    config = load("tiny", [*ended, "loss.temperature=0.1"])
+    allowed = ["train.steps", "loss"]
+    flip(finetune(config, allow_changed=allowed).last / "trainer.safetensors")
+    with pytest.raises(UserError, match=r"was 0.05, now 0.1\).*--allow-changed loss.temperature$"):
+        finetune(config, allow_changed=["train.steps"])  # of step 4
+    assert finetune(config, allow_changed=allowed).last == folder / "step-00000006"
+
+
+def test_a_config_that_does_not_work_leaves_nothing_behind(folder: Path, ended: list[str]) -> None:
+    config = load("tiny", [*ended, "loss.learn_temperature=true"])
+    with pytest.raises(UserError, match="loss.learn_temperature: .* with a fixed one"):
+        finetune(config, allow_changed=["train.steps", "loss"])
+    assert not (folder.parent / "config.yaml").exists()
+    assert go_on(ended) == folder / "step-00000006"
+    assert load(folder.parent / "config.yaml").train.steps == 6
 
 
 def test_another_model_is_one_line(folder: Path, ended: list[str], tmp_path: Path) -> None:

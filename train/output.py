@@ -1,5 +1,6 @@
 """The output folder of a run: refused if it holds other work, claimed when training can begin."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -8,12 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tercet.cache import Held, locked
 from tercet.configs import Config, is_saved, load, save
 from tercet.errors import UserError, did_you_mean
-from tercet.files import writable_folder
+from tercet.files import sha256, writable_folder
 from tercet.processes import on_main
-from tercet.train.checkpoint import checkpoints_in
+from tercet.train.checkpoint import MANIFEST, STATE, checkpoints_in, read_state
 from tercet.train.inputs import data_paths, model_paths
 from tercet.train.tracking import WANDB_ID
 
@@ -86,10 +89,9 @@ def is_finished(config: Config) -> bool:
     return not differences(was, now, ("output", "overwrite"))
 
 
-def clear_output(config: Config, allowed: Sequence[str] = ()) -> None:
-    """With `overwrite` remove what a finished or a different run left, and nothing else."""
-    folder = Path(config.output)
-    if config.overwrite and (_finished(folder) or _changed(folder, config, allowed)):
+def clear_output(config: Config) -> None:
+    """With `overwrite` remove what a finished run left, and nothing else."""
+    if config.overwrite and _finished(Path(config.output)):
         remove_run(config)
 
 
@@ -109,7 +111,10 @@ def remove_run(config: Config) -> None:
 
 
 def claim_output(config: Config) -> None:
-    """Write the resolved config, which a run that goes on is compared with."""
+    """Write the resolved config, once nothing can refuse it any more: for people, and for the card.
+
+    A run that goes on is compared with the config in its checkpoint.
+    """
     save(config, Path(config.output) / CONFIG)
 
 
@@ -187,13 +192,24 @@ def _refuse_to_lose(config: Config) -> None:
             )
 
 
-def _changed(folder: Path, config: Config, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Keys in which an unfinished run in `folder` differs; none if no run has got anywhere."""
-    if not (folder / CONFIG).exists() or not checkpoints_in(folder / "checkpoints"):
-        return {}
-    was, now = (c.model_dump(mode="json") for c in (load(folder / CONFIG), config))
-    found = differences(was, now, allowed)
+def config_changes(
+    was: dict[str, Any], config: Config, allowed: Sequence[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Keys that matter and differ from what a checkpoint remembers of its config, with both."""
+    with suppress(ValidationError):  # keys that are new since have their defaults
+        was = Config.model_validate(was).model_dump(mode="json")
+    found = differences(was, config.model_dump(mode="json"), allowed)
     return {key: values for key, values in found.items() if not key.startswith(HARMLESS)}
+
+
+def _changed(folder: Path, config: Config, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """The same of the newest checkpoint in `folder`; none if no run has got anywhere."""
+    for checkpoint in reversed(checkpoints_in(folder / "checkpoints")):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is damaged
+            manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["sha256"][STATE] == sha256(checkpoint / STATE):
+                return config_changes(read_state(checkpoint)["config"], config, allowed)
+    return {}
 
 
 def _within(key: str, sections: Sequence[str]) -> bool:

@@ -18,8 +18,8 @@ from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.train.checkpoint import drop_unfinished, newest, read_state, set_aside
 from tercet.train.output import (
-    claim_output,
     clear_output,
+    config_changes,
     differences,
     refuse_changes,
     remove_run,
@@ -27,6 +27,7 @@ from tercet.train.output import (
 from tercet.versions import code_version
 
 PARTS = {  # of what a run began with, as a complaint calls them
+    "config": "config",
     "data": "set of rows",
     "models": "teacher, guide, cross-encoder or tokenizer",
     "code": "version of the code",
@@ -78,28 +79,28 @@ def _files(path: str, where: str) -> str:
 
 
 def to_resume(config: Config, begun: dict[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """The newest sound checkpoint of the output folder, which is claimed for this run.
+    """The newest sound checkpoint of the output folder, if there is one.
 
     With `overwrite`, what another run left there is removed first, and checkpoints of which none
-    is sound are set aside. Raises UserError, with the difference, if the checkpoint was trained on
-    other rows, under other teachers or by other code and `allowed` does not name that. A meeting
-    of all processes.
+    is sound are set aside. Raises UserError, with the difference, if the checkpoint is of another
+    config, other rows, other teachers or other code and `allowed` does not name that. A meeting of
+    all processes.
     """
 
     def choose() -> Path | None:
         folder = Path(config.output)
-        clear_output(config, allowed)
+        clear_output(config)
         found = _newest(config)
-        if found is not None and (changes := _changes(found, begun, allowed)):
+        if found is not None and (changes := _changes(found, config, begun, allowed)):
             if not config.overwrite:
+                words = [*changes.get("config", ()), *(part for part in changes if part != "config")]
                 for part, changed in changes.items():
-                    refuse_changes(config, PARTS[part], changed, allow=tuple(changes))
-            say(f"{folder}: holds a run on other {' and '.join(changes)}, which is removed")
+                    refuse_changes(config, PARTS[part], changed, allow=words)
+            say(f"{folder}: holds a run with other {' and '.join(changes)}, which is removed")
             remove_run(config)
             found = None
         drop_unfinished(folder / "checkpoints")
         set_aside(folder / "checkpoints", after=found)
-        claim_output(config)
         return found
 
     found = on_main(choose)
@@ -123,10 +124,11 @@ def _newest(config: Config) -> Path | None:
 
 
 def _changes(
-    checkpoint: Path, begun: dict[str, Any], allowed: Sequence[str]
+    checkpoint: Path, config: Config, begun: dict[str, Any], allowed: Sequence[str]
 ) -> dict[str, dict[str, tuple[Any, Any]]]:
     """By part what differs from the checkpoint's."""
     state = read_state(checkpoint)
-    parts = [part for part in PARTS if part not in allowed]
-    found = {part: differences({part: state[part]}, {part: begun[part]}) for part in parts}
+    found = {"config": config_changes(state["config"], config, allowed)}
+    for part in [part for part in PARTS if part not in ("config", *allowed)]:
+        found[part] = differences({part: state[part]}, {part: begun[part]})
     return {part: changed for part, changed in found.items() if changed}

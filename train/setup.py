@@ -28,7 +28,7 @@ from tercet.models import (
     vectors,
 )
 from tercet.peers import together
-from tercet.processes import PATIENCE
+from tercet.processes import PATIENCE, on_main
 from tercet.progress import say
 from tercet.train.alike import refuse_unlike
 from tercet.train.average import WEIGHTS, Average, restore_weights
@@ -36,7 +36,7 @@ from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
 from tercet.train.loop import forward, plan_of, train
 from tercet.train.objective import GuideVectors
 from tercet.train.optim import adamw, add_temperature, allocate
-from tercet.train.output import check_allowed, refuse_other_run
+from tercet.train.output import check_allowed, claim_output, refuse_other_run
 from tercet.train.precision import compute_as_ddp, refuse_precision
 from tercet.train.remine import Remine, refresher, resume
 from tercet.train.resuming import to_resume, what_begins
@@ -123,7 +123,9 @@ def prepare(
     rows, data = read_data(config)
     warn_of_overlap(config, data)
     start = student or config.model
-    return _set_up(config, accelerator, start, rows, data, evaluate, remine, allow_changed)
+    run = _set_up(config, accelerator, start, rows, data, evaluate, remine, allow_changed)
+    on_main(lambda: claim_output(config))
+    return run
 
 
 def close(run: Run) -> None:
