@@ -16,7 +16,7 @@ from tercet.files import write_json
 from tercet.models import add_dense, load_encoder
 from tercet.train import finetune
 from tercet.train.checkpoint import FORMAT, drop_old, manifest_of, newest, verify
-from tests.conftest import weights
+from tests.conftest import weights, write_task
 
 NAME = "embeddings.word_embeddings.weight"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -282,3 +282,32 @@ def test_another_guide_under_the_same_path_is_refused(
     with pytest.raises(UserError, match="another teacher, guide.*--allow-changed models"):
         finetune(longer, allow_changed=["train.steps"])
     assert finetune(longer, allow_changed=["train.steps", "models"]).steps == 5
+
+
+# What the config names or leaves open
+
+
+def test_another_dev_set_under_the_same_path_is_refused(
+    folder: Path, ended: list[str], tmp_path: Path
+) -> None:
+    dev = write_task(tmp_path / "dev")
+    judged = dev / "qrels" / "dev.tsv"
+    config = load("tiny", [*ended, f"evaluation.dev={dev}"])
+    allowed = ["train.steps", "evaluation.dev"]
+    finetune(config, allow_changed=allowed, evaluate=lambda model: {"ndcg@10": 0.5})
+    longer = load("tiny", [*ended, f"evaluation.dev={dev}", "train.steps=8"])
+    judged.write_text("".join(judged.open().readlines()[:-1]))
+    with pytest.raises(UserError, match="another dev set.*evaluation.dev: was .*-changed eval"):
+        finetune(longer, allow_changed=["train.steps"])
+    assert finetune(longer, allow_changed=allowed).steps == 8
+
+
+def test_another_precision_of_the_launch_is_refused(
+    folder: Path, ended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    changed = r"another .*precision \(train.mixed_precision: was 'no', now 'bf16'\)"
+    with pytest.raises(UserError, match=f"{changed}.*--allow-changed train.mixed_precision$"):
+        go_on(ended)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert go_on(ended) == folder / "step-00000006"

@@ -17,6 +17,7 @@ from tercet.models.store import tokenizer_fingerprint
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.train.checkpoint import drop_unfinished, newest, read_state, set_aside
+from tercet.train.inputs import model_paths
 from tercet.train.output import (
     clear_output,
     config_changes,
@@ -28,16 +29,21 @@ from tercet.versions import code_version
 
 PARTS = {  # of what a run began with, as a complaint calls them
     "config": "config",
+    "beside": "dev set, held-out set, set of known answers or precision",
     "data": "set of rows",
-    "models": "teacher, guide, cross-encoder or tokenizer",
+    "models": "teacher, guide, cross-encoder, model to mine with or tokenizer",
     "code": "version of the code",
 }
+BY_KEY = ("config", "beside")  # what --allow-changed takes key by key, the others as a whole
 
 
-def what_begins(config: Config, data: TrainingSet, encoder: SentenceTransformer) -> dict[str, Any]:
+def what_begins(
+    config: Config, data: TrainingSet, beside: dict[str, Any], encoder: SentenceTransformer
+) -> dict[str, Any]:
     """What a checkpoint remembers of config, rows, models and code, as this process reads them.
 
-    Other models than the trained one are read by the main process alone. A meeting of all.
+    `beside`: by config key, what its value leaves open: the contents of a path, say. Models other
+    than the trained one are read by the main process alone. A meeting of all.
     """
     tokenizer = {"tokenizer": tokenizer_fingerprint(encoder.tokenizer)}
     counted = {
@@ -49,6 +55,7 @@ def what_begins(config: Config, data: TrainingSet, encoder: SentenceTransformer)
     }
     return {
         "config": config.model_dump(mode="json"),
+        "beside": beside,
         "data": counted,
         "models": tokenizer | on_main(partial(_models, config)),
         "code": code_version(),
@@ -60,12 +67,11 @@ def _models(config: Config) -> dict[str, Any]:
 
     Of the trained model itself only the tokenizer is told: its weights are in the checkpoint.
     """
-    others = {
-        "distil.teacher": [teacher.path for teacher in config.distil.teacher],
-        "loss.false_negatives.guide": [config.loss.false_negatives.guide],
-        "mining.rescore.model": [config.mining.refresh_every and config.mining.rescore.model],
-    }
-    return {key: [_files(path, key) for path in paths if path] for key, paths in others.items()}
+    anew, found = config.mining.refresh_every is not None, dict[str, list[str]]()
+    for key, path in model_paths(config):
+        if key != "model.path" and (anew or not key.startswith("mining.")):
+            found.setdefault(key, []).append(_files(path, key))
+    return found
 
 
 def _files(path: str, where: str) -> str:
@@ -93,7 +99,7 @@ def to_resume(config: Config, begun: dict[str, Any], allowed: Sequence[str] = ()
         found = _newest(config)
         if found is not None and (changes := _changes(found, config, begun, allowed)):
             if not config.overwrite:
-                words = [*changes.get("config", ()), *(part for part in changes if part != "config")]
+                words = [w for p in changes for w in (changes[p] if p in BY_KEY else [p])]
                 for part, changed in changes.items():
                     refuse_changes(config, PARTS[part], changed, allow=words)
             say(f"{folder}: holds a run with other {' and '.join(changes)}, which is removed")
@@ -128,7 +134,8 @@ def _changes(
 ) -> dict[str, dict[str, tuple[Any, Any]]]:
     """By part what differs from the checkpoint's."""
     state = read_state(checkpoint)
-    found = {"config": config_changes(state["config"], config, allowed)}
-    for part in [part for part in PARTS if part not in ("config", *allowed)]:
+    beside = differences(state.get("beside", {}), begun["beside"], allowed)
+    found = {"config": config_changes(state["config"], config, allowed), "beside": beside}
+    for part in [part for part in PARTS if part not in (*BY_KEY, *allowed)]:
         found[part] = differences({part: state[part]}, {part: begun[part]})
     return {part: changed for part, changed in found.items() if changed}

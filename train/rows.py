@@ -159,8 +159,26 @@ def held_out_tasks(config: Config) -> list[RetrievalTask]:
     return tasks
 
 
-def warn_of_overlap(config: Config, data: TrainingSet) -> None:
-    for task in held_out_tasks(config):
+def data_beside(config: Config, data: TrainingSet) -> dict[str, list[str]]:
+    """Look for held-out texts in training; by key, fingerprints of data besides the rows.
+
+    Only of what steers the run. The dev set chooses the best step; a run that mines as it goes
+    takes nothing for a negative that is known or held out.
+    """
+    tasks, count = held_out_tasks(config), len(config.data.held_out)
+    _warn_of_overlap(config, data, tasks)
+    found = {"evaluation.dev": [task.fingerprint for task in tasks[count:]]}
+    if config.mining.refresh_every is not None:
+        if not config.mining.held_out:
+            found["data.held_out"] = [task.fingerprint for task in tasks[:count]]
+        with about("mining.known"):
+            known = [read_training([source]) for source in config.mining.known]
+        found["mining.known"] = [rows.fingerprint for rows in known]
+    return {key: values for key, values in found.items() if values}
+
+
+def _warn_of_overlap(config: Config, data: TrainingSet, tasks: Sequence[RetrievalTask]) -> None:
+    for task in tasks:
         found = overlap(data, task)
         if found.share > config.data.max_overlap:
             say(

@@ -40,7 +40,7 @@ from tercet.train.output import check_allowed, claim_output, refuse_other_run
 from tercet.train.precision import compute_as_ddp, refuse_precision
 from tercet.train.remine import Remine, refresher, resume
 from tercet.train.resuming import to_resume, what_begins
-from tercet.train.rows import batches_of, read_data, steps_of, tokens_of, warn_of_overlap
+from tercet.train.rows import batches_of, data_beside, read_data, steps_of, tokens_of
 from tercet.train.run import Evaluate, Run
 from tercet.train.saving import nonfinite, parameter_names
 from tercet.train.shards import choose_layers, whole_copy
@@ -121,9 +121,9 @@ def prepare(
     if config.train.ema is not None and config.model.dtype != "float32":
         raise UserError(f"train.ema averages float32 weights; model.dtype is {config.model.dtype}")
     rows, data = read_data(config)
-    warn_of_overlap(config, data)
+    beside = data_beside(config, data) | {"train.mixed_precision": accelerator.mixed_precision}
     start = student or config.model
-    run = _set_up(config, accelerator, start, rows, data, evaluate, remine, allow_changed)
+    run = _set_up(config, accelerator, start, rows, data, beside, evaluate, remine, allow_changed)
     on_main(lambda: claim_output(config))
     return run
 
@@ -146,6 +146,7 @@ def _set_up(
     start: ModelConfig,
     rows: TrainingSet,
     data: TrainingSet,
+    beside: dict[str, Any],
     evaluate: Evaluate | None = None,
     remine: Remine | None = None,
     allow_changed: Sequence[str] = (),
@@ -153,7 +154,7 @@ def _set_up(
     batches = batches_of(config, data)
     encoder = load_encoder(start)
     refuse_pair(encoder, "model.path")
-    begun = what_begins(config, data, encoder)
+    begun = what_begins(config, data, beside, encoder)
     refuse_unlike(begun)  # from here on processes share the work on what each of them has read
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
