@@ -14,7 +14,7 @@ from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
 from tercet.files import write_json
 from tercet.models import add_dense, load_encoder
-from tercet.train import finetune
+from tercet.train import Trained, finetune
 from tercet.train.checkpoint import FORMAT, drop_old, manifest_of, newest, verify
 from tests.conftest import weights, write_task
 
@@ -300,6 +300,33 @@ def test_another_dev_set_under_the_same_path_is_refused(
     with pytest.raises(UserError, match="another dev set.*evaluation.dev: was .*-changed eval"):
         finetune(longer, allow_changed=["train.steps"])
     assert finetune(longer, allow_changed=allowed).steps == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "best"),
+    [
+        ([], 4),
+        (["evaluation.batch_tokens=99"], 4),
+        (["evaluation.metric=recall@10"], 6),
+        (["evaluation.dev_split=test"], 6),
+    ],
+)
+def test_scores_of_another_evaluation_are_not_compared(
+    changed: list[str], best: int, folder: Path, ended: list[str], tmp_path: Path
+) -> None:
+    """Step 4 was the best by the first one; the later steps score less on whatever is measured."""
+    dev = write_task(tmp_path / "dev")
+    shutil.copy(dev / "qrels" / "dev.tsv", dev / "qrels" / "test.tsv")
+    words = [*ended, f"evaluation.dev={dev}", "train.eval_every=2", "train.keep=1"]
+    allowed = ["train.steps", "train.eval_every", "evaluation"]
+
+    def go(steps: int, score: float, *more: str) -> Trained:
+        config = load("tiny", [*words, f"train.steps={steps}", *more])
+        measured = {"ndcg@10": score, "recall@10": score}
+        return finetune(config, allow_changed=allowed, evaluate=lambda model: measured)
+
+    assert go(6, 0.9).best.name == "step-00000004"
+    assert go(8, 0.1, *changed).best.name == f"step-{best:08d}"
 
 
 def test_another_precision_of_the_launch_is_refused(

@@ -225,7 +225,8 @@ def _set_up(
         keep_tokens=0,
     )
     if resumed is not None:
-        run.step, run.best, run.skipped = state["step"], state["best"], state["skipped"]
+        run.step, run.skipped = state["step"], state["skipped"]
+        run.best = state["best"] if _same_scores(run, state) else {}
         run.saved = run.step
         resume(run, rows, state)
         if learned is not None:
@@ -271,6 +272,13 @@ def _same_graphs(run: Run, state: dict[str, Any]) -> bool:
     """Whether as many graphs may be kept as before: as much was asked for, by as many processes."""
     before, asked = state["config"]["batch"]["keep_tokens"], run.config.batch.keep_tokens
     return before == asked and state["processes"] == run.accelerator.num_processes
+
+
+def _same_scores(run: Run, state: dict[str, Any]) -> bool:
+    """Whether the best score so far is of the metric and the dev set that are asked for now."""
+    before, now = ({**s["config"]["evaluation"], **s.get("beside", {})} for s in (state, run.begun))
+    keys = ("dev", "dev_split", "metric", "evaluation.dev")
+    return all(before.get(key) == now.get(key) for key in keys)
 
 
 def _accelerator(config: Config) -> Accelerator:
