@@ -10,7 +10,7 @@ from tercet.configs import Config, DataConfig
 from tercet.data import TrainingSet, read_corpus, read_task, read_training, with_mined
 from tercet.data.batch import Batches, TextBatches
 from tercet.data.check import overlap
-from tercet.data.order import Order
+from tercet.data.order import BLOCK, Order
 from tercet.data.rows import Indices, RetrievalTask
 from tercet.data.tokens import TokenCache, token_cache
 from tercet.errors import UserError, about
@@ -51,6 +51,12 @@ def read_data(config: Config) -> tuple[TrainingSet, TrainingSet]:
 def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSet) -> None:
     """Raise UserError for settings that these rows cannot serve."""
     distil, every = config.distil, config.mining.refresh_every
+    sources = len(data.source_offsets) - 1
+    if distil.needs_pairs and sources > BLOCK:
+        raise UserError(
+            f"data.train: {sources} sources; at most {BLOCK} can be drawn from in turns, so put "
+            "small ones into one file"
+        )
     contrast = not distil.active or bool(distil.infonce)
     unmined = every is None and len(data.negatives.values) == 0
     alone = unmined or config.data.negatives_per_row == 0
