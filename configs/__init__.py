@@ -1,6 +1,6 @@
 """What a run may be told, and how it is read from YAML."""
 
-from tercet.configs.load import load, save
+from tercet.configs.load import is_saved, load, save
 from tercet.configs.schema import (
     BatchConfig,
     Columns,
@@ -45,6 +45,7 @@ __all__ = [
     "TeacherConfig",
     "TrackingConfig",
     "TrainConfig",
+    "is_saved",
     "load",
     "save",
 ]

@@ -16,6 +16,7 @@ from tercet.errors import UserError, did_you_mean
 from tercet.files import write_text
 from tercet.secret import masked
 
+HEAD = "# Written by Tercet: every setting that was used.\n"
 LARGEST = 100_000  # values of a YAML file, with its aliases unfolded
 UNREADABLE = (
     yaml.YAMLError,
@@ -90,7 +91,12 @@ def _refuse_bombs(text: str, where: str) -> None:
 
 def save(config: Config, path: Path) -> None:
     """Write the resolved config: every key with the value the run used."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(path, HEAD + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `save` wrote what is there; a recipe of somebody's own begins otherwise."""
+    return path.is_file() and path.read_bytes().startswith(HEAD.encode())
 
 
 def recipes() -> list[str]:

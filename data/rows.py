@@ -247,3 +247,10 @@ class RetrievalTask:
     qrels: dict[str, dict[str, int]]  # query id -> document id -> grade (0: judged, not relevant)
     unjudged: int = 0  # queries of the folder that have no judgement in this split
     answerless: int = 0  # queries whose every judgement is 0: left out as well
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the documents, queries and judgements: equal only if the task is."""
+        grades = ((q, d, str(grade)) for q, row in self.qrels.items() for d, grade in row.items())
+        sides = (self.documents.ids, self.documents.texts, self.queries.ids, self.queries.texts)
+        return fingerprint([*map(fingerprint, sides), fingerprint(p for g in grades for p in g)])

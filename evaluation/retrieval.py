@@ -13,7 +13,6 @@ from tercet.evaluation.correlation import compare_correlations
 from tercet.evaluation.handover import score_ranking, unanswered
 from tercet.evaluation.ranking import Ranking
 from tercet.evaluation.significance import Delta, bootstrap_intervals, compare
-from tercet.files import fingerprint
 from tercet.versions import installed_versions
 
 MAIN_METRIC = "ndcg@10"
@@ -95,18 +94,11 @@ def score_task(
             "without_judgement": task.unjudged,
             "without_answer": task.answerless,
         },
-        fingerprints={"task": task_fingerprint(task), **(fingerprints or {})},
+        fingerprints={"task": task.fingerprint, **(fingerprints or {})},
         prompts=dict(prompts or {}),
         versions=installed_versions(),
         seconds=seconds,
     )
-
-
-def task_fingerprint(task: RetrievalTask) -> str:
-    """Hash of the documents, queries and judgements: equal only if the task is."""
-    grades = ((q, d, str(grade)) for q, row in task.qrels.items() for d, grade in row.items())
-    sides = (task.documents.ids, task.documents.texts, task.queries.ids, task.queries.texts)
-    return fingerprint([*map(fingerprint, sides), fingerprint(p for g in grades for p in g)])
 
 
 def comparison(a: Result, b: Result, metric: str = MAIN_METRIC) -> Delta:

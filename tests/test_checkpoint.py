@@ -14,7 +14,7 @@ from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
 from tercet.files import sha256, write_json
 from tercet.models import add_dense, load_encoder
-from tercet.train import finetune
+from tercet.train import Trained, finetune
 from tercet.train.checkpoint import (
     FORMAT,
     checkpoints_in,
@@ -25,7 +25,7 @@ from tercet.train.checkpoint import (
     newest,
     verify,
 )
-from tests.conftest import weights
+from tests.conftest import weights, write_task
 
 NAME = "embeddings.word_embeddings.weight"
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -198,7 +198,6 @@ def test_hidden_files_do_no_harm(folder: Path) -> None:
 @pytest.fixture
 def ended(folder: Path, made: Path) -> list[str]:
     """Settings of the run of `folder`, which is to go on to step 6."""
-    shutil.copy(made.parent / "config.yaml", folder.parent / "config.yaml")
     where = [f"{key}={path}" for key, path in paths_of(made).items()]
     more = ["train.save_every=2", "train.steps=6"]
     return [f"output={folder.parent}", *where, *more]
@@ -314,6 +313,35 @@ def test_changes_that_were_allowed_work_or_are_one_line(
         assert finetune(config, allow_changed=allowed).steps == 6
 
 
+@pytest.mark.parametrize("broken", ["", "state.json", "trainer.safetensors"])
+def test_checkpoints_alone_know_the_config(folder: Path, ended: list[str], broken: str) -> None:
+    """As they do when only they were copied; `config.yaml` is for people."""
+    if broken:  # then the checkpoint before it tells
+        flip(folder / "step-00000004" / broken)
+    with pytest.raises(UserError, match=r"config \(loss.temperature: was 0.05, now 0.1\)"):
+        go_on(ended, "loss.temperature=0.1")
+    assert go_on(ended) == folder / "step-00000006"
+    assert load(folder.parent / "config.yaml").loss.temperature == 0.05
+
+
+def test_the_config_of_the_checkpoint_that_is_used_counts(folder: Path, ended: list[str]) -> None:
+    config = load("tiny", [*ended, "loss.temperature=0.1"])
+    allowed = ["train.steps", "loss"]
+    flip(finetune(config, allow_changed=allowed).last / "trainer.safetensors")
+    with pytest.raises(UserError, match=r"was 0.05, now 0.1\).*--allow-changed loss.temperature$"):
+        finetune(config, allow_changed=["train.steps"])  # of step 4
+    assert finetune(config, allow_changed=allowed).last == folder / "step-00000006"
+
+
+def test_a_config_that_does_not_work_leaves_nothing_behind(folder: Path, ended: list[str]) -> None:
+    config = load("tiny", [*ended, "loss.learn_temperature=true"])
+    with pytest.raises(UserError, match="loss.learn_temperature: .* with a fixed one"):
+        finetune(config, allow_changed=["train.steps", "loss"])
+    assert not (folder.parent / "config.yaml").exists()
+    assert go_on(ended) == folder / "step-00000006"
+    assert load(folder.parent / "config.yaml").train.steps == 6
+
+
 def test_another_model_is_one_line(folder: Path, ended: list[str], tmp_path: Path) -> None:
     start = next(word for word in ended if word.startswith("model.path="))
     other = load_encoder(ModelConfig(path=start.removeprefix("model.path=")))
@@ -357,3 +385,59 @@ def test_another_guide_under_the_same_path_is_refused(
     with pytest.raises(UserError, match="another teacher, guide.*--allow-changed models"):
         finetune(longer, allow_changed=["train.steps"])
     assert finetune(longer, allow_changed=["train.steps", "models"]).steps == 5
+
+
+# What the config names or leaves open
+
+
+def test_another_dev_set_under_the_same_path_is_refused(
+    folder: Path, ended: list[str], tmp_path: Path
+) -> None:
+    dev = write_task(tmp_path / "dev")
+    judged = dev / "qrels" / "dev.tsv"
+    config = load("tiny", [*ended, f"evaluation.dev={dev}"])
+    allowed = ["train.steps", "evaluation.dev"]
+    finetune(config, allow_changed=allowed, evaluate=lambda model: {"ndcg@10": 0.5})
+    longer = load("tiny", [*ended, f"evaluation.dev={dev}", "train.steps=8"])
+    judged.write_text("".join(judged.open().readlines()[:-1]))
+    with pytest.raises(UserError, match="another dev set.*evaluation.dev: was .*-changed eval"):
+        finetune(longer, allow_changed=["train.steps"])
+    assert finetune(longer, allow_changed=allowed).steps == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "best"),
+    [
+        ([], 4),
+        (["evaluation.batch_tokens=99"], 4),
+        (["evaluation.metric=recall@10"], 6),
+        (["evaluation.dev_split=test"], 6),
+    ],
+)
+def test_scores_of_another_evaluation_are_not_compared(
+    changed: list[str], best: int, folder: Path, ended: list[str], tmp_path: Path
+) -> None:
+    """Step 4 was the best by the first one; the later steps score less on whatever is measured."""
+    dev = write_task(tmp_path / "dev")
+    shutil.copy(dev / "qrels" / "dev.tsv", dev / "qrels" / "test.tsv")
+    words = [*ended, f"evaluation.dev={dev}", "train.eval_every=2", "train.keep=1"]
+    allowed = ["train.steps", "train.eval_every", "evaluation"]
+
+    def go(steps: int, score: float, *more: str) -> Trained:
+        config = load("tiny", [*words, f"train.steps={steps}", *more])
+        measured = {"ndcg@10": score, "recall@10": score}
+        return finetune(config, allow_changed=allowed, evaluate=lambda model: measured)
+
+    assert go(6, 0.9).best.name == "step-00000004"
+    assert go(8, 0.1, *changed).best.name == f"step-{best:08d}"
+
+
+def test_another_precision_of_the_launch_is_refused(
+    folder: Path, ended: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    changed = r"another .*precision \(train.mixed_precision: was 'no', now 'bf16'\)"
+    with pytest.raises(UserError, match=f"{changed}.*--allow-changed train.mixed_precision$"):
+        go_on(ended)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert go_on(ended) == folder / "step-00000006"

@@ -50,6 +50,7 @@ MISTAKES = {
     "no model there": (GOOD, ["model.path=."], "holds no model"),
     "output under a file": (GOOD, ["output=pairs.jsonl/x"], "cannot write there"),
     "no data": (GOOD, ["data.train=[]"], "data.train is missing"),
+    "too many sources": (GOOD, [f"data.train=[{','.join(['pairs.jsonl'] * 257)}]"], "257 sources"),
     "override without value": (GOOD, ["train.epochs"], "key=value"),
 }
 

@@ -172,6 +172,7 @@ def test_a_metric_that_is_not_measured_is_named(settings: list[str]) -> None:
 def test_a_finished_run_is_not_overwritten_by_accident(settings: list[str]) -> None:
     trained = run(settings, "train.steps=1")
     model = trained.last.parent.parent / "model"
+    (model.parent / "summary.json").write_text("{}")
     shutil.copytree(trained.last / "model", model)  # as the finetune stage exports it
     with pytest.raises(UserError, match="already holds a finished run"):
         run(settings, "train.steps=1")

@@ -1,6 +1,7 @@
 """Negatives mined again inside a run: the same after kill -9 and on two processes."""
 
 import json
+import shutil
 import signal
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,10 +20,11 @@ from tercet.data import text_hash, with_mined
 from tercet.errors import SAVED, Stopped, UserError
 from tercet.models import encode, load_encoder
 from tercet.stages.mining import remine_stage
+from tercet.train import finetune
 from tercet.train.precision import own_forward
 from tercet.train.rows import batches_of, read_rows
 from tercet.train.tracking import read_log
-from tests.conftest import answer, question, write_lines
+from tests.conftest import answer, question, write_lines, write_task
 from tests.workers.launch import ROOT, run_jobs
 
 EVERY, STEPS = 3, 8
@@ -140,8 +142,6 @@ def test_a_checkpoint_needs_the_set_it_was_trained_on(settings: list[str], tmp_p
     def interrupt(*_: Any) -> dict[str, float]:
         raise KeyboardInterrupt
 
-    from tercet.train import finetune
-
     config = load("tiny", [*settings, f"output={out}", "train.save_every=1", "train.eval_every=5"])
     with pytest.raises(KeyboardInterrupt):
         finetune(config, evaluate=interrupt, remine=remine_stage(config))
@@ -166,6 +166,40 @@ def test_overwriting_a_run_removes_its_rounds(settings: list[str], tmp_path: Pat
     assert (tmp_path / "mined").exists()
     stages.finetune(plain.model_copy(update={"overwrite": True}))
     assert not (tmp_path / "mined").exists()
+
+
+def test_what_is_mined_with_and_around_has_to_stay(
+    settings: list[str], tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """The same paths with other contents are other negatives in the rounds to come."""
+    miner = Path(shutil.copytree(tiny_model, tmp_path / "miner"))
+    held = write_task(tmp_path / "held", "test")
+    judged = held / "qrels" / "test.tsv"
+    judged.write_text("".join(judged.open().readlines()[:4]))
+    known = Path(shutil.copy(pairs, tmp_path / "known.jsonl"))
+    named = [f"mining.sources=[model,{miner}]", f"mining.known={known}", f"data.held_out=[{held}]"]
+    words = [*settings, *named, f"output={tmp_path / 'run'}"]
+
+    def go(steps: int) -> int:
+        config = load("tiny", [*words, f"train.steps={steps}", "mining.refresh_every=2"])
+        return finetune(config, remine=remine_stage(config), allow_changed=["train.steps"]).steps
+
+    go(1)
+    for path, changed in {
+        known: "mining.known",
+        judged: "data.held_out",
+        miner / "config.json": "models.mining.sources",
+    }.items():
+        before = path.read_text()
+        path.write_text(before + "\n" if path.suffix == ".json" else cut(before))
+        with pytest.raises(UserError, match=rf"{changed}: was \['\w+'\], now \['\w+'\]"):
+            go(3)
+        path.write_text(before)
+    assert go(3) == 3
+
+
+def cut(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[:-1])
 
 
 def test_a_run_that_mines_cannot_drop_rows(settings: list[str], tmp_path: Path) -> None:

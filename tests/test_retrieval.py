@@ -13,7 +13,7 @@ from tercet.errors import UserError
 from tercet.evaluation.metrics import METRICS
 from tercet.evaluation.ranking import ranking_of, run_of, search
 from tercet.evaluation.results import FORMAT, read_result, write_result
-from tercet.evaluation.retrieval import Result, comparison, score_task, task_fingerprint
+from tercet.evaluation.retrieval import Result, comparison, score_task
 from tercet.evaluation.runs import read_run, write_run
 from tests.test_ranking import random_ranking, task_of
 
@@ -73,7 +73,7 @@ def test_the_file_has_the_shape_of_mteb_and_reads_back_equal(tmp_path: Path) -> 
     written = json.loads(path.read_text())
     (row,) = written["scores"]["test"]
     assert written["task_name"] == "toy" and written["evaluation_time"] == 1.5
-    assert written["dataset_revision"] == task_fingerprint(TASK)
+    assert written["dataset_revision"] == TASK.fingerprint
     assert row["main_score"] == row["ndcg_at_10"] == result().means["ndcg@10"].mean
     assert row["hf_subset"] == "default" and row["languages"] == ["und-Zyyy"]
     assert {"mrr_at_10", "map", "recall_at_100", "precision_at_10"} < row.keys()
@@ -106,7 +106,7 @@ def test_the_task_fingerprint_changes_with_any_of_its_parts() -> None:
         replace(TASK, queries=Texts(["q0", "x1"], ["ask zero", "ask one"])),
         replace(TASK, qrels={"q1": {"d1": 1, "d0": 1}, "q0": {"d0": 1}}),
     ]
-    assert len({task_fingerprint(part) for part in parts}) == len(parts)
+    assert len({part.fingerprint for part in parts}) == len(parts)
 
 
 def test_comparison_is_the_second_against_the_first() -> None:

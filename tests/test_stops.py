@@ -57,6 +57,8 @@ def ended(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactor
         job("error", 2, kind="error", step=3, at=1),
         job("main-killed", 2, kind="signal", step=3, at=0, number=signal.SIGKILL),
         job("stuck", 2, kind="stuck", step=3, at=1),
+        job("clock", 2, kind="clock", step=0, at=0),
+        job("other-clock", 2, kind="clock", step=0, at=1),
         job("late", 2, kind="late", step=3, at=1, heard=str(out / "late.0")),
         job("ports", 2, kind="ports", step=0, at=0),
     ]
@@ -78,6 +80,29 @@ def test_a_signal_finishes_the_step_and_saves(ended: Any, name: str) -> None:
     a, b = weights(whole / last), weights(out / name / last)
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert [line["step"] for line in read_log(out / name / "run.jsonl")] == list(range(1, 7))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("clock", [5, 6]), ("other-clock", [6])])
+def test_a_checkpoint_is_written_when_the_last_is_old(
+    ended: Any, name: str, steps: list[int]
+) -> None:
+    """Old by the main process's clock; all save then, and it changes nothing."""
+    out, found = ended
+    assert found[name] == [0, 0]
+    kept = sorted(path.name for path in (out / name / "checkpoints").iterdir())
+    assert kept == [name_of(step) for step in steps]  # the two newest stay
+    a, b = (weights(out / run / "checkpoints" / name_of(STEPS)) for run in ("whole-two", name))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_one_process_writes_one_too(
+    tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    words = [f"output={tmp_path}", *options(tiny_model, pairs), "train.keep=9", "train.steps=3"]
+    finetune(load("tiny", words))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [name_of(step) for step in (1, 2, 3)]
 
 
 def test_a_second_signal_stops_at_once(ended: Any) -> None:

@@ -35,6 +35,8 @@ from tercet.train.step import Outcome, Share, Terms, batch_gradient
 
 MOST_SKIPPED = 100  # steps in a row; more is a run that learns nothing
 HALVINGS = 4  # of the micro-batches in one step, before it is given up
+SAVE_SECONDS = 1_800.0  # after which a checkpoint is written, however many steps that took
+STOP, SAVE = 1, 2**16  # what a process tells the others with its gradient; more than it has peers
 
 
 def train(run: Run) -> None:
@@ -81,8 +83,9 @@ def train(run: Run) -> None:
                 values = signals(run, batch, cut, outcome) | {"grad_norm": norm, "lr": rate}
                 run.tracker.log(run.step, values | {"tokens_per_second": cut.tokens / seconds})
             evaluates = _evaluates_now(run)
-            stop = not last and (outcome.flags > 0 or (alone and asked()))
-            if last or stop or evaluates or run.step % run.save_every == 0:
+            late, stops = divmod(outcome.flags, SAVE)
+            stop = not last and (stops > 0 or (alone and asked()))
+            if last or stop or evaluates or late or run.step % run.save_every == 0:
                 save(run)
             if evaluates and not stop:
                 _evaluate(run)
@@ -162,8 +165,14 @@ def gradient_of(run: Run, batch: Batch, cut: Plan) -> Outcome:
         keep_tokens=run.keep_tokens,
         seed=(run.config.train.seed, run.step),
         extra=() if learned is None else (learned,),
-        flag=run.asked_to_stop(),
+        flag=_flag(run),
     )
+
+
+def _flag(run: Run) -> int:
+    """STOP, SAVE or both; only the main process looks at its clock."""
+    late = time.monotonic() - run.saved_at >= SAVE_SECONDS
+    return STOP * run.asked_to_stop() + SAVE * (late and run.accelerator.is_main_process)
 
 
 def forward(run: Run, batch: Batch, micro: Indices) -> Tensor:

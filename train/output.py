@@ -1,17 +1,26 @@
 """The output folder of a run: refused if it holds other work, claimed when training can begin."""
 
+import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tercet.configs import Config, load, save
+from pydantic import ValidationError
+
+from tercet.cache import Held, locked
+from tercet.configs import Config, is_saved, load, save
 from tercet.errors import UserError, did_you_mean
-from tercet.files import writable_folder
-from tercet.train.checkpoint import checkpoints_in
+from tercet.files import sha256, writable_folder
+from tercet.processes import on_main
+from tercet.train.checkpoint import MANIFEST, STATE, checkpoints_in, read_state
+from tercet.train.inputs import data_paths, model_paths
 from tercet.train.tracking import WANDB_ID
 
-CONFIG = "config.yaml"
+CONFIG, SUMMARY = "config.yaml", "summary.json"
 HARMLESS = (  # keys that change nothing in the weights
     "output",
     "overwrite",
@@ -24,40 +33,88 @@ HARMLESS = (  # keys that change nothing in the weights
     "train.save_every",
     "train.keep",
 )
-OURS = ("checkpoints", "mined", "model", "run.jsonl", "summary.json", WANDB_ID, CONFIG)
+CHECKPOINT = re.compile(r"(damaged-)?step-\d{8,}(\.\d+)?|\.step-\d{8,}\..+\.(partial|old)")
+
+
+@contextmanager
+def one_run_in(folder: Path) -> Iterator[None]:
+    """Hold the output folder for the block; the lock dies with the main process, which has it.
+
+    Raises UserError, on all processes, if another run of this or another machine holds it or if it
+    cannot be written; where the file system has no locks, nobody is kept out. A meeting of all.
+    """
+    with ExitStack() as held:
+
+        def take() -> None:
+            if held.enter_context(locked(writable_folder(folder), wait=False)) is Held.NO:
+                raise UserError(
+                    f"output: another run is at work in {folder}; wait until it has ended, or "
+                    "choose another folder"
+                )
+
+        on_main(take)
+        yield
 
 
 def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:
     """Raise UserError if the folder cannot be written, or holds a finished or a different run.
 
-    An unfinished run of the same config is no obstacle: it goes on, with `overwrite` or without.
+    Likewise if something else stands in the way, or would have to go that this run reads. An
+    unfinished run of the same config is no obstacle: it goes on, with `overwrite` or without.
     Keys and sections in `allowed` may differ.
     """
     folder = writable_folder(Path(config.output))
+    _refuse_strangers(folder)
+    finished, changed = _finished(folder), _changed(folder, config, allowed)
     if config.overwrite:
-        return
-    if _finished(folder):
+        if finished or changed:
+            _refuse_to_lose(config)
+    elif finished:
         raise UserError(
             f"output: {folder} already holds a finished run; choose another or say overwrite=true"
         )
-    refuse_changes(config, "config", _changed(folder, config, allowed))
+    else:
+        refuse_changes(config, "config", changed)
 
 
-def clear_output(config: Config, allowed: Sequence[str] = ()) -> None:
-    """With `overwrite` remove what a finished or a different run left, and nothing else."""
+def is_finished(config: Config) -> bool:
+    """Whether the output folder holds this very run, finished, and it is not to be overwritten."""
     folder = Path(config.output)
-    if config.overwrite and (_finished(folder) or _changed(folder, config, allowed)):
-        remove_run(folder)
+    if config.overwrite or not _finished(folder) or not (folder / CONFIG).is_file():
+        return False
+    try:
+        was, now = (c.model_dump(mode="json") for c in (load(folder / CONFIG), config))
+    except UserError:  # written by another version, which knew other keys
+        return False
+    return not differences(was, now, ("output", "overwrite"))
 
 
-def remove_run(folder: Path) -> None:
-    """Delete what runs write into their output folder."""
-    for path in (*(folder / name for name in OURS), *folder.glob("nonfinite-step-*.json")):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def clear_output(config: Config) -> None:
+    """With `overwrite` remove what a finished run left, and nothing else."""
+    if config.overwrite and _finished(Path(config.output)):
+        remove_run(config)
+
+
+def remove_run(config: Config) -> None:
+    """Delete what runs write into their output folder, but for the config, which is replaced.
+
+    Raises UserError, with nothing deleted, if one of them is what this run begins with.
+    """
+    _refuse_to_lose(config)
+    folder = Path(config.output)
+    for path in _left_by_run(folder):
+        gone = path.is_dir() and not path.is_symlink()
+        shutil.rmtree(path) if gone else path.unlink(missing_ok=True)
+    for place in ("checkpoints", "mined"):
+        with suppress(OSError):  # something else is in there
+            (folder / place).rmdir()
 
 
 def claim_output(config: Config) -> None:
-    """Write the resolved config, which a run that goes on is compared with."""
+    """Write the resolved config, once nothing can refuse it any more: for people, and for the card.
+
+    A run that goes on is compared with the config in its checkpoint.
+    """
     save(config, Path(config.output) / CONFIG)
 
 
@@ -98,16 +155,61 @@ def check_allowed(allowed: Sequence[str], config: Config) -> None:
 
 
 def _finished(folder: Path) -> bool:
-    return (folder / "model").exists()
+    return (folder / "model").exists() and (folder / SUMMARY).exists()  # written in reverse order
+
+
+def _left_by_run(folder: Path) -> list[Path]:
+    """What runs have written, each by a name that nothing else bears; the summary last."""
+    names = ("run.jsonl", WANDB_ID, "mined/cache", *(["model"] if _finished(folder) else []))
+    checkpoints = (p for p in folder.glob("checkpoints/*") if CHECKPOINT.fullmatch(p.name))
+    found = [*folder.glob("mined/step-*"), *folder.glob("nonfinite-step-*.json")]
+    return [*checkpoints, *found, *(folder / name for name in names), folder / SUMMARY]
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Raise UserError for what a run replaces, if no run has written it."""
+    recipe, model = folder / CONFIG, folder / "model"
+    if recipe.exists() and not is_saved(recipe):
+        raise UserError(
+            f"output: {recipe} is not of a run, which would replace it; choose another folder"
+        )
+    if model.exists() and not _finished(folder):
+        raise UserError(
+            f"output: {model} is not of a run, which would replace it (no {SUMMARY} beside it); "
+            "choose another folder"
+        )
+
+
+def _refuse_to_lose(config: Config) -> None:
+    """Raise UserError if what earlier runs left is among what this one reads."""
+    left = [path.resolve() for path in _left_by_run(Path(config.output))]
+    for key, name in chain(model_paths(config), data_paths(config)):
+        place = Path(name).expanduser().resolve()
+        if any(place.is_relative_to(path) for path in left):
+            raise UserError(
+                f"{key}: overwrite=true would delete {name} before it is read; choose another "
+                "output, or move it out of there"
+            )
+
+
+def config_changes(
+    was: dict[str, Any], config: Config, allowed: Sequence[str]
+) -> dict[str, tuple[Any, Any]]:
+    """Keys that matter and differ from what a checkpoint remembers of its config, with both."""
+    with suppress(ValidationError):  # keys that are new since have their defaults
+        was = Config.model_validate(was).model_dump(mode="json")
+    found = differences(was, config.model_dump(mode="json"), allowed)
+    return {key: values for key, values in found.items() if not key.startswith(HARMLESS)}
 
 
 def _changed(folder: Path, config: Config, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Keys in which an unfinished run in `folder` differs; none if no run has got anywhere."""
-    if not (folder / CONFIG).exists() or not checkpoints_in(folder / "checkpoints"):
-        return {}
-    was, now = (c.model_dump(mode="json") for c in (load(folder / CONFIG), config))
-    found = differences(was, now, allowed)
-    return {key: values for key, values in found.items() if not key.startswith(HARMLESS)}
+    """The same of the newest checkpoint in `folder`; none if no run has got anywhere."""
+    for checkpoint in reversed(checkpoints_in(folder / "checkpoints")):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is damaged
+            manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+            if manifest["sha256"][STATE] == sha256(checkpoint / STATE):
+                return config_changes(read_state(checkpoint)["config"], config, allowed)
+    return {}
 
 
 def _within(key: str, sections: Sequence[str]) -> bool:

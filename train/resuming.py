@@ -17,9 +17,10 @@ from tercet.models.store import tokenizer_fingerprint
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.train.checkpoint import drop_unfinished, newest, read_state, set_aside
+from tercet.train.inputs import model_paths
 from tercet.train.output import (
-    claim_output,
     clear_output,
+    config_changes,
     differences,
     refuse_changes,
     remove_run,
@@ -27,14 +28,24 @@ from tercet.train.output import (
 from tercet.versions import code_version
 
 PARTS = {  # of what a run began with, as a complaint calls them
+    "config": "config",
+    "beside": "dev set, held-out set, set of known answers or precision",
     "data": "set of rows",
-    "models": "teacher, guide, cross-encoder or tokenizer",
+    "models": "teacher, guide, cross-encoder, model to mine with or tokenizer",
     "code": "version of the code",
 }
+BY_KEY = ("config", "beside")  # what --allow-changed takes key by key, the others as a whole
 
 
-def what_begins(config: Config, data: TrainingSet, encoder: SentenceTransformer) -> dict[str, Any]:
-    """What a checkpoint remembers of config, rows, models and code. A meeting of all processes."""
+def what_begins(
+    config: Config, data: TrainingSet, beside: dict[str, Any], encoder: SentenceTransformer
+) -> dict[str, Any]:
+    """What a checkpoint remembers of config, rows, models and code, as this process reads them.
+
+    `beside`: by config key, what its value leaves open: the contents of a path, say. Models other
+    than the trained one are read by the main process alone. A meeting of all.
+    """
+    tokenizer = {"tokenizer": tokenizer_fingerprint(encoder.tokenizer)}
     counted = {
         "rows": len(data),
         "queries": len(data.queries),
@@ -44,25 +55,23 @@ def what_begins(config: Config, data: TrainingSet, encoder: SentenceTransformer)
     }
     return {
         "config": config.model_dump(mode="json"),
+        "beside": beside,
         "data": counted,
-        "models": on_main(partial(_models, config, encoder)),
+        "models": tokenizer | on_main(partial(_models, config)),
         "code": code_version(),
     }
 
 
-def _models(config: Config, encoder: SentenceTransformer) -> dict[str, Any]:
+def _models(config: Config) -> dict[str, Any]:
     """Fingerprints of the models that steer the run, since a path may come to hold another.
 
-    Of the trained model itself only the tokenizer: its weights are in the checkpoint.
+    Of the trained model itself only the tokenizer is told: its weights are in the checkpoint.
     """
-    others = {
-        "distil.teacher": [teacher.path for teacher in config.distil.teacher],
-        "loss.false_negatives.guide": [config.loss.false_negatives.guide],
-        "mining.rescore.model": [config.mining.refresh_every and config.mining.rescore.model],
-    }
-    return {"tokenizer": tokenizer_fingerprint(encoder.tokenizer)} | {
-        key: [_files(path, key) for path in paths if path] for key, paths in others.items()
-    }
+    anew, found = config.mining.refresh_every is not None, dict[str, list[str]]()
+    for key, path in model_paths(config):
+        if key != "model.path" and (anew or not key.startswith("mining.")):
+            found.setdefault(key, []).append(_files(path, key))
+    return found
 
 
 def _files(path: str, where: str) -> str:
@@ -76,28 +85,28 @@ def _files(path: str, where: str) -> str:
 
 
 def to_resume(config: Config, begun: dict[str, Any], allowed: Sequence[str] = ()) -> Path | None:
-    """The newest sound checkpoint of the output folder, which is claimed for this run.
+    """The newest sound checkpoint of the output folder, if there is one.
 
     With `overwrite`, what another run left there is removed first, and checkpoints of which none
-    is sound are set aside. Raises UserError, with the difference, if the checkpoint was trained on
-    other rows, under other teachers or by other code and `allowed` does not name that. A meeting
-    of all processes.
+    is sound are set aside. Raises UserError, with the difference, if the checkpoint is of another
+    config, other rows, other teachers or other code and `allowed` does not name that. A meeting of
+    all processes.
     """
 
     def choose() -> Path | None:
         folder = Path(config.output)
-        clear_output(config, allowed)
+        clear_output(config)
         found = _newest(config)
-        if found is not None and (changes := _changes(found, begun, allowed)):
+        if found is not None and (changes := _changes(found, config, begun, allowed)):
             if not config.overwrite:
+                words = [w for p in changes for w in (changes[p] if p in BY_KEY else [p])]
                 for part, changed in changes.items():
-                    refuse_changes(config, PARTS[part], changed, allow=tuple(changes))
-            say(f"{folder}: holds a run on other {' and '.join(changes)}, which is removed")
-            remove_run(folder)
+                    refuse_changes(config, PARTS[part], changed, allow=words)
+            say(f"{folder}: holds a run with other {' and '.join(changes)}, which is removed")
+            remove_run(config)
             found = None
         drop_unfinished(folder / "checkpoints")
         set_aside(folder / "checkpoints", after=found)
-        claim_output(config)
         return found
 
     found = on_main(choose)
@@ -121,10 +130,12 @@ def _newest(config: Config) -> Path | None:
 
 
 def _changes(
-    checkpoint: Path, begun: dict[str, Any], allowed: Sequence[str]
+    checkpoint: Path, config: Config, begun: dict[str, Any], allowed: Sequence[str]
 ) -> dict[str, dict[str, tuple[Any, Any]]]:
     """By part what differs from the checkpoint's."""
     state = read_state(checkpoint)
-    parts = [part for part in PARTS if part not in allowed]
-    found = {part: differences({part: state[part]}, {part: begun[part]}) for part in parts}
+    beside = differences(state.get("beside", {}), begun["beside"], allowed)
+    found = {"config": config_changes(state["config"], config, allowed), "beside": beside}
+    for part in [part for part in PARTS if part not in (*BY_KEY, *allowed)]:
+        found[part] = differences({part: state[part]}, {part: begun[part]})
     return {part: changed for part, changed in found.items() if changed}

@@ -10,7 +10,7 @@ from tercet.configs import Config, DataConfig
 from tercet.data import TrainingSet, read_corpus, read_task, read_training, with_mined
 from tercet.data.batch import Batches, TextBatches
 from tercet.data.check import overlap
-from tercet.data.order import Order
+from tercet.data.order import BLOCK, Order
 from tercet.data.rows import Indices, RetrievalTask
 from tercet.data.tokens import TokenCache, token_cache
 from tercet.errors import UserError, about
@@ -51,6 +51,12 @@ def read_data(config: Config) -> tuple[TrainingSet, TrainingSet]:
 def _refuse_what_cannot_work(config: Config, rows: TrainingSet, data: TrainingSet) -> None:
     """Raise UserError for settings that these rows cannot serve."""
     distil, every = config.distil, config.mining.refresh_every
+    sources = len(data.source_offsets) - 1
+    if distil.needs_pairs and sources > BLOCK:
+        raise UserError(
+            f"data.train: {sources} sources; at most {BLOCK} can be drawn from in turns, so put "
+            "small ones into one file"
+        )
     contrast = not distil.active or bool(distil.infonce)
     unmined = every is None and len(data.negatives.values) == 0
     alone = unmined or config.data.negatives_per_row == 0
@@ -159,8 +165,26 @@ def held_out_tasks(config: Config) -> list[RetrievalTask]:
     return tasks
 
 
-def warn_of_overlap(config: Config, data: TrainingSet) -> None:
-    for task in held_out_tasks(config):
+def data_beside(config: Config, data: TrainingSet) -> dict[str, list[str]]:
+    """Look for held-out texts in training; by key, fingerprints of data besides the rows.
+
+    Only of what steers the run. The dev set chooses the best step; a run that mines as it goes
+    takes nothing for a negative that is known or held out.
+    """
+    tasks, count = held_out_tasks(config), len(config.data.held_out)
+    _warn_of_overlap(config, data, tasks)
+    found = {"evaluation.dev": [task.fingerprint for task in tasks[count:]]}
+    if config.mining.refresh_every is not None:
+        if not config.mining.held_out:
+            found["data.held_out"] = [task.fingerprint for task in tasks[:count]]
+        with about("mining.known"):
+            known = [read_training([source]) for source in config.mining.known]
+        found["mining.known"] = [rows.fingerprint for rows in known]
+    return {key: values for key, values in found.items() if values}
+
+
+def _warn_of_overlap(config: Config, data: TrainingSet, tasks: Sequence[RetrievalTask]) -> None:
+    for task in tasks:
         found = overlap(data, task)
         if found.share > config.data.max_overlap:
             say(

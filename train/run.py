@@ -1,5 +1,6 @@
 """A training run: everything the loop needs, ready to use."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class Run:
     keep_tokens: int
     step: int = 0  # finished steps
     saved: int = 0  # of the newest checkpoint
+    saved_at: float = field(default_factory=time.monotonic)  # when it was written, or we began
     best: dict[str, Any] = field(default_factory=dict)  # step and value of the metric
     skipped: int = 0  # steps left out because something was not finite
     skipped_in_a_row: int = 0

@@ -1,5 +1,6 @@
 """A run's checkpoint: what is in it, and what keeps it from being written."""
 
+import time
 from itertools import chain
 from typing import Any
 
@@ -46,7 +47,7 @@ def save(run: Run) -> None:
     with share_mistakes():
         if run.accelerator.is_main_process:
             _write(run, tensors, state)
-    run.saved = run.step
+    run.saved, run.saved_at = run.step, time.monotonic()
 
 
 def settle(run: Run) -> None:

@@ -28,18 +28,19 @@ from tercet.models import (
     vectors,
 )
 from tercet.peers import together
-from tercet.processes import PATIENCE
+from tercet.processes import PATIENCE, on_main
 from tercet.progress import say
+from tercet.train.alike import refuse_unlike
 from tercet.train.average import WEIGHTS, Average, restore_weights
 from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
 from tercet.train.loop import forward, plan_of, train
 from tercet.train.objective import GuideVectors
 from tercet.train.optim import adamw, add_temperature, allocate
-from tercet.train.output import check_allowed, refuse_other_run
+from tercet.train.output import check_allowed, claim_output, refuse_other_run
 from tercet.train.precision import compute_as_ddp, refuse_precision
 from tercet.train.remine import Remine, refresher, resume
 from tercet.train.resuming import to_resume, what_begins
-from tercet.train.rows import batches_of, read_data, steps_of, tokens_of, warn_of_overlap
+from tercet.train.rows import batches_of, data_beside, read_data, steps_of, tokens_of
 from tercet.train.run import Evaluate, Run
 from tercet.train.saving import nonfinite, parameter_names
 from tercet.train.shards import choose_layers, whole_copy
@@ -120,9 +121,11 @@ def prepare(
     if config.train.ema is not None and config.model.dtype != "float32":
         raise UserError(f"train.ema averages float32 weights; model.dtype is {config.model.dtype}")
     rows, data = read_data(config)
-    warn_of_overlap(config, data)
+    beside = data_beside(config, data) | {"train.mixed_precision": accelerator.mixed_precision}
     start = student or config.model
-    return _set_up(config, accelerator, start, rows, data, evaluate, remine, allow_changed)
+    run = _set_up(config, accelerator, start, rows, data, beside, evaluate, remine, allow_changed)
+    on_main(lambda: claim_output(config))
+    return run
 
 
 def close(run: Run) -> None:
@@ -143,6 +146,7 @@ def _set_up(
     start: ModelConfig,
     rows: TrainingSet,
     data: TrainingSet,
+    beside: dict[str, Any],
     evaluate: Evaluate | None = None,
     remine: Remine | None = None,
     allow_changed: Sequence[str] = (),
@@ -150,6 +154,8 @@ def _set_up(
     batches = batches_of(config, data)
     encoder = load_encoder(start)
     refuse_pair(encoder, "model.path")
+    begun = what_begins(config, data, beside, encoder)
+    refuse_unlike(begun)  # from here on processes share the work on what each of them has read
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
         add_projection(encoder, teacher.width, config)
@@ -164,7 +170,6 @@ def _set_up(
         )
     if config.train.dropout is not None:
         set_dropout(encoder, config.train.dropout)
-    begun = what_begins(config, data, encoder)
     resumed = to_resume(config, begun, allow_changed)
     tensors, state = {}, {}
     if resumed is not None:
@@ -220,7 +225,8 @@ def _set_up(
         keep_tokens=0,
     )
     if resumed is not None:
-        run.step, run.best, run.skipped = state["step"], state["best"], state["skipped"]
+        run.step, run.skipped = state["step"], state["skipped"]
+        run.best = state["best"] if _same_scores(run, state) else {}
         run.saved = run.step
         resume(run, rows, state)
         if learned is not None:
@@ -266,6 +272,13 @@ def _same_graphs(run: Run, state: dict[str, Any]) -> bool:
     """Whether as many graphs may be kept as before: as much was asked for, by as many processes."""
     before, asked = state["config"]["batch"]["keep_tokens"], run.config.batch.keep_tokens
     return before == asked and state["processes"] == run.accelerator.num_processes
+
+
+def _same_scores(run: Run, state: dict[str, Any]) -> bool:
+    """Whether the best score so far is of the metric and the dev set that are asked for now."""
+    before, now = ({**s["config"]["evaluation"], **s.get("beside", {})} for s in (state, run.begun))
+    keys = ("dev", "dev_split", "metric", "evaluation.dev")
+    return all(before.get(key) == now.get(key) for key in keys)
 
 
 def _accelerator(config: Config) -> Accelerator:

@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
     sums: dict[str, float]
     recomputed: float  # share of padded tokens that went through the encoder twice
     vectors: Tensor  # (Q + D, H) embeddings of the batch, no gradient
-    flags: int  # how many processes raised theirs
+    flags: int  # the sum of what the processes told
 
 
 def batch_gradient(
@@ -62,7 +62,7 @@ def batch_gradient(
     keep_tokens: int,
     seed: tuple[int, ...],
     extra: tuple[nn.Parameter, ...] = (),
-    flag: bool = False,
+    flag: int = 0,
 ) -> Outcome:
     """Leave the gradient of `loss` over the whole batch in the parameters of `model`.
 
@@ -70,8 +70,8 @@ def batch_gradient(
     the first `queries` texts of the plan are queries. Graphs are kept for the first micro-batches
     up to `keep_tokens` padded tokens, the others are run again in the backward pass (GradCache,
     Gao et al. 2021, arXiv:2101.06983) under the same random numbers, which depend on `seed`, the
-    rank and the place in the plan alone. `extra` are parameters of the loss itself. `flag` tells
-    the other processes something, at no cost.
+    rank and the place in the plan alone. `extra` are parameters of the loss itself. `flag`, up to
+    2 ** 24 in all, tells the other processes something, at no cost.
 
     Raises OutOfMemory on every process if one has no room; gradients are then of no use.
     """
@@ -171,9 +171,9 @@ def _sum_over_ranks(
     terms: Terms | None,
     extra: tuple[nn.Parameter, ...],
     room: Room,
-    flag: bool,
+    flag: int,
 ) -> tuple[Tensor, float, int]:
-    """The gradient of all vectors, the loss and how many flags; the loss's own gradients are set.
+    """The gradient of all vectors, the loss and the sum of flags; the loss's own gradients are set.
 
     One collective for all of it. Raises OutOfMemory if a process has got no further than here.
     """

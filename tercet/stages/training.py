@@ -1,7 +1,8 @@
 """Train, then export: `finetune` and `distil`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +25,7 @@ from tercet.stages.mining import remine_stage
 from tercet.stages.students import student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
-from tercet.train.output import refuse_other_run
+from tercet.train.output import is_finished, one_run_in, refuse_other_run
 from tercet.train.teacher import resolve_teachers
 from tercet.versions import installed_versions
 
@@ -34,15 +35,29 @@ PROOF_TEXTS = 64  # training texts on which an export is compared with its check
 def finetune(config: Config, allow_changed: Sequence[str] = ()) -> Path:
     """Train, then export the best model (the last, without a dev set) to `<output>/model`.
 
-    Works under `accelerate launch`; returns the model folder on every process. `allow_changed`:
-    what may differ from an unfinished run that is gone on with (`tercet.train.finetune`).
+    Works under `accelerate launch`; returns the model folder on every process, at once if this very
+    config has been run there to the end before. `allow_changed`: what may differ from an unfinished
+    run that is gone on with (`tercet.train.finetune`).
     """
     if config.student != StudentConfig():
         raise UserError(
             "student: finetune trains model.path as it is; cut it with `tercet student` first, or "
             "let a teacher train what is cut: `tercet distil`"
         )
-    return _train(config, allow_changed)
+    return _unless_finished(config, partial(_train, config, allow_changed))
+
+
+def _unless_finished(config: Config, work: Callable[[], Path]) -> Path:
+    """The model folder that `work` makes alone in the output folder, or that it has made before.
+
+    So that whatever repeats a command until it succeeds, comes to an end.
+    """
+    folder = Path(config.output)
+    with one_run_in(folder):
+        if on_main(lambda: is_finished(config)):
+            say(f"output: {folder} holds this run, finished; overwrite=true trains it anew")
+            return folder / "model"
+        return work()
 
 
 def _train(
@@ -77,8 +92,17 @@ def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
             "distil.teacher is missing: name the model to learn from, or learn the scores in the "
             "rows or in data.mined (distil.scores=data)"
         )
+
+    def work() -> Path:
+        return _train(config, allow_changed, _student(config, allow_changed))
+
+    return _unless_finished(config, work)
+
+
+def _student(config: Config, allow_changed: Sequence[str]) -> ModelConfig | None:
+    """Make what `config.student` cuts out of `config.model`, unless it is there; how to load it."""
     if config.student == StudentConfig():
-        return _train(config, allow_changed)
+        return None
     folder = Path(config.output) / "student"
 
     def make() -> None:
@@ -96,7 +120,7 @@ def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:
 
     with together():
         on_main(make)
-    return _train(config, allow_changed, made_student(config, folder / "model"))
+    return made_student(config, folder / "model")
 
 
 @contextmanager

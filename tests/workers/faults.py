@@ -41,6 +41,9 @@ def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -
     if kind == "late":
         tracking.Tracker.finish = lambda self: _wait_for("error: ", Path(how["heard"]))
         return _after_gradient(step, _fail)
+    if kind == "clock":
+        loop.SAVE_SECONDS = 0.0
+        return None
     if kind == "signal":
         return die(step, how["number"])
     if kind == "signals":

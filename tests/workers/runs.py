@@ -1,12 +1,13 @@
 """Training runs in real processes, one after another, for the price of one start.
 
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...]}, with
-as needed "kill_after" (step), "seen" (path: gets the texts of every batch as each rank read them),
-"sharded", "remine" (true), "pace" (seconds that a step takes longer), "use" (path: gets memory and
-time at every step), "fault" (what workers/faults.py injects), "said" (path: gets what each rank
-printed, with its number behind), "weights" (path: gets those that each rank ends with, with its
-number behind), "command" (true: typed as a command, export and all) and "may_fail" (true). The exit
-statuses of all ranks go to statuses.json beside the jobs.
+as needed "own" (by rank, settings besides), "kill_after" (step), "seen" (path: gets the texts of
+every batch as each rank read them), "sharded", "remine" (true), "pace" (seconds that a step takes
+longer), "use" (path: gets memory and time at every step), "fault" (what workers/faults.py injects),
+"said" (path: gets what each rank printed, with its number behind), "weights" (path: gets those that
+each rank ends with, with its number behind), "command" (true: typed as a command, export and all),
+"verb" (of that command, if not finetune) and "may_fail" (true). The exit statuses of all ranks go
+to statuses.json beside the jobs.
 """
 
 import json
@@ -45,10 +46,11 @@ def work(rank: int, job: dict[str, Any]) -> None:
         _record_batches(Path(job["seen"]) / f"rank{rank}of{job['world']}.jsonl")
     if job.get("sharded"):
         setup.Accelerator = sharding_accelerator  # type: ignore[assignment]
+    settings = [*job["set"], *job.get("own", {}).get(str(rank), ())]
     if job.get("command"):
-        sys.argv = ["tercet", "finetune", job["recipe"], *job["set"]]
+        sys.argv = ["tercet", job.get("verb", "finetune"), job["recipe"], *settings]
         return cli.main()
-    config = load(job["recipe"], job["set"])
+    config = load(job["recipe"], settings)
     trained = finetune(config, remine=remine_stage(config) if job.get("remine") else None)
     if job.get("weights"):
         save_file(dict(trained.encoder.state_dict()), f"{job['weights']}{rank}")
