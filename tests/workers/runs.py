@@ -3,10 +3,11 @@
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...]}, with
 as needed "kill_after" (step), "seen" (path: gets the texts of every batch as each rank read them),
 "sharded", "remine" (true), "pace" (seconds that a step takes longer), "use" (path: gets memory and
-time at every step), "fault" (what workers/faults.py injects), "said" (path: gets what each rank
-printed, with its number behind), "weights" (path: gets those that each rank ends with, with its
-number behind), "command" (true: typed as a command, export and all) and "may_fail" (true). The exit
-statuses of all ranks go to statuses.json beside the jobs.
+time at every step), "times" (path: gets how long the parts of the command took), "fault" (what
+workers/faults.py injects), "said" (path: gets what each rank printed, with its number behind),
+"weights" (path: gets those that each rank ends with, with its number behind), "command" (true:
+typed as a command, export and all) and "may_fail" (true). The exit statuses of all ranks go to
+statuses.json beside the jobs.
 """
 
 import json
@@ -39,6 +40,8 @@ def work(rank: int, job: dict[str, Any]) -> None:
         faults.slow_down(job["pace"])
     if job.get("use"):
         _record_use(Path(job["use"]))
+    if job.get("times") and rank == 0:
+        faults.note_times(Path(job["times"]))
     if job.get("fault"):
         faults.inject(rank, **job["fault"])
     if job.get("seen"):
@@ -47,7 +50,10 @@ def work(rank: int, job: dict[str, Any]) -> None:
         setup.Accelerator = sharding_accelerator  # type: ignore[assignment]
     if job.get("command"):
         sys.argv = ["tercet", "finetune", job["recipe"], *job["set"]]
-        return cli.main()
+        try:
+            return cli.main()
+        finally:
+            faults.outlast()
     config = load(job["recipe"], job["set"])
     trained = finetune(config, remine=remine_stage(config) if job.get("remine") else None)
     if job.get("weights"):
