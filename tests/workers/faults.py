@@ -1,6 +1,7 @@
 """What goes wrong, at a chosen step of a chosen rank, in a process of its own."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -61,6 +62,15 @@ def inject(rank: int, kind: str, step: int = 0, at: int | None = None, **how: An
         return _after_gradient(step, _fail)
     if kind == "memory":
         return limit_memory(step, **how)
+    if kind == "nan":
+        return spoil_vectors(step)
+    if kind == "full disk":
+        return _after_gradient(step, lambda: _no_file_beyond(how["size"]))
+    if kind == "tracker":
+        return use_tracker(FailingTracker())
+    if kind == "no wandb":
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+        return None
     raise ValueError(kind)
 
 
@@ -186,6 +196,44 @@ def limit_memory(step: int, tokens: int, phase: str = "forward") -> None:
         return loss
 
     loop.forward, loop.objective = forward, objective
+
+
+def spoil_vectors(step: int) -> None:
+    """The vectors of the step after `step` are NaN, and with them all that comes of them."""
+    plain = loop.forward
+
+    def forward(run: loop.Run, batch: Any, micro: Any) -> Any:
+        found = plain(run, batch, micro)
+        return found * float("nan") if run.step == step else found
+
+    loop.forward = forward
+
+
+class FailingTracker:
+    """As Weights & Biases is when it can be reached no more."""
+
+    name = "wandb"
+
+    def log(self, *_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    def finish(self) -> None:
+        raise ConnectionError("no route to host")
+
+
+def use_tracker(tracker: Any) -> None:
+    """Instead of Weights & Biases, where a run asks for that."""
+
+    def start(ours: tracking.Tracker, config: Any) -> None:
+        ours.accelerator.trackers = [tracker]
+
+    tracking.Tracker._start_wandb = start
+
+
+def _no_file_beyond(size: int) -> None:
+    """As a full disk: the kernel refuses more bytes in one file."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
 
 def _after_gradient(step: int, act: Callable[[], object]) -> None:
