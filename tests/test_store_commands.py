@@ -1,5 +1,6 @@
 """`tercet store`: what is kept, whether it is sound, and making room."""
 
+import json
 import os
 import time
 from datetime import timedelta
@@ -68,6 +69,16 @@ def test_verify_leaves_a_newer_store_alone(kept: Path) -> None:
     assert damaged(all_stored()) == []
     assert sorted(store.state for store in all_stored())[-1] == "format 99"
     manifest.write_text("{")
+    assert damaged(all_stored()) == [manifest]
+
+
+@pytest.mark.parametrize("wrong", [5, None, ["m"]])
+def test_a_manifest_of_wrong_kinds_is_unreadable(kept: Path, wrong: object, run: Run) -> None:
+    manifest = min(kept.rglob("manifest.json"))
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    manifest.write_text(json.dumps(found | {"model": wrong}))
+    status, out, _ = run("store", "list")
+    assert status == 0 and out.count("unreadable") == 1
     assert damaged(all_stored()) == [manifest]
 
 

@@ -1,19 +1,32 @@
 """What goes wrong, at a chosen step of a chosen rank, in a process of its own."""
 
 import os
+import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tercet import peers
+from tercet import cli, peers
+from tercet.stages import mining, training
 from tercet.train import loop, tracking
 
+PLACES = {  # parts of a command, and the function that each of them is
+    "command": (cli, "main"),
+    "encoding": (mining, "space_of"),  # the first half of a round of mining
+    "mining": (mining, "mine_asked"),  # the second
+    "evaluation": (loop, "_evaluate"),
+    "export": (training, "export_run"),
+}
+EXPECTED: list[subprocess.Popen[bytes]] = []  # who is to send this process a signal
 FILES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree"}
 
 
@@ -22,8 +35,11 @@ def die(step: int, number: int = signal.SIGKILL) -> None:
     _after_gradient(step, lambda: os.kill(os.getpid(), number))
 
 
-def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -> None:
-    """Fault `kind` in the step after `step`; `at` is the rank that it happens to, None for all."""
+def inject(rank: int, kind: str, step: int = 0, at: int | None = None, **how: Any) -> None:
+    """Fault `kind`; `at` is the rank that it happens to, None for all.
+
+    In the step after `step`, except where `how` says when.
+    """
     if kind == "stuck":  # the others; one rank dies
         peers.GRACE = 2.0
         other = lambda: time.sleep(600)  # noqa: E731
@@ -36,8 +52,8 @@ def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -
         return None
     if kind == "writing":
         return die_writing(step, how["point"])
-    if kind == "moment":
-        return die_later(Path(how["log"]), step, how["delay"])
+    if kind == "inside":
+        return signal_inside(**how)
     if kind == "late":
         tracking.Tracker.finish = lambda self: _wait_for("error: ", Path(how["heard"]))
         return _after_gradient(step, _fail)
@@ -52,6 +68,15 @@ def inject(rank: int, kind: str, step: int, at: int | None = None, **how: Any) -
         return _after_gradient(step, _fail)
     if kind == "memory":
         return limit_memory(step, **how)
+    if kind == "nan":
+        return spoil_vectors(step)
+    if kind == "full disk":
+        return _after_gradient(step, lambda: _no_file_beyond(how["size"]))
+    if kind == "tracker":
+        return use_tracker(FailingTracker())
+    if kind == "no wandb":
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+        return None
     raise ValueError(kind)
 
 
@@ -72,19 +97,56 @@ def die_writing(step: int, point: int) -> None:
     sys.addaudithook(count)
 
 
-def die_later(log: Path, step: int, delay: float) -> None:
-    """Kill -9 from outside, so many seconds after the log has a line of `step`; 0: has begun."""
+def note_times(path: Path) -> None:
+    """One line for each call of PLACES: which place, and the seconds it took."""
+    for place, (owner, name) in PLACES.items():
+
+        def timed(*given: Any, _place: str, _plain: Callable[..., Any], **named: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return _plain(*given, **named)
+            finally:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(f"{_place} {time.perf_counter() - started}\n")
+
+        setattr(owner, name, partial(timed, _place=place, _plain=getattr(owner, name)))
+
+
+def signal_inside(
+    place: str, call: int, share: float = 0.0, times: str = "", number: int = signal.SIGKILL
+) -> None:
+    """A signal in call `call` (from 0) of a place, from outside, when a share of it has passed.
+
+    As long as the call is by `times`, a file that `note_times` wrote in a run without faults. 0 is
+    the call's very beginning. A process that would end earlier waits for its kill (`outlast`).
+    """
+    owner, name = PLACES[place]
+    plain, calls = getattr(owner, name), count()
+
+    def signalled(*given: Any, **named: Any) -> Any:
+        if next(calls) == call:
+            if share == 0:
+                os.kill(os.getpid(), number)
+            else:
+                lines = [line.split() for line in _text(Path(times)).splitlines()]
+                seconds = [float(took) for where, took in lines if where == place]
+                _signal_later(share * seconds[call], number)
+        return plain(*given, **named)
+
+    setattr(owner, name, signalled)
+
+
+def _signal_later(seconds: float, number: int) -> None:
+    """By a program of its own, since a fork would keep this process's locks and connections."""
     victim = os.getpid()
-    if os.fork():
-        return
-    while os.getppid() == victim:
-        there = log.parent.exists() if step == 0 else f'"step": {step},' in _text(log)
-        if there:
-            time.sleep(delay)
-            if os.getppid() == victim:
-                os.kill(victim, signal.SIGKILL)
-        time.sleep(0.002)
-    os._exit(0)
+    told = f"time.sleep({seconds}); os.getppid() == {victim} and os.kill({victim}, {number})"
+    EXPECTED.append(subprocess.Popen([sys.executable, "-SEc", f"import os, time; {told}"]))
+
+
+def outlast() -> None:
+    """Wait for a kill that is still to come: it then hits the very end of the command."""
+    for sender in EXPECTED:
+        sender.wait()
 
 
 def slow_down(seconds: float) -> None:
@@ -140,6 +202,44 @@ def limit_memory(step: int, tokens: int, phase: str = "forward") -> None:
         return loss
 
     loop.forward, loop.objective = forward, objective
+
+
+def spoil_vectors(step: int) -> None:
+    """The vectors of the step after `step` are NaN, and with them all that comes of them."""
+    plain = loop.forward
+
+    def forward(run: loop.Run, batch: Any, micro: Any) -> Any:
+        found = plain(run, batch, micro)
+        return found * float("nan") if run.step == step else found
+
+    loop.forward = forward
+
+
+class FailingTracker:
+    """As Weights & Biases is when it can be reached no more."""
+
+    name = "wandb"
+
+    def log(self, *_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    def finish(self) -> None:
+        raise ConnectionError("no route to host")
+
+
+def use_tracker(tracker: Any) -> None:
+    """Instead of Weights & Biases, where a run asks for that."""
+
+    def start(ours: tracking.Tracker, config: Any) -> None:
+        ours.accelerator.trackers = [tracker]
+
+    tracking.Tracker._start_wandb = start
+
+
+def _no_file_beyond(size: int) -> None:
+    """As a full disk: the kernel refuses more bytes in one file."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
 
 def _after_gradient(step: int, act: Callable[[], object]) -> None:

@@ -3,11 +3,12 @@
 `python -m tests.workers.runs JOBS.json`: a list of {"world": n, "recipe": path, "set": [...]}, with
 as needed "own" (by rank, settings besides), "kill_after" (step), "seen" (path: gets the texts of
 every batch as each rank read them), "sharded", "remine" (true), "pace" (seconds that a step takes
-longer), "use" (path: gets memory and time at every step), "fault" (what workers/faults.py injects),
-"said" (path: gets what each rank printed, with its number behind), "weights" (path: gets those that
-each rank ends with, with its number behind), "command" (true: typed as a command, export and all),
-"verb" (of that command, if not finetune) and "may_fail" (true). The exit statuses of all ranks go
-to statuses.json beside the jobs.
+longer), "use" (path: gets memory and time at every step), "times" (path: gets how long the parts of
+the command took), "fault" (what workers/faults.py injects), "said" (path: gets what each rank
+printed, with its number behind), "weights" (path: gets those that each rank ends with, with its
+number behind), "command" (true: typed as a command, export and all), "verb" (of that command, if
+not finetune) and "may_fail" (true). The exit statuses of all ranks go to statuses.json beside the
+jobs.
 """
 
 import json
@@ -40,6 +41,8 @@ def work(rank: int, job: dict[str, Any]) -> None:
         faults.slow_down(job["pace"])
     if job.get("use"):
         _record_use(Path(job["use"]))
+    if job.get("times") and rank == 0:
+        faults.note_times(Path(job["times"]))
     if job.get("fault"):
         faults.inject(rank, **job["fault"])
     if job.get("seen"):
@@ -49,7 +52,10 @@ def work(rank: int, job: dict[str, Any]) -> None:
     settings = [*job["set"], *job.get("own", {}).get(str(rank), ())]
     if job.get("command"):
         sys.argv = ["tercet", job.get("verb", "finetune"), job["recipe"], *settings]
-        return cli.main()
+        try:
+            return cli.main()
+        finally:
+            faults.outlast()
     config = load(job["recipe"], settings)
     trained = finetune(config, remine=remine_stage(config) if job.get("remine") else None)
     if job.get("weights"):
