@@ -33,8 +33,16 @@ class _Seen:
         self.vectors: dict[str, NDArray[np.float32]] = {}
         self._sizes: list[int] = []  # list.append is safe from several threads
 
-    def count(self, _: Any, given: tuple[Any, ...]) -> None:
-        self._sizes.append(given[0]["input_ids"].numel())
+    def watch(self, model: SentenceTransformer) -> None:
+        """Count what goes through the model, and through the copies that threads make of it.
+
+        A function is shared by the copies; a method would be copied with all it counts for.
+        """
+
+        def count(_: Any, given: tuple[Any, ...]) -> None:
+            self._sizes.append(given[0]["input_ids"].numel())
+
+        model.register_forward_pre_hook(count)
 
     def run(self, name: str, encoded: Callable[[], NDArray[np.float32]]) -> None:
         self._sizes.clear()
@@ -66,7 +74,7 @@ def measure(texts: list[str], rounds: int) -> dict[str, Any]:
     size, trial = best_size(model, texts)
     encode(model, texts[:TRIAL], "document")
     peer, seen = f"theirs, batch {size}", _Seen()
-    model.register_forward_pre_hook(seen.count)
+    seen.watch(model)
 
     def stored() -> None:
         with tempfile.TemporaryDirectory() as folder:

