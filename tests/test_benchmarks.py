@@ -34,11 +34,14 @@ def test_encoding_is_compared_with_the_peer(
     monkeypatch.setattr(encoding, "SIZES", (4, 8))
     monkeypatch.setattr(encoding, "gemm_peak", lambda: 1e11)
     found = encoding.measure([answer(n) * (1 + n % 3) for n in range(len(NAMES) // 3)], 1)
-    assert found["largest_difference"] <= 1e-5
+    speed, near = found["targets"]
+    assert (speed["got"], speed["aim"]) == (found["times_faster"], "at least 1.3")
+    assert near["got"] == found["largest_difference"] <= 1e-5 and near["met"]
     assert 1 <= found["padded_per_real"]["ours"] <= found["padded_per_real"][found["peer"]]
     path = write_result("encoding", found | {"corpus": "names"}, tmp_path)
     read = {"encoding": json.loads(path.read_text(encoding="utf-8"))}
-    assert tables(read)["encoding"].startswith("| Encoding |")
+    table = tables(read)["encoding"]
+    assert table.startswith("| Encoding |") and "over the peer's at least 1.3: " in table
     assert summary(read)[0]["Times faster"] == f"{found['times_faster']:.1f}"
 
 
