@@ -24,7 +24,6 @@ from benchmarks.machine import (
     gemm_peak,
     in_subprocess,
     medians,
-    peak_anonymous,
     peak_memory,
     ratio,
     seconds,
@@ -40,7 +39,7 @@ from tercet.report.table import Row, console_table
 
 QUERIES, K = 10_000, 100
 SIZES = {100_000: 5, 300_000: 3, 1_000_000: 2}  # documents: rounds
-MOST_MEMORY = 1.5e9 / 2**20  # MiB of a search, beside the map
+MOST_MEMORY = 1.5e9 / 2**20  # MiB of a whole process that searches, beside the map
 PAIRS = 20_000  # queries, each with a document of its own, for the peer's miner
 ANN_DOCUMENTS = 100_000
 KINDS: tuple[Index, ...] = ("flat", "ivf_flat", "ivf_pq", "hnsw")
@@ -56,7 +55,7 @@ def search(work: Path, rounds: int | None, quick: bool) -> Section:
     targets = [
         target("share of the matrix peak", most["share_of_peak"][OURS], least=0.7),
         target("faiss's time over ours", most["times_faster"], least=1.0),
-        target("MiB beside the map", most["memory"]["anonymous_mib"], most=MOST_MEMORY),
+        target("MiB beside the map", most["memory"]["beside_mib"], most=MOST_MEMORY),
         target("score gap where positions differ", max(s["largest_gap"] for s in found), most=1e-5),
     ]
     return {"width": WIDTH, "k": K, "sizes": found, "targets": targets}
@@ -162,15 +161,18 @@ PARTS = {"search": search, "peer": peer, "ann": ann}
 
 
 def report_memory(what: str, work: Path) -> dict[str, float]:
-    """Peak memory of one search, or of one miner, in this process, and the size of the files."""
+    """Peak memory of one search, or of one miner, in this process, and the size of the files.
+
+    `beside_mib` is all that is resident at the peak, libraries included, less those files.
+    """
     found = {"map_mib": sum((work / f"{side}.npy").stat().st_size for side in "qd") / 2**20}
-    with peak_memory(found), peak_anonymous(found):
+    with peak_memory(found):
         if what == "search":
             queries, documents = (np.load(work / f"{s}.npy", mmap_mode="r") for s in "qd")
             top_k(queries, documents, K)
         else:
             MINERS[what](work)
-    return found
+    return found | {"beside_mib": found["total_mib"] - found["map_mib"]}
 
 
 def search_rows(found: Section) -> list[Row]:
@@ -182,7 +184,7 @@ def search_rows(found: Section) -> list[Row]:
             "Seconds": f"{value:.1f}",
             "Time / ours": f"{value / size['medians'][OURS]:.2f}",
             "Share of peak": f"{size['share_of_peak'][name]:.0%}",
-            "Memory beside the map": f"{size['memory']['anonymous_mib']:,.0f} MiB" * (name == OURS),
+            "Memory beside the map": f"{size['memory']['beside_mib']:,.0f} MiB" * (name == OURS),
         }
         for size in found["sizes"]
         for name, value in size["medians"].items()

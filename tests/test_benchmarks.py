@@ -183,6 +183,10 @@ def test_search_and_mining_are_compared_with_the_peers(
     assert [size["documents"] for size in found["search"]["sizes"]] == [600, 900]
     assert all(size["largest_gap"] <= 1e-5 for size in found["search"]["sizes"])
     assert found["search"]["targets"][-1]["met"]
+    memory = found["search"]["sizes"][-1]["memory"]
+    assert memory["map_mib"] == pytest.approx((40 + 900) * 384 * 4 / 2**20, rel=1e-3)
+    aims = {one["what"]: one["got"] for one in found["search"]["targets"]}
+    assert aims["MiB beside the map"] == memory["total_mib"] - memory["map_mib"]
     assert found["peer"]["same"] == {name: 1.0 for name in found["peer"]["same"]}
     assert found["peer"]["mined"]["ours"] > 300 and len(found["peer"]["again"]) == 1
     monkeypatch.setattr(mining, "KINDS", ("flat",))
