@@ -40,6 +40,7 @@ from tercet.report.table import Row, console_table
 QUERIES, K = 10_000, 100
 SIZES = {100_000: 5, 300_000: 3, 1_000_000: 2}  # documents: rounds
 MOST_MEMORY = 1.5e9 / 2**20  # MiB of a whole process that searches, beside the map
+MOST_GROWTH = 1.1  # of the time per document from the smallest size to the largest: it is linear
 PAIRS = 20_000  # queries, each with a document of its own, for the peer's miner
 ANN_DOCUMENTS = 100_000
 KINDS: tuple[Index, ...] = ("flat", "ivf_flat", "ivf_pq", "hnsw")
@@ -52,11 +53,13 @@ def search(work: Path, rounds: int | None, quick: bool) -> Section:
     write_vectors(work / "q.npy", 1_000 if quick else QUERIES, seed=1)
     found = [search_at(work, count, turns) for count, turns in sizes.items()]
     most = found[-1]
+    each = [size["medians"][OURS] / size["documents"] for size in found]
     targets = [
         target("share of the matrix peak", most["share_of_peak"][OURS], least=0.7),
         target("faiss's time over ours", most["times_faster"], least=1.0),
         target("MiB beside the map", most["memory"]["beside_mib"], most=MOST_MEMORY),
         target("score gap where positions differ", max(s["largest_gap"] for s in found), most=1e-5),
+        target("time per document, the most over the fewest", each[-1] / each[0], most=MOST_GROWTH),
     ]
     return {"width": WIDTH, "k": K, "sizes": found, "targets": targets}
 
