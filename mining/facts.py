@@ -1,6 +1,6 @@
 """What is known of queries and documents before any model is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +13,8 @@ from tercet.data.rows import Indices, Ragged, RetrievalTask, Texts, TrainingSet,
 from tercet.files import fingerprint
 from tercet.mining.candidates import Candidates, Space, cosines, inner_products
 from tercet.mining.select import Evidence, luck_of
+
+BLOCK = 4_096  # queries whose candidates are looked at together: bounds memory, changes no byte
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,12 @@ def searchable(rows: TrainingSet, held_out: Sequence[RetrievalTask] = ()) -> Ind
     """
     allowed = np.flatnonzero(~_held_out(rows, held_out)).tolist()
     return np.array(sorted(allowed, key=rows.documents.ids.__getitem__), dtype=np.int64)
+
+
+def blocks(total: int) -> Iterator[slice]:
+    """The queries 0 to before `total`, `BLOCK` at a time."""
+    for start in range(0, total, BLOCK):
+        yield slice(start, min(start + BLOCK, total))
 
 
 def lowest_scores(asked: Asked, scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -190,7 +190,7 @@ def _keys(pairs: Pairs) -> NDArray[np.uint64]:
         digest.update(query.encode())
         digest.update(document.encode())
         digests += digest.digest()
-    return np.frombuffer(bytes(digests), dtype="<u8").reshape(-1, 2).astype(np.uint64)
+    return np.frombuffer(digests, dtype="<u8").reshape(-1, 2).astype(np.uint64, copy=False)
 
 
 def _score(

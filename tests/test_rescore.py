@@ -25,6 +25,7 @@ from tercet.mining.rescore import (
 )
 from tercet.mining.select import CODE, KEPT
 from tercet.mining.settle import settle
+from tercet.mining.summary import BINS
 from tercet.models import cross
 from tercet.models.cross import CrossScorer, cross_scores, load_scorer
 from tests.conftest import NAMES, answer, question
@@ -269,10 +270,11 @@ def test_the_judge_rules_as_its_own_predictions_say(
 
 
 def test_its_scores_are_in_the_file_for_every_positive_and_negative(
-    scorer: CrossScorer, tmp_path: Path
+    scorer: CrossScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as pq
 
+    monkeypatch.setattr("tercet.mining.facts.BLOCK", 7)
     asked, there = places()
     config = MiningConfig(
         depth=20,
@@ -295,6 +297,11 @@ def test_its_scores_are_in_the_file_for_every_positive_and_negative(
     assert summary["calibration"] == scorer.calibration
     rate = summary["false_negatives"]
     settled = settle(asked, {MODEL: there}, config, scorer)
+    assert settled.rescored is not None
+    logits = settled.rescored.candidates
+    likely = scorer.probabilities(logits[~np.isnan(logits)])
+    bars = summary["histograms"]["probabilities"]["all scored"]
+    assert bars == np.histogram(likely, np.linspace(0, 1, BINS + 1))[0].tolist()
     hits = above = 0
     for query in range(len(asked)):
         unlabelled = [d for d in settled.found.positions[query].tolist() if d != query][:8]
