@@ -120,12 +120,16 @@ def lowest_scores(asked: Asked, scores: NDArray[np.float32]) -> NDArray[np.float
 def evidence(
     asked: Asked,
     found: Candidates,
-    space: Space,
+    space: Space | None,
     lowest: NDArray[np.float32],
     block: slice,
     config: MiningConfig,
 ) -> Evidence:
-    """What the rules look at, for the queries of `block`; `lowest` as `lowest_scores` gives it."""
+    """What the rules look at, for the queries of `block`; `lowest` as `lowest_scores` gives it.
+
+    Without `space` the likeness to positives is left out, which costs the most by far and which
+    the rules after those of `select.label` do not look at.
+    """
     positions, scores = np.asarray(found.positions[block]), np.asarray(found.scores[block])
     texts = np.where(positions < 0, -1, asked.documents.same[positions])
     numbers = np.arange(len(asked))[block]
@@ -136,7 +140,9 @@ def evidence(
         known=_among(texts, asked, asked.positives, numbers),
         own=_among(texts, asked, asked.own, numbers),
         likeness=(
-            None if config.near_duplicate is None else likeness(positions, asked, space, numbers)
+            None
+            if space is None or config.near_duplicate is None
+            else likeness(positions, asked, space, numbers)
         ),
         lowest=lowest[block],
         luck=luck_of(asked.keys[block], asked.document_keys[positions], config.seed),

@@ -99,7 +99,7 @@ def settle(
     if scorer is not None:
         rescored = rescore(scorer, asked, found, labels, config.rescore.depth, folder=pairs)
         for block in _blocks(len(asked), "second opinion"):
-            facts = evidence(asked, found, space, lowest, block, config)
+            facts = evidence(asked, found, None, lowest, block, config)
             opinion = rescored.opinion(asked, block)
             verdicts[block] = select(facts, config, opinion, labels=labels[block])
     negatives = _with_verdict(found, verdicts, rescored, "kept")
