@@ -13,7 +13,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from tercet.cache import disk, locked, save_array
+from tercet.cache import disk, locked, note_use, save_array
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Indices
 from tercet.errors import UserError
@@ -195,6 +195,7 @@ def _kept(folder: Path, depth: int, prefix: bool, search: Callable[[], _List | N
                 if found is not None and process_index() == 0:
                     _write(path, found)
         with share_mistakes():  # the lock is let go when all have mapped the files
+            note_use(folder)
             scores, positions = (np.load(path / name, mmap_mode="r") for name in _FILES)
             return _List(scores[:, :depth], positions[:, :depth], _facts(path)["recall"])
 

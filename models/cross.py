@@ -14,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
-from tercet.cache import disk, locked
+from tercet.cache import disk, locked, note_use
 from tercet.errors import UserError
 from tercet.files import cache_folder, fingerprint, whole_file
 from tercet.models.encode import ACCELERATOR_TOKENS, CPU_TOKENS, token_batches
@@ -105,6 +105,7 @@ def cross_scores(
     with ExitStack() as held:
         with share_mistakes():  # shared: runs that score other pairs need not wait
             held.enter_context(locked(place, shared=True))
+        note_use(place)
         return _all_scores(scorer, pairs, place, batch_tokens, title)
 
 
