@@ -20,6 +20,7 @@ from benchmarks.machine import (
     gemm_peak,
     medians,
     ratio,
+    refuse_published,
     target,
     targets_note,
     write_result,
@@ -148,6 +149,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a twentieth, one round")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.quick:
+        refuse_published(parser, options.out)
     count = options.documents // 20 if options.quick else options.documents
     found = measure(documents(options.data, count), 1 if options.quick else options.rounds)
     found["corpus"] = options.data.resolve().name

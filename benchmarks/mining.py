@@ -2,7 +2,8 @@
 
 python -m benchmarks.mining [--only search|peer|ann ...] [--rounds N] [--quick] [--out FOLDER]
 
-Each part replaces its own section of mining.json and leaves the others.
+Each part replaces its own section of mining.json and leaves the others. A section says on which
+machine and with which code it was measured.
 """
 
 import argparse
@@ -23,16 +24,18 @@ from benchmarks.machine import (
     alternate,
     gemm_peak,
     in_subprocess,
+    measured_here,
     medians,
     peak_memory,
     ratio,
+    refuse_published,
     seconds,
     target,
     targets_note,
-    write_result,
 )
 from benchmarks.miners import MINERS, NEGATIVES, OURS, PEER, ours
 from benchmarks.vectors import WIDTH, near, write_vectors
+from tercet.files import write_json
 from tercet.mining import ann_top_k, top_k
 from tercet.mining.ann import Index
 from tercet.report.table import Row, console_table
@@ -255,16 +258,19 @@ def main() -> None:
     if options.memory:
         what, work = options.memory
         return print(json.dumps(report_memory(what, Path(work))))
+    if options.quick:
+        refuse_published(parser, options.out)
+    path = options.out / "mining.json"
     for part in options.only:
         with tempfile.TemporaryDirectory() as work:
             found = PARTS[part](Path(work), options.rounds, options.quick)
         show(console_table(ROWS[part](found)))
-        print(write_result("mining", _others(options.out, part) | {part: found}, options.out))
+        write_json(path, _others(path, part) | {part: measured_here(found)})
+        print(path)
 
 
-def _others(folder: Path, part: str) -> Section:
+def _others(path: Path, part: str) -> Section:
     """The sections that an earlier run left."""
-    path = folder / "mining.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {name: before[name] for name in PARTS if name in before and name != part}
 

@@ -1,5 +1,6 @@
 """The benchmark programs run, and both sides compute the same."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -200,6 +201,45 @@ def test_search_and_mining_are_compared_with_the_peers(
     assert "| **ours** | 900 |" in written["mining_search"] and "Aims: " in written["mining_peer"]
     assert "| flat |" in written["mining_ann"]
     assert summary({"mining": read})[0]["Against sentence-transformers"] == "mine_hard_negatives"
+
+
+def test_a_section_says_with_which_code_it_was_measured(
+    tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("faiss", reason="the peer of the search: tercet[ann]")
+    from benchmarks import machine, mining
+
+    here = lambda _, __, what, work: mining.report_memory(what, Path(work))  # noqa: E731
+    given: dict[str, Any] = {"in_subprocess": here, "gemm_peak": lambda: 1e11, "QUERIES": 40}
+    given |= {"SIZES": {600: 1}, "KINDS": ("flat",), "ANN_DOCUMENTS": 500}
+    for name, value in given.items():
+        monkeypatch.setattr(mining, name, value)
+    for part in ("ann", "search"):
+        monkeypatch.setattr(machine, "whole_source", lambda part=part: f"at {part}")
+        words = ["mining", "--only", part, "--rounds", "1", "--out", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", words)
+        mining.main()
+    found = json.loads((tmp_path / "mining.json").read_text(encoding="utf-8"))
+    assert {name: section["code"]["source"] for name, section in found.items()} == {
+        "ann": "at ann",
+        "search": "at search",
+    }
+    assert all(section["machine"]["threads"] == 1 for section in found.values())
+
+
+@pytest.mark.parametrize("program", ["mining", "encoding"])
+def test_a_trial_leaves_the_published_results_alone(
+    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss", reason="benchmarks.mining measures it: tercet[ann]")
+    from benchmarks.machine import RESULTS
+
+    words = [program, "--quick", "--out", str(RESULTS / ".." / "results")]
+    monkeypatch.setattr("sys.argv", words + ["--data", "x"] * (program == "encoding"))
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{program}").main()
+    assert ended.value.code == 2
+    assert "give another --out" in capsys.readouterr().err
 
 
 def test_a_wrong_document_is_no_tie() -> None:
