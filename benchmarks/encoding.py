@@ -71,9 +71,8 @@ def best_size(model: SentenceTransformer, texts: list[str]) -> tuple[int, dict[s
     sample = texts[:: max(1, len(texts) // TRIAL)]
     runs = {str(size): (lambda size=size: theirs(model, sample, size)) for size in SIZES}
     theirs(model, sample[: max(SIZES)], max(SIZES))
-    times = alternate(runs, 2, untimed=0)
-    found = medians(times)
-    return int(min(found, key=found.__getitem__)), times
+    times = alternate(runs, 1, untimed=0)
+    return int(min(times, key=lambda size: times[size][0])), times
 
 
 def measure(texts: list[str], rounds: int) -> dict[str, Any]:

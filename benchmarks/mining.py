@@ -33,7 +33,7 @@ from benchmarks.machine import (
     target,
     targets_note,
 )
-from benchmarks.miners import MINERS, NEGATIVES, OURS, PEER, ours
+from benchmarks.miners import MINERS, NEGATIVES, OURS, PEER, Pairs, ours
 from benchmarks.vectors import WIDTH, near, write_vectors
 from tercet.files import write_json
 from tercet.mining import ann_top_k, top_k
@@ -125,8 +125,9 @@ def peer(work: Path, rounds: int | None, quick: bool) -> Section:
     """Ours, from vectors to a written mined set, beside `mine_hard_negatives`."""
     documents = write_vectors(work / "d.npy", 2_000 if quick else PAIRS, seed=3)
     np.save(work / "q.npy", near(documents, seed=4))
-    times = alternate({n: lambda run=run: run(work) for n, run in MINERS.items()}, rounds or 3)
-    found = {name: run(work) for name, run in MINERS.items()}
+    found: dict[str, Pairs] = {}  # of the last round
+    runs = {n: lambda n=n, run=run: found.update({n: run(work)}) for n, run in MINERS.items()}
+    times = alternate(runs, rounds or 3)
     ours(work, work / "cache")
     again = [seconds(lambda: ours(work, work / "cache", 0.9)) for _ in range(rounds or 3)]
     memory = {n: in_subprocess("benchmarks.mining", "--memory", n, str(work)) for n in MINERS}
