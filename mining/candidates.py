@@ -22,7 +22,7 @@ from tercet.mining.ann import ann_top_k, import_faiss, settings_for
 from tercet.mining.fuse import reciprocal_rank_fusion
 from tercet.mining.lexical import lexical_top_k
 from tercet.mining.pairs import pair_scores
-from tercet.mining.search import shared_top_k
+from tercet.mining.search import Rows, shared_top_k
 from tercet.processes import on_main, process_count, process_index, share_mistakes
 
 Floats = NDArray[np.float32]
@@ -31,12 +31,9 @@ FORMAT = 2  # of a list; raised when a search of the same settings gives another
 PAIRS = 32_768  # pairs of vectors held at once
 
 
-class Lookup(Protocol):
-    """(N, H) float32 vectors that may be memory-mapped."""
+class Lookup(Rows, Protocol):
+    """Rows that are also found by their numbers (n,)."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __len__(self) -> int: ...
     def __getitem__(self, rows: slice | Indices, /) -> Floats: ...
 
 
