@@ -268,7 +268,7 @@ def test_a_full_disk_is_one_line_and_leaves_a_sound_store(
 
     def fill_up(*_: object) -> None:
         calls.append(1)
-        if len(list(tmp_path.rglob("*.sha256"))) == 1:
+        if list(tmp_path.rglob("*.sha256")):  # one or, on a busy machine, some more
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
 
     handle = model.register_forward_pre_hook(fill_up)
