@@ -2,7 +2,8 @@
 
 python -m benchmarks.mining [--only search|peer|ann ...] [--rounds N] [--quick] [--out FOLDER]
 
-Each part replaces its own section of mining.json and leaves the others.
+Each part replaces its own section of mining.json and leaves the others. A section says on which
+machine and with which code it was measured.
 """
 
 import argparse
@@ -23,24 +24,26 @@ from benchmarks.machine import (
     alternate,
     gemm_peak,
     in_subprocess,
+    measured_here,
     medians,
-    peak_anonymous,
     peak_memory,
     ratio,
+    refuse_published,
     seconds,
     target,
     targets_note,
-    write_result,
 )
-from benchmarks.miners import MINERS, NEGATIVES, OURS, PEER, ours
+from benchmarks.miners import MINERS, NEGATIVES, OURS, PEER, Pairs, ours
 from benchmarks.vectors import WIDTH, near, write_vectors
+from tercet.files import write_json
 from tercet.mining import ann_top_k, top_k
 from tercet.mining.ann import Index
 from tercet.report.table import Row, console_table
 
 QUERIES, K = 10_000, 100
 SIZES = {100_000: 5, 300_000: 3, 1_000_000: 2}  # documents: rounds
-MOST_MEMORY = 1.5e9 / 2**20  # MiB of a search, beside the map
+MOST_MEMORY = 1.5e9 / 2**20  # MiB of a whole process that searches, beside the map
+MOST_GROWTH = 1.1  # of the time per document from the smallest size to the largest: it is linear
 PAIRS = 20_000  # queries, each with a document of its own, for the peer's miner
 ANN_DOCUMENTS = 100_000
 KINDS: tuple[Index, ...] = ("flat", "ivf_flat", "ivf_pq", "hnsw")
@@ -53,11 +56,13 @@ def search(work: Path, rounds: int | None, quick: bool) -> Section:
     write_vectors(work / "q.npy", 1_000 if quick else QUERIES, seed=1)
     found = [search_at(work, count, turns) for count, turns in sizes.items()]
     most = found[-1]
+    each = [size["medians"][OURS] / size["documents"] for size in found]
     targets = [
         target("share of the matrix peak", most["share_of_peak"][OURS], least=0.7),
         target("faiss's time over ours", most["times_faster"], least=1.0),
-        target("MiB beside the map", most["memory"]["anonymous_mib"], most=MOST_MEMORY),
+        target("MiB beside the map", most["memory"]["beside_mib"], most=MOST_MEMORY),
         target("score gap where positions differ", max(s["largest_gap"] for s in found), most=1e-5),
+        target("time per document, the most over the fewest", each[-1] / each[0], most=MOST_GROWTH),
     ]
     return {"width": WIDTH, "k": K, "sizes": found, "targets": targets}
 
@@ -120,8 +125,9 @@ def peer(work: Path, rounds: int | None, quick: bool) -> Section:
     """Ours, from vectors to a written mined set, beside `mine_hard_negatives`."""
     documents = write_vectors(work / "d.npy", 2_000 if quick else PAIRS, seed=3)
     np.save(work / "q.npy", near(documents, seed=4))
-    times = alternate({n: lambda run=run: run(work) for n, run in MINERS.items()}, rounds or 3)
-    found = {name: run(work) for name, run in MINERS.items()}
+    found: dict[str, Pairs] = {}  # of the last round
+    runs = {n: lambda n=n, run=run: found.update({n: run(work)}) for n, run in MINERS.items()}
+    times = alternate(runs, rounds or 3)
     ours(work, work / "cache")
     again = [seconds(lambda: ours(work, work / "cache", 0.9)) for _ in range(rounds or 3)]
     memory = {n: in_subprocess("benchmarks.mining", "--memory", n, str(work)) for n in MINERS}
@@ -162,15 +168,18 @@ PARTS = {"search": search, "peer": peer, "ann": ann}
 
 
 def report_memory(what: str, work: Path) -> dict[str, float]:
-    """Peak memory of one search, or of one miner, in this process, and the size of the files."""
+    """Peak memory of one search, or of one miner, in this process, and the size of the files.
+
+    `beside_mib` is all that is resident at the peak, libraries included, less those files.
+    """
     found = {"map_mib": sum((work / f"{side}.npy").stat().st_size for side in "qd") / 2**20}
-    with peak_memory(found), peak_anonymous(found):
+    with peak_memory(found):
         if what == "search":
             queries, documents = (np.load(work / f"{s}.npy", mmap_mode="r") for s in "qd")
             top_k(queries, documents, K)
         else:
             MINERS[what](work)
-    return found
+    return found | {"beside_mib": found["total_mib"] - found["map_mib"]}
 
 
 def search_rows(found: Section) -> list[Row]:
@@ -182,7 +191,7 @@ def search_rows(found: Section) -> list[Row]:
             "Seconds": f"{value:.1f}",
             "Time / ours": f"{value / size['medians'][OURS]:.2f}",
             "Share of peak": f"{size['share_of_peak'][name]:.0%}",
-            "Memory beside the map": f"{size['memory']['anonymous_mib']:,.0f} MiB" * (name == OURS),
+            "Memory beside the map": f"{size['memory']['beside_mib']:,.0f} MiB" * (name == OURS),
         }
         for size in found["sizes"]
         for name, value in size["medians"].items()
@@ -250,16 +259,19 @@ def main() -> None:
     if options.memory:
         what, work = options.memory
         return print(json.dumps(report_memory(what, Path(work))))
+    if options.quick:
+        refuse_published(parser, options.out)
+    path = options.out / "mining.json"
     for part in options.only:
         with tempfile.TemporaryDirectory() as work:
             found = PARTS[part](Path(work), options.rounds, options.quick)
         show(console_table(ROWS[part](found)))
-        print(write_result("mining", _others(options.out, part) | {part: found}, options.out))
+        write_json(path, _others(path, part) | {part: measured_here(found)})
+        print(path)
 
 
-def _others(folder: Path, part: str) -> Section:
+def _others(path: Path, part: str) -> Section:
     """The sections that an earlier run left."""
-    path = folder / "mining.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return {name: before[name] for name in PARTS if name in before and name != part}
 

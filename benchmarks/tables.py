@@ -28,7 +28,7 @@ from benchmarks import (
     scale,
     train_step,
 )
-from benchmarks.machine import RESULTS, ratio
+from benchmarks.machine import RESULTS, ratio, targets_note
 from tercet.files import write_text
 from tercet.report.table import fill_marked, markdown_table
 
@@ -206,7 +206,8 @@ def _encoding_notes(found: Result) -> str:
         f"{found['documents']:,} documents of {found['corpus']}, on average {each:.0f} tokens: "
         f"{found['times_faster']:.2f} times faster, {found['times_faster_stored']:.2f} times into "
         f"a store on the disk. {found['share_of_peak']:.0%} of the machine's matrix peak on real "
-        f"tokens. Vectors differ by at most {found['largest_difference']:.0e}."
+        f"tokens. Vectors differ by at most {found['largest_difference']:.0e}. "
+        + targets_note(found["targets"])
     )
 
 

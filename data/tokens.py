@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.cache import CACHE, save_array
+from tercet.cache import CACHE, note_use, save_array
 from tercet.errors import UserError
 from tercet.files import cache_folder, disk_errors, fingerprint, whole_folder
 from tercet.progress import progress
@@ -46,6 +46,7 @@ def token_cache(
     place = (folder or cache_folder() / "tokens") / fingerprint([key, *texts])
     for _ in range(TRIES):
         if (found := _opened(place, len(texts))) is not None:
+            note_use(place)
             return found
         with disk_errors(place, CACHE), whole_folder(place, replace=False) as partial:
             _write(partial, texts, tokenise)

@@ -13,7 +13,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from tercet.cache import CACHE, locked, save_array
+from tercet.cache import CACHE, locked, note_use, save_array
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Indices
 from tercet.errors import UserError
@@ -29,7 +29,7 @@ from tercet.mining.ann import ann_top_k, import_faiss, settings_for
 from tercet.mining.fuse import reciprocal_rank_fusion
 from tercet.mining.lexical import lexical_top_k
 from tercet.mining.pairs import pair_scores
-from tercet.mining.search import shared_top_k
+from tercet.mining.search import Rows, shared_top_k
 from tercet.processes import on_main, process_count, process_index, share_mistakes
 
 Floats = NDArray[np.float32]
@@ -38,12 +38,9 @@ FORMAT = 2  # of a list; raised when a search of the same settings gives another
 PAIRS = 32_768  # pairs of vectors held at once
 
 
-class Lookup(Protocol):
-    """(N, H) float32 vectors that may be memory-mapped."""
+class Lookup(Rows, Protocol):
+    """Rows that are also found by their numbers (n,)."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __len__(self) -> int: ...
     def __getitem__(self, rows: slice | Indices, /) -> Floats: ...
 
 
@@ -202,6 +199,7 @@ def _kept(folder: Path, depth: int, prefix: bool, search: Callable[[], _List | N
                 if found is not None and process_index() == 0:
                     _write(path, found)
         with share_mistakes():  # the lock is let go when all have mapped the files
+            note_use(folder)
             scores, positions = (np.load(path / name, mmap_mode="r") for name in _FILES)
             return _List(scores[:, :depth], positions[:, :depth], _facts(path)["recall"])
 

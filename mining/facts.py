@@ -1,6 +1,6 @@
 """What is known of queries and documents before any model is asked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -13,6 +13,8 @@ from tercet.data.rows import Indices, Ragged, RetrievalTask, Texts, TrainingSet,
 from tercet.files import fingerprint
 from tercet.mining.candidates import Candidates, Space, cosines, inner_products
 from tercet.mining.select import Evidence, luck_of
+
+BLOCK = 4_096  # queries whose candidates are looked at together: bounds memory, changes no byte
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,12 @@ def searchable(rows: TrainingSet, held_out: Sequence[RetrievalTask] = ()) -> Ind
     return np.array(sorted(allowed, key=rows.documents.ids.__getitem__), dtype=np.int64)
 
 
+def blocks(total: int) -> Iterator[slice]:
+    """The queries 0 to before `total`, `BLOCK` at a time."""
+    for start in range(0, total, BLOCK):
+        yield slice(start, min(start + BLOCK, total))
+
+
 def lowest_scores(asked: Asked, scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """(Q,) lowest of the scores (P,) that `asked.pairs` have."""
     return np.minimum.reduceat(scores, asked.positives.offsets[:-1])
@@ -112,12 +120,16 @@ def lowest_scores(asked: Asked, scores: NDArray[np.float32]) -> NDArray[np.float
 def evidence(
     asked: Asked,
     found: Candidates,
-    space: Space,
+    space: Space | None,
     lowest: NDArray[np.float32],
     block: slice,
     config: MiningConfig,
 ) -> Evidence:
-    """What the rules look at, for the queries of `block`; `lowest` as `lowest_scores` gives it."""
+    """What the rules look at, for the queries of `block`; `lowest` as `lowest_scores` gives it.
+
+    Without `space` the likeness to positives is left out, which costs the most by far and which
+    the rules after those of `select.label` do not look at.
+    """
     positions, scores = np.asarray(found.positions[block]), np.asarray(found.scores[block])
     texts = np.where(positions < 0, -1, asked.documents.same[positions])
     numbers = np.arange(len(asked))[block]
@@ -128,7 +140,9 @@ def evidence(
         known=_among(texts, asked, asked.positives, numbers),
         own=_among(texts, asked, asked.own, numbers),
         likeness=(
-            None if config.near_duplicate is None else likeness(positions, asked, space, numbers)
+            None
+            if space is None or config.near_duplicate is None
+            else likeness(positions, asked, space, numbers)
         ),
         lowest=lowest[block],
         luck=luck_of(asked.keys[block], asked.document_keys[positions], config.seed),

@@ -1,6 +1,7 @@
 """A second opinion: which candidates a cross-encoder is asked about, and what came of it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from tercet.data.rows import Indices
 from tercet.mining.candidates import Candidates, Space, inner_products
-from tercet.mining.facts import Asked, lowest_scores, positive_scores
+from tercet.mining.facts import Asked, blocks, lowest_scores, positive_scores
 from tercet.mining.select import KEPT, Opinion
 from tercet.models.cross import CrossScorer, cross_scores
 
@@ -78,15 +79,30 @@ def scores_of(
     folder: Path | None = None,
 ) -> Floats:
     """(N,) scores of the queries `numbers` with `documents`. A meeting of all processes."""
-    texts = asked.documents.texts
-    pairs = [(asked.texts[q], texts[d]) for q, d in zip(numbers, documents, strict=True)]
-    return cross_scores(scorer, pairs, folder=folder)
+    return cross_scores(scorer, _Pairs(asked, numbers, documents), folder=folder)
+
+
+class _Pairs(Sequence[tuple[str, str]]):
+    """Pairs of texts that are made when they are asked for, since there may be tens of millions."""
+
+    def __init__(self, asked: Asked, numbers: Indices, documents: Indices) -> None:
+        self._queries, self._documents = asked.texts, asked.documents.texts
+        self._pairs = (numbers, documents)
+
+    def __len__(self) -> int:
+        return len(self._pairs[0])
+
+    def __getitem__(self, place: int) -> tuple[str, str]:  # type: ignore[override]
+        query, document = (side[place] for side in self._pairs)
+        return self._queries[query], self._documents[document]
 
 
 def first_unlabelled(labels: NDArray[np.int8], count: int) -> NDArray[np.bool_]:
     """(Q, C) whether a candidate is among the first `count` of its row with verdict `KEPT`."""
-    open_ = labels == KEPT
-    return open_ & (np.cumsum(open_, axis=1) <= count)
+    found = labels == KEPT
+    for block in blocks(len(found)):
+        found[block] &= np.cumsum(found[block], axis=1) <= count
+    return found
 
 
 def judged_by_cross_encoder(

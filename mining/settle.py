@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Indices, Ragged
 from tercet.mining.candidates import MODEL, Candidates, Space, find_candidates, inner_products
-from tercet.mining.facts import Asked, evidence, likeness, lowest_scores, positive_scores
+from tercet.mining.facts import (
+    Asked,
+    blocks,
+    evidence,
+    likeness,
+    lowest_scores,
+    positive_scores,
+)
 from tercet.mining.rescore import Rescored, rescore, scores_of
 from tercet.mining.select import CODE, label, outside, relabelled, select, vetoed
 from tercet.models.cross import CrossScorer
 from tercet.progress import progress
 
-BLOCK = 4_096  # queries whose evidence is held at once
 DRAWS = 8  # times that what fills a list is drawn anew for what was not fit
 
 
@@ -93,7 +99,7 @@ def settle(
     if scorer is not None:
         rescored = rescore(scorer, asked, found, labels, config.rescore.depth, folder=pairs)
         for block in _blocks(len(asked), "second opinion"):
-            facts = evidence(asked, found, space, lowest, block, config)
+            facts = evidence(asked, found, None, lowest, block, config)
             opinion = rescored.opinion(asked, block)
             verdicts[block] = select(facts, config, opinion, labels=labels[block])
     negatives = _with_verdict(found, verdicts, rescored, "kept")
@@ -196,7 +202,6 @@ def _joined(first: Chosen, second: Chosen) -> Chosen:
 
 def _blocks(total: int, title: str) -> Iterator[slice]:
     with progress(title, total) as advance:
-        for start in range(0, total, BLOCK):
-            block = slice(start, min(start + BLOCK, total))
+        for block in blocks(total):
             yield block
             advance(block.stop - block.start)

@@ -1,6 +1,6 @@
 """What a mining run says of itself: counts, distributions and samples to read, as plain JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet.data.rows import Indices
-from tercet.mining.facts import Asked
+from tercet.mining.facts import Asked, blocks
+from tercet.mining.rescore import Rescored
 from tercet.mining.select import ABSENT, CODE, KEPT, RULES, VERDICTS
 from tercet.mining.settle import Chosen, Settled
 from tercet.mining.table import OUTCOMES
@@ -18,6 +19,7 @@ BINS = 40  # of each histogram, at most
 SAMPLES = 50  # kept negatives to read
 OTHERS = 10  # vetoed and relabelled candidates to read
 CUT = 1_200  # characters of a text in a sample
+Parts = Iterable[NDArray[Any]]  # numbers a block of queries at a time: all may not fit into memory
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class MinedCounts:
 def count(settled: Settled, outcome: Indices, wanted: int) -> MinedCounts:
     """Count verdicts and outcomes (Q,); `wanted` negatives were asked for."""
     verdicts, negatives = settled.verdicts, settled.negatives
-    by_verdict = np.bincount(verdicts.ravel(), minlength=len(VERDICTS))
+    by_verdict = np.zeros(len(VERDICTS), dtype=np.int64)
+    for block in blocks(len(verdicts)):
+        by_verdict += np.bincount(verdicts[block].ravel(), minlength=len(VERDICTS))
     dropped = {rule: int(by_verdict[CODE[rule]]) for rule in RULES}
     kept = negatives.counts(len(verdicts))
     return MinedCounts(
@@ -60,27 +64,44 @@ def histograms(settled: Settled) -> dict[str, Any]:
     Scores are those of the lowest positive of each query, the negatives kept and the candidates
     dropped; ranks count from 1; probabilities are the cross-encoder's, of all it was asked about.
     """
-    verdicts, negatives, rescored = settled.verdicts, settled.negatives, settled.rescored
-    dropped = (verdicts != KEPT) & (verdicts != ABSENT)
-    scores = {
-        "positive": settled.lowest,
-        "kept": negatives.scores,
-        "dropped": np.asarray(settled.found.scores)[dropped],
-    }
-    depth = verdicts.shape[1]
-    ranks = {"kept": negatives.ranks[negatives.ranks > 0], "dropped": np.nonzero(dropped)[1] + 1}
+    negatives, rescored = settled.negatives, settled.rescored
+    few = {"positive": [settled.lowest], "kept": [negatives.scores]}
+    every = (scores for parts in (*few.values(), _dropped_scores(settled)) for scores in parts)
+    scores = _histogram(few | {"dropped": _dropped_scores(settled)}, _span(every))
+    depth = settled.verdicts.shape[1]
     width = -(-depth // BINS)  # ranks in a bin
+    ranks = {"kept": [negatives.ranks[negatives.ranks > 0]], "dropped": _dropped_ranks(settled)}
     by_rank = np.arange(1, depth + width + 1, width)
-    charts = {"scores": _histogram(scores, _span(scores)), "ranks": _histogram(ranks, by_rank)}
+    charts = {"scores": scores, "ranks": _histogram(ranks, by_rank)}
     if rescored is not None and negatives.rescores is not None:
-        rescores = {
-            "positive": rescored.positives,
-            "kept": negatives.rescores,
-            "all scored": rescored.candidates[~np.isnan(rescored.candidates)],
+        likely = {
+            "positive": [rescored.scorer.probabilities(rescored.positives)],
+            "kept": [rescored.scorer.probabilities(negatives.rescores)],
+            "all scored": _probabilities(rescored),
         }
-        likely = {name: rescored.scorer.probabilities(s) for name, s in rescores.items()}
         charts["probabilities"] = _histogram(likely, np.linspace(0, 1, BINS + 1))
     return charts
+
+
+def _dropped_scores(settled: Settled) -> Parts:
+    for block in blocks(len(settled.verdicts)):
+        yield np.asarray(settled.found.scores[block])[_dropped(settled.verdicts[block])]
+
+
+def _dropped_ranks(settled: Settled) -> Parts:
+    for block in blocks(len(settled.verdicts)):
+        yield np.nonzero(_dropped(settled.verdicts[block]))[1] + 1
+
+
+def _dropped(verdicts: NDArray[np.int8]) -> NDArray[np.bool_]:
+    return (verdicts != KEPT) & (verdicts != ABSENT)
+
+
+def _probabilities(rescored: Rescored) -> Parts:
+    """Of all candidates that the cross-encoder was asked about."""
+    for block in blocks(len(rescored.candidates)):
+        scores = rescored.candidates[block]
+        yield rescored.scorer.probabilities(scores[~np.isnan(scores)])
 
 
 def percentiles(values: NDArray[np.floating]) -> dict[str, float]:
@@ -138,16 +159,18 @@ def _cut(text: str) -> str:
     return text if len(text) <= CUT else f"{text[:CUT]} ..."
 
 
-def _span(groups: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+def _span(parts: Parts) -> NDArray[np.float64]:
     """Edges of `BINS` bins that hold every score, and are no narrower than can be told apart."""
-    filled = [values for values in groups.values() if len(values)]
-    ends = [end for values in filled for end in (values.min(), values.max())]
+    ends = [end for scores in parts if len(scores) for end in (scores.min(), scores.max())]
     low, high = (float(min(ends)), float(max(ends))) if ends else (0.0, 1.0)
     return np.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), BINS + 1)
 
 
-def _histogram(
-    groups: Mapping[str, NDArray[Any]], edges: NDArray[np.floating]
-) -> dict[str, list[float]]:
-    counted = {name: np.histogram(values, edges)[0].tolist() for name, values in groups.items()}
+def _histogram(groups: Mapping[str, Parts], edges: NDArray[Any]) -> dict[str, list[float]]:
+    counted = {}
+    for name, parts in groups.items():
+        counts = np.zeros(len(edges) - 1, dtype=np.int64)
+        for part in parts:
+            counts += np.histogram(part, edges)[0]
+        counted[name] = counts.tolist()
     return {"edges": [round(float(edge), 6) for edge in edges], **counted}

@@ -14,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
-from tercet.cache import CACHE, locked
+from tercet.cache import CACHE, locked, note_use
 from tercet.errors import UserError
 from tercet.files import cache_folder, disk_errors, fingerprint, whole_file
 from tercet.models.encode import ACCELERATOR_TOKENS, CPU_TOKENS, token_batches
@@ -107,6 +107,7 @@ def cross_scores(
     with ExitStack() as held:
         with share_mistakes():  # shared: runs that score other pairs need not wait
             held.enter_context(locked(place, shared=True))
+        note_use(place)
         return _all_scores(scorer, pairs, place, batch_tokens, title)
 
 
@@ -192,7 +193,7 @@ def _keys(pairs: Pairs) -> NDArray[np.uint64]:
         digest.update(query.encode())
         digest.update(document.encode())
         digests += digest.digest()
-    return np.frombuffer(bytes(digests), dtype="<u8").reshape(-1, 2).astype(np.uint64)
+    return np.frombuffer(digests, dtype="<u8").reshape(-1, 2).astype(np.uint64, copy=False)
 
 
 def _score(

@@ -149,10 +149,9 @@ def _all_in(folder: Path, look: Callable[[Path], Stored]) -> list[Stored]:
 
 def _other(place: Path, kind: str) -> Stored:
     """Files without a manifest: what reads them finds out itself whether they are whole."""
-    files = _files(place)
-    used = max([place.stat().st_mtime, *(file.st_atime for file in files)])
-    size = sum(file.st_size for file in files)
-    return Stored(place, None, size, datetime.fromtimestamp(used, UTC), "complete", kind)
+    used = datetime.fromtimestamp(place.stat().st_mtime, UTC)  # see `note_use`
+    size = sum(file.st_size for file in _files(place))
+    return Stored(place, None, size, used, "complete", kind)
 
 
 def _look(place: Path) -> Stored:

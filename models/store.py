@@ -1,7 +1,7 @@
 """Vectors computed once: a store of shards under a fingerprint of all that shapes them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,20 +135,25 @@ def model_fingerprint(model: SentenceTransformer) -> str:
     """
     if is_pair(model):
         roles: tuple[Role, ...] = ("query", "document")
-        return fingerprint([model_fingerprint(route(model, role)) for role in roles])
-    parts: list[str | bytes] = []
+        return fingerprint(model_fingerprint(route(model, role)) for role in roles)
+    return fingerprint(_parts(model))
+
+
+def _parts(model: SentenceTransformer) -> Iterator[str | bytes]:
+    """What `model_fingerprint` hashes, one copy of one tensor at a time."""
     for name, tensor in sorted(model.state_dict().items()):
+        yield from (name, str(tensor.dtype), str(tuple(tensor.shape)))
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        data = flat.view(torch.uint8).numpy().tobytes()  # bytes, since numpy has no bfloat16
-        parts += [name, str(tensor.dtype), str(tuple(tensor.shape)), data]
+        yield flat.view(torch.uint8).numpy().tobytes()  # bytes, since numpy has no bfloat16
     for module in model:
         body = getattr(module, "auto_model", None)
         if body is not None:  # heads and the like change the vectors and leave no mark on weights
             settings = {k: v for k, v in body.config.to_dict().items() if k not in UNTOLD}
-            parts.append(json.dumps(settings, sort_keys=True, default=str))
+            yield json.dumps(settings, sort_keys=True, default=str)
         describe = getattr(module, "get_config_dict", dict)
-        parts.append(type(module).__name__ + json.dumps(describe(), sort_keys=True, default=str))
-    return fingerprint([*parts, tokenizer_fingerprint(model.tokenizer), str(max_length(model))])
+        yield type(module).__name__ + json.dumps(describe(), sort_keys=True, default=str)
+    yield tokenizer_fingerprint(model.tokenizer)
+    yield str(max_length(model))
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -57,6 +57,15 @@ def save_array(path: Path, array: NDArray[Any]) -> str:
         hashed = _Hashed(file)
         np.save(hashed, array)  # type: ignore[arg-type]
     return hashed.digest.hexdigest()
+
+
+def note_use(place: Path) -> None:
+    """Set the time of a folder to now, by which `tercet store prune` tells how long it lay unused.
+
+    Not every disk keeps the times at which files were read. Another's folder keeps its time.
+    """
+    with suppress(OSError):
+        os.utime(place)
 
 
 class _Hashed:

@@ -1,8 +1,8 @@
 """The launch: how many processes work together and which one this is, whoever started them.
 
-Every function here but `process_index`, `process_count` and `launch` is a meeting: each
-process of the launch has to call it, in the same order. All see one disk. One process alone meets
-itself.
+Every function here but `process_index`, `process_count`, `one_process` and `launch` is a meeting:
+each process of the launch has to call it, in the same order. All see one disk. One process alone
+meets itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +28,15 @@ def process_index() -> int:
 def process_count() -> int:
     """How many processes the launch has; 1 without a launcher."""
     return launch().num_processes
+
+
+def one_process(what: str) -> None:
+    """Raise UserError under a launcher, as `what` works in one process.
+
+    Every process has to ask: the first call joins the launch, and none joins alone.
+    """
+    if process_count() > 1:
+        raise UserError(f"{what}: works in one process; start it without a launcher")
 
 
 def wait_for_everyone() -> None:

@@ -77,7 +77,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistake: str, run: Run, tiny_m
 def test_several_processes_are_refused(
     run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tercet.stages.exporting.process_count", lambda: 2)
+    monkeypatch.setattr("tercet.processes.process_count", lambda: 2)
     status, _, err = run("export", tiny_model, "--out", "out")
     assert status == 2 and "export: works in one process" in err and not Path("out").exists()
 

@@ -1,6 +1,7 @@
 """The mining stage: what its files hold, and that nothing known is ever a negative."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from tercet.errors import UserError
 from tercet.files import sha256
 from tercet.mining import MODEL, MinedCounts, Space, asked_queries, mine, searchable
 from tercet.mining.facts import Asked, evidence, lowest_scores, positive_scores
-from tercet.mining.select import RULES, VERDICTS, select
+from tercet.mining.rescore import first_unlabelled
+from tercet.mining.select import ABSENT, CODE, KEPT, RULES, VERDICTS, select
 from tercet.mining.settle import settle
+from tercet.mining.summary import BINS, count, histograms
 from tercet.mining.table import SCHEMA
 
 DOCUMENTS = [
@@ -277,7 +280,7 @@ def many(seed: int = 3, queries: int = 40, documents: int = 300) -> tuple[Asked,
 def test_the_stage_does_what_the_pure_rules_say_block_by_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tercet.mining.settle.BLOCK", 7)
+    monkeypatch.setattr("tercet.mining.facts.BLOCK", 7)
     asked, there = many()
     config = MiningConfig(depth=60, near_duplicate=0.7, sampling="softmax", relative_margin=0.9)
     settled = settle(asked, {MODEL: there}, config)
@@ -303,6 +306,49 @@ def test_the_stage_does_what_the_pure_rules_say_block_by_block(
     assert found >= {"kept", "known", "repeat", "own", "near_duplicate", "relative_margin"}
     lowest = lowest_scores(asked, positive_scores(asked, there))
     assert lowest.tolist() == settled.lowest.tolist()
+
+
+def test_what_is_counted_by_blocks_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tercet.mining.facts.BLOCK", 7)
+    asked, there = many()
+    config = MiningConfig(depth=60, near_duplicate=0.7, relative_margin=0.9)
+    settled = settle(asked, {MODEL: there}, config)
+    settled.verdicts[3:5, 40:] = ABSENT
+    verdicts = settled.verdicts
+    counts = count(settled, np.zeros(len(asked), np.int64), config.negatives)
+    for rule, found in counts.dropped.items():
+        assert found == (verdicts == CODE[rule]).sum()
+    assert counts.candidates == verdicts.size - 40
+    dropped = (verdicts != KEPT) & (verdicts != ABSENT)
+    scores = {
+        "positive": settled.lowest,
+        "kept": settled.negatives.scores,
+        "dropped": np.asarray(settled.found.scores)[dropped],
+    }
+    ranks = {"kept": settled.negatives.ranks, "dropped": np.nonzero(dropped)[1] + 1}
+    together = np.concatenate(list(scores.values()))
+    span = np.linspace(float(together.min()), float(together.max()), BINS + 1)
+    charts = histograms(settled)
+    for name, groups, edges in (("scores", scores, span), ("ranks", ranks, np.arange(1, 63, 2))):
+        assert charts[name].pop("edges") == pytest.approx(edges, abs=1e-6)
+        assert charts[name] == {g: np.histogram(v, edges)[0].tolist() for g, v in groups.items()}
+    open_ = settled.labels == KEPT
+    want = open_ & (np.cumsum(open_, axis=1) <= 10)
+    assert np.array_equal(first_unlabelled(settled.labels, 10), want)
+
+
+def test_counting_holds_no_number_for_each_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tercet.mining.facts.BLOCK", 500)
+    asked, there = many(queries=20_000)
+    settled = settle(asked, {MODEL: there}, MiningConfig(depth=50))
+    outcome = np.zeros(len(asked), np.int64)
+    tracemalloc.start()
+    count(settled, outcome, 8)
+    histograms(settled)
+    first_unlabelled(settled.labels, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * settled.verdicts.size  # bytes: of one int64 each
 
 
 def test_lists_that_are_too_short_are_filled_from_outside_the_candidates() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from tercet.configs import Config, Source, load
 from tercet.data import TrainingSet, read_training, with_mined
 from tercet.errors import UserError
 from tercet.files import cache_folder
+from tercet.models.housekeeping import all_stored
 from tercet.train.setup import _guide
 from tests.conftest import NAMES, answer, question, write_lines
 from tests.disk import full_disk
@@ -212,6 +214,8 @@ def test_answers_of_the_dev_set_are_left_alone_wherever_they_stand(
     allowed = [*many, "mining.held_out=true"]
     mined = stages.mine(config(tmp_path / "train", tiny_model, tmp_path / "b", *allowed))
     assert "d5" in negatives(mined.path)
+    kept = Counter(store.kind for store in all_stored())
+    assert kept == {"vectors": 2, "candidates": 2}  # searched anew, with the vectors that are there
 
 
 def test_positives_of_other_files_are_known(beir: Path, tiny_model: Path, tmp_path: Path) -> None:

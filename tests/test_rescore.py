@@ -14,7 +14,7 @@ from tercet.cache import LOCK
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Ragged, Texts, TrainingSet
 from tercet.errors import UserError
-from tercet.mining import MODEL, Space, asked_queries, mine
+from tercet.mining import MODEL, Space, asked_queries, facts, mine
 from tercet.mining.facts import Asked
 from tercet.mining.rescore import (
     TOP_HITS,
@@ -23,8 +23,9 @@ from tercet.mining.rescore import (
     judged_by_model,
     wilson,
 )
-from tercet.mining.select import CODE, KEPT
+from tercet.mining.select import CODE, KEPT, VERDICTS, select
 from tercet.mining.settle import settle
+from tercet.mining.summary import BINS
 from tercet.models import cross
 from tercet.models.cross import CrossScorer, cross_scores, load_scorer
 from tests.conftest import NAMES, answer, question
@@ -269,10 +270,11 @@ def test_the_judge_rules_as_its_own_predictions_say(
 
 
 def test_its_scores_are_in_the_file_for_every_positive_and_negative(
-    scorer: CrossScorer, tmp_path: Path
+    scorer: CrossScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as pq
 
+    monkeypatch.setattr("tercet.mining.facts.BLOCK", 7)
     asked, there = places()
     config = MiningConfig(
         depth=20,
@@ -295,6 +297,11 @@ def test_its_scores_are_in_the_file_for_every_positive_and_negative(
     assert summary["calibration"] == scorer.calibration
     rate = summary["false_negatives"]
     settled = settle(asked, {MODEL: there}, config, scorer)
+    assert settled.rescored is not None
+    logits = settled.rescored.candidates
+    likely = scorer.probabilities(logits[~np.isnan(logits)])
+    bars = summary["histograms"]["probabilities"]["all scored"]
+    assert bars == np.histogram(likely, np.linspace(0, 1, BINS + 1))[0].tolist()
     hits = above = 0
     for query in range(len(asked)):
         unlabelled = [d for d in settled.found.positions[query].tolist() if d != query][:8]
@@ -303,6 +310,31 @@ def test_its_scores_are_in_the_file_for_every_positive_and_negative(
         hits, above = hits + len(others), above + sum(p > positive for p in others)
     assert (rate["hits"], rate["above"], rate["queries"]) == (hits, above, len(asked))
     assert 0 < rate["low"] < rate["rate"] < rate["high"] < 1
+
+
+def test_likeness_to_positives_is_computed_once(
+    scorer: CrossScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, there = places()
+    config = MiningConfig(
+        depth=20,
+        near_duplicate=0.5,
+        rescore={"model": "judge", "depth": 8, "relabel": True, "relabel_above": 0.5},  # type: ignore[arg-type]
+    )
+    every, made, plain = slice(0, len(asked)), [], facts.likeness
+
+    def counting(*given: Any) -> Any:
+        made.append(1)
+        return plain(*given)
+
+    monkeypatch.setattr(facts, "likeness", counting)
+    settled = settle(asked, {MODEL: there}, config, scorer)
+    assert len(made) == 1 and settled.rescored is not None
+    all_facts = facts.evidence(asked, settled.found, there, settled.lowest, every, config)
+    verdicts = select(all_facts, config, settled.rescored.opinion(asked, every))
+    assert np.array_equal(settled.verdicts, verdicts)
+    seen = {VERDICTS[code] for code in np.unique(verdicts)}
+    assert seen >= {"near_duplicate", "unscored", "veto", "relabelled", "kept"}
 
 
 def test_what_fills_a_list_is_judged_as_well(scorer: CrossScorer) -> None:

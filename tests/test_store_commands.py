@@ -6,12 +6,18 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tercet.cache import locked
 from tercet.configs import ModelConfig
+from tercet.configs.schema import MiningConfig
+from tercet.data.tokens import token_cache
+from tercet.mining import MODEL, Space
+from tercet.mining.candidates import find_candidates
 from tercet.models import load_encoder, vectors
-from tercet.models.housekeeping import all_stored, damaged, read_bytes, remove, to_prune
+from tercet.models.cross import cross_scores, load_scorer
+from tercet.models.housekeeping import Stored, all_stored, damaged, read_bytes, remove, to_prune
 from tests.conftest import Run
 
 TEXTS = ["a bamex is an animal", "where does the bamex live", "of"]
@@ -105,6 +111,49 @@ def test_what_is_pruned(kept: Path) -> None:
     assert rows(to_prune(stores, keep_bytes=10**9)) == []
     assert rows(to_prune(stores, model=stores[0].model)) == [3, 2, 1]
     assert rows(to_prune(stores, model="another")) == []
+
+
+def use_tokens() -> None:
+    token_cache(TEXTS, lambda texts: [np.zeros(3, np.int32)] * len(texts), "key")
+
+
+def use_candidates() -> None:
+    vectors = np.eye(3, dtype=np.float32)
+    spaces = {MODEL: Space(vectors, vectors, "eye")}
+    find_candidates(spaces, TEXTS, TEXTS, MiningConfig(negatives=1, depth=2))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "candidates", "pairs"])
+def test_what_is_used_again_is_not_pruned(
+    kind: str, judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the times at which its files were read: some disks do not keep them."""
+
+    def use_pairs() -> None:
+        cross_scores(load_scorer(str(judge)), [(TEXTS[1], TEXTS[0])])
+
+    use = {"tokens": use_tokens, "candidates": use_candidates, "pairs": use_pairs}[kind]
+
+    def old() -> list[Stored]:
+        return to_prune(all_stored(), older_than=timedelta(days=30))
+
+    use()
+    (store,) = all_stored()
+    assert store.kind == kind and not old()
+    long_ago = time.time() - 40 * DAY
+    for path in (*store.place.rglob("*"), store.place):
+        os.utime(path, (long_ago, long_ago))
+    assert [one.place for one in old()] == [store.place]
+    with monkeypatch.context() as patch:  # the folder is another user's
+        patch.setattr(os, "utime", denied)
+        use()
+    assert old()
+    use()
+    assert not old()
+
+
+def denied(*_: object) -> None:
+    raise PermissionError
 
 
 def test_prune_says_what_it_freed(kept: Path, run: Run) -> None:

@@ -99,6 +99,15 @@ def out(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, pairs: Path)
     cache = {"TERCET_CACHE": str(folder / "cache-compare")}
     pair = {"name": "compare-2", "world": 2, "argv": compared, "out": str(folder), "env": cache}
     jobs.append(pair)
+    plain = [f"model.path={tiny_model}", "model.max_length=null", "data.train=[]"]
+    models = [str(tiny_model), str(tiny_model)]
+    for name, argv in {
+        "student": ["student", "tiny", *plain, f"output={folder / 'student'}"],
+        "merge": ["merge", *models, "--dev", str(task), "--out", str(folder / "merge")],
+        "pair": ["pair", *models, "--out", str(folder / "pair")],
+    }.items():
+        common = {"argv": argv, "env": {}, "out": str(folder), "refused": True}
+        jobs.append({"name": f"refused-{name}", "world": 2, **common})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     subprocess.run(
         [sys.executable, "-m", "tests.workers.store", str(folder / "jobs.json")],
@@ -165,6 +174,14 @@ def test_commands_share_the_encoding_and_the_main_process_speaks(out: Path, comm
         pytest.importorskip("faiss", reason="the ann extra is not installed")
     assert (out / f"{command}-2-0.txt").read_text().splitlines()
     assert (out / f"{command}-2-1.txt").read_text() == ""
+
+
+@pytest.mark.parametrize("command", ["student", "merge", "pair"])
+def test_what_makes_one_model_is_refused_under_a_launcher(out: Path, command: str) -> None:
+    """By all processes: one that left before the others had joined would keep them waiting."""
+    complaint = f"error: {command}: works in one process; start it without a launcher\n"
+    told = [(out / f"refused-{command}-{rank}.txt").read_text() for rank in (0, 1)]
+    assert told == [complaint, ""] and not (out / command).exists()
 
 
 def test_two_processes_index_the_same_bytes(out: Path) -> None:

@@ -13,13 +13,10 @@ from tercet.errors import UserError
 def student(config: ConfigPath, overrides: Overrides = None) -> None:
     """Cut a model down: layers, vocabulary, width; or a static student, or a new small BERT."""
     from tercet.configs import load
-    from tercet.progress import is_main_process
     from tercet.report import console_table, size_table
     from tercet.stages import student
 
     settings = load(config, overrides or ())
-    if not is_main_process():
-        return
     made = student(settings)
     show(console_table(size_table(made.before, made.after)))
     if settings.student.vocabulary is not None:
@@ -50,12 +47,9 @@ def merge(
 
     With --dev the weights are chosen: BASE TUNED --dev FOLDER scores the curve between the two.
     """
-    from tercet.progress import is_main_process
     from tercet.report import console_table, curve_table
     from tercet.stages import merge, merge_curve
 
-    if not is_main_process():  # under a launcher: one folder, one writer
-        return
     if dev is None:
         if keep:
             raise UserError("--keep guards a choice of weights; say --dev FOLDER to make one")
@@ -97,11 +91,8 @@ def pair(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """One checkpoint: queries by a small model, documents by the large one it was aligned with."""
-    from tercet.progress import is_main_process
     from tercet.stages import pair
 
-    if not is_main_process():
-        return
     sizes = pair(
         query_model, document_model, out, overwrite=overwrite, trust_remote_code=trust_remote_code
     )

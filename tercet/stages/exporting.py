@@ -18,7 +18,7 @@ from tercet.evaluation import (
 )
 from tercet.export import MAX_LOSS, Exported, OnnxOptions, export_model, model_card
 from tercet.models import is_cached, load_encoder, model_fingerprint, resolve
-from tercet.processes import process_count
+from tercet.processes import one_process
 from tercet.progress import say
 from tercet.report import markdown_table, model_table
 from tercet.stages.names import name_of, refuse_twice
@@ -84,8 +84,7 @@ def export(
 
     results: files or folders written by `evaluate`, for the card of a run. One process alone.
     """
-    if process_count() > 1:
-        raise UserError("export: works in one process; start it without a launcher")
+    one_process("export")
     path = Path(model)
     how: dict[str, Any] = {
         "overwrite": overwrite,

@@ -15,6 +15,7 @@ from tercet.evaluation import MAIN_METRIC, Delta, PerQuery, bootstrap_interval, 
 from tercet.export import MODULES, export_model, made_card
 from tercet.files import check_replaceable
 from tercet.models import default_device, load_encoder, merge_line, merge_models
+from tercet.processes import one_process
 from tercet.progress import progress
 from tercet.report import curve_table, markdown_table
 from tercet.stages.measuring import scores_of
@@ -72,7 +73,11 @@ def merge(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> None:
-    """Average the weights of models of one architecture; write the result to `out`, proven."""
+    """Average the weights of models of one architecture; write the result to `out`, proven.
+
+    Raises UserError under a launcher.
+    """
+    one_process("merge")
     check_replaceable(out, MODULES, overwrite=overwrite, keep=models)
     names = [name_of(path) for path in models]
     settings = [ModelConfig(path=path, trust_remote_code=trust_remote_code) for path in models]
@@ -104,7 +109,9 @@ def merge_curve(
     Which one is best `best_share` says, by nDCG@10 on `dev` and on the folders of `keep`, all of
     them BEIR folders. To `out` go the model, proven, its card with the table, and `results.json`
     (LM-Cocktail, arXiv:2311.13534, chooses by a dev set as well).
+    Raises UserError under a launcher.
     """
+    one_process("merge")
     check_replaceable(out, MODULES, overwrite=overwrite, keep=[base, tuned, dev, *keep])
     if points < 2:
         raise UserError(f"--points: {points} is no curve; take 2 or more")

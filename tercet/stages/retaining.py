@@ -8,12 +8,11 @@ import torch
 
 from tercet.configs import ModelConfig
 from tercet.data import read_task
-from tercet.errors import UserError
 from tercet.evaluation.retention import TEACHER, retention
 from tercet.export.cpu import cpu_name
 from tercet.files import writable_folder, write_json, write_text
 from tercet.models import default_device, load_encoder, refuse_pair, resolve
-from tercet.processes import process_count
+from tercet.processes import one_process
 from tercet.report import markdown_table
 from tercet.report.retention import retention_note, retention_plot, retention_table
 from tercet.stages.names import name_of, refuse_twice
@@ -38,8 +37,7 @@ def retain(
     `out`, and returns what is in the first. Raises UserError under a launcher: speed is that of one
     process.
     """
-    if process_count() > 1:
-        raise UserError("retention measures the speed of one process; start it without a launcher")
+    one_process("retention")
     paths = {TEACHER: teacher} | {name_of(path): path for path in students}
     refuse_twice("models", [TEACHER, *map(name_of, students)])
     for name, path in paths.items():

@@ -16,7 +16,7 @@ from tercet.data.rows import Texts
 from tercet.errors import UserError
 from tercet.mining import top_k
 from tercet.models import Vectors, default_device, encode, load_encoder, vectors
-from tercet.processes import process_count
+from tercet.processes import one_process
 from tercet.progress import quiet, say
 from tercet.report.search import search_page
 from tercet.stages.names import name_of, refuse_twice
@@ -108,8 +108,7 @@ def serve(
     The port is taken before any model is loaded. Raises UserError under a launcher, for more than
     two models, a model or folder that is not there, and a port that is in use.
     """
-    if process_count() > 1:
-        raise UserError("serve: works in one process; start it without a launcher")
+    one_process("serve")
     if not 1 <= len(models) <= 2:
         raise UserError(f"serve shows one model, or two side by side; got {len(models)}")
     refuse_twice("models", [name_of(path) for path in models])

@@ -18,6 +18,7 @@ from tercet.models import (
     pair_models,
     resolve,
 )
+from tercet.processes import one_process
 from tercet.report import markdown_table, size_table
 from tercet.stages.names import name_of, refuse_existing
 from tercet.train.rows import read_rows
@@ -29,8 +30,9 @@ def student(config: Config) -> Student:
     """Make a smaller model out of `config.model` as `config.student` says.
 
     Writes `<output>/model`, proven to load as what was made, `<output>/student.json` with the
-    sizes, and the resolved config as `student.yaml`.
+    sizes, and the resolved config as `student.yaml`. Raises UserError under a launcher.
     """
+    one_process("student")
     folder = writable_folder(Path(config.output))
     refuse_existing(folder / "model", config.overwrite)
     resolve(config.model.path)
@@ -85,8 +87,9 @@ def pair(
 ) -> tuple[Size, Size]:
     """Write one checkpoint that encodes queries with one model and documents with another, proven.
 
-    Returns the sizes of the two.
+    Returns the sizes of the two. Raises UserError under a launcher.
     """
+    one_process("pair")
     check_replaceable(out, MODULES, overwrite=overwrite, keep=[query_model, document_model])
     names = name_of(query_model), name_of(document_model)
     sides = [

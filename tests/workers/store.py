@@ -5,7 +5,7 @@
 "nan" (texts of 64 tokens get such a vector), "slow" (seconds a batch takes more), "beside" (the
 next job starts while this one runs). Each rank writes OUT/<name>-<rank>.json: texts that went
 through the model, the complaint if any. A job of {"name", "world", "argv", "env", "out"} types a
-command, and each rank writes what it printed.
+command, and each rank writes what it printed; with "refused", what it complained of.
 """
 
 import json
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def command(rank: int, job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     os.environ.update(job["env"])
     sys.argv = ["tercet", *job["argv"]]
-    with Path(job["out"], f"{job['name']}-{rank}.txt").open("w") as file, redirect_stdout(file):
+    said = redirect_stderr if job.get("refused") else redirect_stdout
+    with Path(job["out"], f"{job['name']}-{rank}.txt").open("w") as file, said(file):
         main()
 
 
@@ -90,7 +91,7 @@ if __name__ == "__main__":
         try:
             run_ranks(one["world"], partial(command if "argv" in one else work, job=one))
         except SystemExit:
-            if not one.get("kill_at"):
+            if not (one.get("kill_at") or one.get("refused")):
                 raise
     if any(os.waitpid(child, 0)[1] for child in children):
         raise SystemExit("a job beside the others failed")
