@@ -41,7 +41,7 @@ clean-room: .venv/ready
 
 # Every part of the program behind docs/distillation.md, on a handful of texts.
 try-distillation: .venv/ready
-	$(BIN)/python -m pytest tests/test_retention.py -m slow
+	$(BIN)/python -m pytest tests/test_distillation.py -m slow
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.distillation import CODE, STUDENTS, TRIAL_EPOCHS, TUNED
+from benchmarks.distillation import STATIC, STUDENTS, TUNED
+from benchmarks.distillation_static import TRIAL_EPOCHS
+from benchmarks.distillation_work import CODE
 from tercet.evaluation import Delta
 from tercet.report import curve_table, markdown_table
 from tercet.report.retention import retention_note, retention_table
@@ -14,10 +16,10 @@ from tercet.stages.merging import is_loss
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What docs/distillation.md shows, of the sections that are there."""
     shown: dict[str, str] = {}
-    students = [n for n in (*STUDENTS, "static_code", *TUNED) if n in found]
+    students = [n for n in (*STUDENTS, STATIC, *TUNED) if n in found]
     if students:
         shown["students"] = markdown_table([_student(n, found[n]) for n in students])
-    if chosen := found.get("static_code"):
+    if chosen := found.get(STATIC):
         shown["static_choice"] = _static_note(chosen)
     if cut := found.get("vocabulary_code"):
         shown["vocabulary"] = markdown_table(_vocabulary(cut))

@@ -1,0 +1,145 @@
+"""The program behind docs/distillation.md: splits without leaks, parts measured anew when anything
+behind them changes, and a page of what was found."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import distillation, distillation_tables, distillation_work
+from benchmarks.collections import write_halves, write_with_dev
+from benchmarks.distillation_work import CODE, Work
+from tercet.data import read_task
+from tercet.evaluation.retention import TEACHER, summary
+from tercet.report import fill_marked
+from tests.conftest import answer, question
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def answers(folder: Path, split: str) -> set[str]:
+    return {d for judged in read_task(folder, split).qrels.values() for d in judged}
+
+
+def test_no_answer_is_in_two_parts(beir: Path, tmp_path: Path) -> None:
+    write_with_dev(beir, tmp_path / "split")
+    parts = {split: read_task(tmp_path / "split", split) for split in ("train", "dev", "test")}
+    sides = [answers(tmp_path / "split", split) for split in parts]
+    assert not sides[0] & sides[1] and all(sides)
+    assert parts["test"].qrels == read_task(beir).qrels
+    assert len(parts["train"].queries) > len(parts["dev"].queries) > 0
+    assert parts["train"].documents == read_task(beir).documents
+    write_halves(beir, tmp_path / "half", documents=(3, 100))
+    choose, report = (read_task(tmp_path / f"half-{part}") for part in ("choose", "report"))
+    assert not set(choose.queries.ids) & set(report.queries.ids)
+    assert (len(choose.queries), len(choose.documents)) == (6, 9)
+    assert (len(report.queries), len(report.documents)) == (6, 48)
+
+
+def test_a_part_is_measured_again_with_other_code_or_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Work] = []
+    parts = {"one": lambda work, name: calls.append(work) or {"name": name}}
+    monkeypatch.setattr(distillation, "PARTS", parts)
+    work = Work(tmp_path / "shared", tmp_path / "work", None, 3)
+    assert [distillation.part(work, "one")["name"] for _ in range(2)] == ["one", "one"]
+    assert len(calls) == 1 and distillation.done(work)["one"]["made_by"]["small"] is None
+    assert "older" not in capsys.readouterr().err
+    monkeypatch.setattr(distillation, "whole_source", lambda: "another")
+    assert distillation.done(work).keys() == {"one"}
+    assert "part one: older than this code" in capsys.readouterr().err
+    distillation.part(work, "one")
+    distillation.part(replace(work, rounds=1), "one")
+    assert len(calls) == 3
+
+
+def test_a_trial_leaves_nothing_for_the_whole(beir: Path, tmp_path: Path) -> None:
+    beir.rename(tmp_path / CODE)
+    whole, small = (Work(tmp_path, tmp_path / "work", size, 1) for size in (None, 4))
+    folders = [work.data(CODE) for work in (small, whole)]
+    tasks = [read_task(folder) for folder in folders]
+    assert [task.name for task in tasks] == [CODE, CODE]
+    assert [len(task.queries) for task in tasks] == [4, 12]
+    assert whole.whole(CODE) == tmp_path / CODE and small.whole(CODE) == folders[0]
+    chosen = [read_task(work.halves(CODE)[0]) for work in (small, whole)]
+    assert [len(task.queries) for task in chosen] == [4, 6]
+
+
+@pytest.mark.slow
+def test_the_program_runs_every_part(
+    beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a handful of texts, with the real teacher; what it finds fills the page."""
+    shared = tmp_path / "shared"
+    for data in (CODE, *distillation_work.OTHERS):
+        (shared / data).parent.mkdir(exist_ok=True)
+        (shared / data).symlink_to(beir)
+    lines = "".join(f"{n % 5}\t{question(n)}\t{answer(n)}\n" for n in range(20))
+    place = shared / distillation_work.PAIRS
+    place.parent.mkdir()
+    place.write_text("score\tsentence1\tsentence2\n" + lines, encoding="utf-8")
+    words = ["--shared", shared, "--work", tmp_path / "work", "--out", tmp_path / "out"]
+    words += ["--small", 8, "--rounds", 1]
+    monkeypatch.setattr(sys, "argv", ["distillation", *map(str, words)])
+    distillation.main()
+    assert not (tmp_path / "work" / "parts").exists()  # those of a trial are elsewhere
+    found = json.loads((tmp_path / "out" / "distillation.json").read_text(encoding="utf-8"))
+    assert set(distillation.PARTS) < found.keys()
+    shown = distillation_tables.tables(found)
+    assert len(shown) == 6, shown.keys()
+    assert all("nan" not in table for table in shown.values())
+    assert (tmp_path / "out" / "distillation.svg").exists()
+
+
+def test_the_page_shows_every_section_that_is_there() -> None:
+    """Tables out of sections as the program writes them; absent ones leave no table."""
+    random = np.random.default_rng(0)
+
+    def scores(mean: float) -> dict[str, float]:
+        return {str(n): s for n, s in enumerate(random.normal(mean, 0.1, 40).tolist())}
+
+    teacher = scores(0.5)
+    quality = {
+        who: summary(teacher if who == TEACHER else scores(mean), teacher)
+        for who, mean in ((TEACHER, 0.5), ("student", 0.48), ("asymmetric", 0.45))
+    }
+    speed = {"student": {"documents_times_faster": 1.9, "queries_times_faster": 2.125}}
+    facts = {"minutes": 12.34, "teacher_minutes": 3.21, "resumed": False, "recipe": "distil_align"}
+    section = {**quality, "speed": speed, **facts}
+    merged = {"base": quality[TEACHER], "tuned": quality["student"], "merged": quality[TEACHER]}
+    merged |= {"documents": 1_234}
+    correlation = {"mean": 0.8, "low": 0.78, "high": 0.82}
+    point = quality["student"] | {"against_base": quality["student"]["against_teacher"]}
+    curve = {"dev": CODE, "chosen": 1.0, "points": [{"share": 1.0, "tasks": {CODE: point}}]}
+    found = distillation_tables.tables(
+        {
+            "three_code": section,
+            "static_code": section
+            | {"tables_on_dev": {"a": 0.1, "b": 0.2}, "trials_on_dev": {"0.1": 0.3}},
+            "tuned_debian": section | {"recipe": "distil_kl", "rows": 16_384},
+            "vocabulary_code": quality
+            | {w: {"tokens": 9, "parameters": 5, "megabytes": 1.0} for w in ("before", "after")},
+            "merge": {
+                "curve": curve,
+                "chosen": 1.0,
+                "gain_kept": 0.75,
+                "similarity": {"base": correlation, "merged": correlation},
+                "test": {CODE: merged, "other": merged | {"merged": quality["asymmetric"]}},
+            },
+        }
+    )
+    assert found.keys() == {"students", "static_choice", "vocabulary", "merge_curve", "merge_test"}
+    assert "| 1.90 x | 2.1 x | 12.3 | 3.2 |" in found["students"]
+    assert "| distil_kl, 16,384 rows |" in found["students"]
+    assert "taken: `b`" in found["static_choice"] and "taken: `0.1`" in found["static_choice"]
+    assert "keeps 75.0% of the gain" in found["merge_test"]
+    assert "elsewhere: other" in found["merge_test"]  # 0.45 against 0.5 over 40 queries
+    assert "| 1,234 |" in found["merge_test"] and "merged 0.800 [0.780" in found["merge_test"]
+    page = (Path(__file__).parent.parent / "docs" / "distillation.md").read_text(encoding="utf-8")
+    for name, table in found.items():
+        assert table in fill_marked(page, name, table)
+    assert distillation_tables.tables({}) == {}
