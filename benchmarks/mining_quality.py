@@ -8,8 +8,9 @@ The cross-encoder is trained here, on the training queries: their positives agai
 mined document each. A tenth of the queries is kept from it, to say how good it is.
 
 Each run leaves one JSON in the work folder and is repeated only with other settings, weights or
-code, so the program can be stopped at any time; what is there is merged into
-benchmarks/results/mining_quality.json. What `--small` makes has a folder of its own.
+code, so the program can be stopped at any time. It goes seed by seed, and
+benchmarks/results/mining_quality.json tells after each seed of a collection what was seen so far.
+What `--small` makes has a folder of its own.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import getsource
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +103,13 @@ def main() -> None:
     if arguments.small:
         work, tasks = work / f"small-{arguments.small}", [_small(t, arguments.small) for t in TASKS]
     found = {}
-    for task in tasks:
-        folder = work / task.name
-        found[task.name] = measure(task, arguments.shared / task.name, folder, arguments.seeds)
+    for count, task in product(range(1, len(arguments.seeds) + 1), tasks):  # written after each
+        seeds = arguments.seeds[:count]
+        found[task.name] = measure(
+            task, arguments.shared / task.name, work / task.name, seeds
+        )
         write_json(
-            arguments.out / "mining_quality.json",
-            {"machine": machine(), "seeds": arguments.seeds, "tasks": found},
+            arguments.out / "mining_quality.json", {"machine": machine(), "tasks": found}
         )
 
 
@@ -124,7 +127,7 @@ def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> Fou
     judge = train_judge(task, data, folder)
     sets = {c: mine(task, data, folder, c) for c in CONDITIONS if c != NONE}
     runs: dict[str, list[Found]] = {}
-    for seed in seeds:  # seed by seed, so that half of the runs is a comparison already
+    for seed in seeds:
         for condition in CONDITIONS:
             config = training(task, data, folder, sets.get(condition), seed)
             run = kept_json(
@@ -133,7 +136,7 @@ def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> Fou
                 tested | made_of(config),
             )
             runs.setdefault(condition, []).append(run)
-    return section(task, base, judge, sets, runs)
+    return {"seeds": list(seeds)} | section(task, base, judge, sets, runs)
 
 
 def section(

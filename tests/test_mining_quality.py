@@ -1,5 +1,8 @@
 """The program behind "Does it pay?" in docs/mining.md."""
 
+import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,3 +32,40 @@ def test_whether_mining_pays_is_told_by_condition() -> None:
     text = quality.tables({"tasks": {"names": found}})["mining_quality"]
     assert "| names | filtered, rescored |" in text and "< 0.001" in text
     assert "24 training queries, 9 steps. Negatives per query: unfiltered 2.50" in text
+
+
+@pytest.mark.slow
+def test_the_program_measures_seed_by_seed(
+    beir: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a handful of texts, with the real model; stopped in the midst it repeats nothing."""
+    for task in quality.TASKS:
+        (tmp_path / task.name).symlink_to(beir)
+    words = ["--shared", tmp_path, "--work", tmp_path / "work", "--out", tmp_path / "out"]
+    words += ["--small", 12, "--seeds", 12, 13]
+    monkeypatch.setattr(sys, "argv", ["mining_quality", *map(str, words)])
+    train = quality.train
+    trained: list[Any] = []
+
+    def stop_after_nine(config: Any, condition: str, *rest: Any) -> dict[str, Any]:
+        if len(trained) == 9:  # both collections under the first seed, and one run of the second
+            raise KeyboardInterrupt
+        trained.append((rest[1].name, condition, config.train.seed))
+        return train(config, condition, *rest)
+
+    monkeypatch.setattr(quality, "train", stop_after_nine)
+    with pytest.raises(KeyboardInterrupt):
+        quality.main()
+    result = tmp_path / "out" / "mining_quality.json"
+    first = json.loads(result.read_text(encoding="utf-8"))["tasks"]
+    assert [task["seeds"] for task in first.values()] == [[12], [12]]
+    monkeypatch.setattr(quality, "train", lambda *given: trained.append(given) or train(*given))
+    quality.main()
+    assert len(trained) == 2 * 2 * len(quality.CONDITIONS)
+    found = json.loads(result.read_text(encoding="utf-8"))
+    for name, task in found["tasks"].items():
+        assert task["seeds"] == [12, 13] and task["steps"] >= 1, name
+        assert task["mined"]["unfiltered"]["kept"] > 0 and task["judge"]["contests"] >= 1, name
+        assert all(len(spent) == 2 and min(spent) > 0 for spent in task["seconds"].values()), name
+    text = quality.tables(found)["mining_quality"]
+    assert "nan" not in text and text.count("| untrained |") == 2
