@@ -27,6 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.distillation_aims import aims
 from benchmarks.distillation_merge import merge
 from benchmarks.distillation_static import RECIPE, choose, static_config
 from benchmarks.distillation_work import CODE, DEBIAN, Work, common, encoder, test_scores
@@ -100,11 +101,12 @@ def made_by(work: Work) -> dict[str, Any]:
 
 
 def done(work: Work) -> dict[str, Any]:
-    """Every section that is there."""
+    """Every section that is there, with what it aims at."""
     found = {}
     for name in PARTS:
         if (file := file_of(work, name)).exists():
-            found[name] = json.loads(file.read_text(encoding="utf-8"))
+            section = json.loads(file.read_text(encoding="utf-8"))
+            found[name] = section | {"targets": aims(name, section)}
             if found[name].get("made_by") != made_by(work):
                 say(f"part {name}: older than this code, these options or this processor")
     return found

@@ -54,7 +54,7 @@ def merge(work: Work, name: str) -> dict[str, Any]:
         "chosen": curve.chosen,
         "test": found,
         "similarity": similarity(work, models),
-        "gain_kept": gains["merged"] / gains["tuned"] if gains["tuned"] else None,
+        "gain_kept": gains["merged"] / gains["tuned"] if gains["tuned"] > 0 else None,
     }
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.distillation import STATIC, STUDENTS, TUNED
+from benchmarks.distillation_aims import losses
 from benchmarks.distillation_static import TRIAL_EPOCHS
 from benchmarks.distillation_work import CODE
-from tercet.evaluation import Delta
+from benchmarks.machine import targets_note
 from tercet.report import curve_table, markdown_table
 from tercet.report.retention import retention_note, retention_table
 from tercet.report.table import p_value, percent
-from tercet.stages.merging import is_loss
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
@@ -18,11 +18,14 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     shown: dict[str, str] = {}
     students = [n for n in (*STUDENTS, STATIC, *TUNED) if n in found]
     if students:
-        shown["students"] = markdown_table([_student(n, found[n]) for n in students])
+        notes = "\n".join(f"- {n}. {targets_note(found[n]['targets'])}" for n in students)
+        table = markdown_table([_student(n, found[n]) for n in students])
+        shown["students"] = f"{table}\n\n{notes}"
     if chosen := found.get(STATIC):
         shown["static_choice"] = _static_note(chosen)
     if cut := found.get("vocabulary_code"):
-        shown["vocabulary"] = markdown_table(_vocabulary(cut))
+        table = markdown_table(_vocabulary(cut))
+        shown["vocabulary"] = f"{table}\n\n{targets_note(cut['targets'])}"
     if merged := found.get("merge"):
         shown["merge_curve"] = markdown_table(curve_table(merged["curve"]))
         shown["merge_test"] = markdown_table(_merged(merged)) + "\n\n" + _merge_note(merged)
@@ -97,15 +100,17 @@ def _merged(found: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _merge_note(found: Mapping[str, Any]) -> str:
-    others = {data: models for data, models in found["test"].items() if data != CODE}
-    lost = [d for d, m in others.items() if is_loss(Delta(**m["merged"]["against_teacher"]))]
+    share = found["gain_kept"]
+    gained = (
+        f"It keeps {percent(share)} of the gain" if share is not None else "Tuning gains nothing"
+    )
     sentences = ", ".join(
         f"{who} {mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
         for who, mean in found["similarity"].items()
     )
     return (
-        f"Chosen: {found['chosen']:.2g} of the tuned model. It keeps {percent(found['gain_kept'])} "
-        f"of the gain on {CODE}; significant losses elsewhere: {', '.join(lost) or 'none'}. The "
+        f"Chosen: {found['chosen']:.2g} of the tuned model. {gained} on {CODE}; "
+        f"significant losses elsewhere: {', '.join(losses(found)) or 'none'}. The "
         f"queries that were chosen by are not among those reported. STS benchmark (test), Spearman "
-        f"with 95 % interval: {sentences}."
+        f"with 95 % interval: {sentences}. {targets_note(found['targets'])}"
     )

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import distillation, distillation_tables, distillation_work
 from benchmarks.collections import write_halves, write_with_dev
+from benchmarks.distillation_aims import AIMS, aims, losses
 from benchmarks.distillation_work import CODE, Work
 from tercet.data import read_task
 from tercet.evaluation.retention import TEACHER, summary
@@ -69,6 +70,35 @@ def test_a_trial_leaves_nothing_for_the_whole(beir: Path, tmp_path: Path) -> Non
     assert [len(task.queries) for task in chosen] == [4, 6]
 
 
+def test_the_aims_are_judged_by_what_was_measured() -> None:
+    assert AIMS.keys() == distillation.PARTS.keys() - {"retention"}  # which only shows
+    loss, noise = (
+        {"mean": mean, "low": -0.2, "high": 0.1, "p": p, "queries": 9, "effect": None}
+        for mean, p in ((-0.1, 0.01), (-0.1, 0.2))
+    )
+    speed = {"documents_times_faster": 1.79, "queries_times_faster": 1.9}
+    found = {
+        "student": {"share": 0.991, "against_teacher": noise},
+        "asymmetric": {"share": None},
+        "speed": {"student": speed},
+        "minutes": 29.5,
+    }
+    assert [(one["got"], one["met"]) for one in aims("three_code", found)] == [
+        (0.991, True),
+        (0.0, False),
+        (1.79, False),
+        (29.5, True),
+    ]
+    assert [one["met"] for one in aims("tuned_code", found)] == [False]
+    tests = {CODE: loss, "better": noise, "worse": loss}  # tuned on the first
+    merged = {
+        "gain_kept": None,
+        "test": {name: {"merged": {"against_teacher": delta}} for name, delta in tests.items()},
+    }
+    assert [one["got"] for one in aims("merge", merged)] == [0.0, 1]
+    assert losses(merged) == ["worse"] and aims("retention", {}) == []
+
+
 @pytest.mark.slow
 def test_the_program_runs_every_part(
     beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +119,7 @@ def test_the_program_runs_every_part(
     assert not (tmp_path / "work" / "parts").exists()  # those of a trial are elsewhere
     found = json.loads((tmp_path / "out" / "distillation.json").read_text(encoding="utf-8"))
     assert set(distillation.PARTS) < found.keys()
+    assert all(found[name]["targets"] for name in AIMS)
     shown = distillation_tables.tables(found)
     assert len(shown) == 6, shown.keys()
     assert all("nan" not in table for table in shown.values())
@@ -110,32 +141,38 @@ def test_the_page_shows_every_section_that_is_there() -> None:
     speed = {"student": {"documents_times_faster": 1.9, "queries_times_faster": 2.125}}
     facts = {"minutes": 12.34, "teacher_minutes": 3.21, "resumed": False, "recipe": "distil_align"}
     section = {**quality, "speed": speed, **facts}
+    sections = {
+        "three_code": section,
+        "static_code": section
+        | {"tables_on_dev": {"a": 0.1, "b": 0.2}, "trials_on_dev": {"0.1": 0.3}},
+        "tuned_debian": section | {"recipe": "distil_kl", "rows": 16_384},
+        "vocabulary_code": quality
+        | {w: {"tokens": 9, "parameters": 5, "megabytes": 1.0} for w in ("before", "after")},
+    }
     merged = {"base": quality[TEACHER], "tuned": quality["student"], "merged": quality[TEACHER]}
     merged |= {"documents": 1_234}
     correlation = {"mean": 0.8, "low": 0.78, "high": 0.82}
     point = quality["student"] | {"against_base": quality["student"]["against_teacher"]}
     curve = {"dev": CODE, "chosen": 1.0, "points": [{"share": 1.0, "tasks": {CODE: point}}]}
+    sections["merge"] = {
+        "curve": curve,
+        "chosen": 1.0,
+        "gain_kept": 0.75,
+        "similarity": {"base": correlation, "merged": correlation},
+        "test": {CODE: merged, "other": merged | {"merged": quality["asymmetric"]}},
+    }
     found = distillation_tables.tables(
-        {
-            "three_code": section,
-            "static_code": section
-            | {"tables_on_dev": {"a": 0.1, "b": 0.2}, "trials_on_dev": {"0.1": 0.3}},
-            "tuned_debian": section | {"recipe": "distil_kl", "rows": 16_384},
-            "vocabulary_code": quality
-            | {w: {"tokens": 9, "parameters": 5, "megabytes": 1.0} for w in ("before", "after")},
-            "merge": {
-                "curve": curve,
-                "chosen": 1.0,
-                "gain_kept": 0.75,
-                "similarity": {"base": correlation, "merged": correlation},
-                "test": {CODE: merged, "other": merged | {"merged": quality["asymmetric"]}},
-            },
-        }
+        {name: one | {"targets": aims(name, one)} for name, one in sections.items()}
     )
     assert found.keys() == {"students", "static_choice", "vocabulary", "merge_curve", "merge_test"}
     assert "| 1.90 x | 2.1 x | 12.3 | 3.2 |" in found["students"]
     assert "| distil_kl, 16,384 rows |" in found["students"]
     assert "taken: `b`" in found["static_choice"] and "taken: `0.1`" in found["static_choice"]
+    assert "- three_code. Aims: share of the teacher's nDCG@10 at least 0.99: " in found["students"]
+    assert "minutes of training at most 30: 12.34, met." in found["students"]
+    assert "queries a second over the teacher's at least 50: 2.125, missed" in found["students"]
+    assert "Aims: share of the teacher's nDCG@10 at least 0.99: " in found["vocabulary"]
+    assert "collections with a significant loss at most 0: 1, missed." in found["merge_test"]
     assert "keeps 75.0% of the gain" in found["merge_test"]
     assert "elsewhere: other" in found["merge_test"]  # 0.45 against 0.5 over 40 queries
     assert "| 1,234 |" in found["merge_test"] and "merged 0.800 [0.780" in found["merge_test"]
