@@ -30,7 +30,15 @@ from typing import Any
 from benchmarks.distillation_aims import aims
 from benchmarks.distillation_merge import merge
 from benchmarks.distillation_static import RECIPE, choose, static_config
-from benchmarks.distillation_work import CODE, DEBIAN, Work, common, encoder, test_scores
+from benchmarks.distillation_work import (
+    CODE,
+    DEBIAN,
+    Work,
+    at_one_length,
+    common,
+    encoder,
+    test_scores,
+)
 from benchmarks.kept import kept_json, mined, trained, weights
 from benchmarks.machine import RESULTS, machine
 from tercet import stages
@@ -39,7 +47,7 @@ from tercet.data import read_task, with_mined
 from tercet.evaluation.retention import TEACHER, retention, summary
 from tercet.evaluation.speed import rates
 from tercet.files import fingerprint, write_json
-from tercet.models import EMBEDDED, Size, default_device, pair_models, resolve
+from tercet.models import EMBEDDED, Size, default_device, max_length, pair_models, resolve
 from tercet.progress import say
 from tercet.report.retention import retention_plot
 from tercet.train.rows import read_rows
@@ -253,7 +261,8 @@ def judged(work: Work, name: str, data: str, config: Config) -> dict[str, Any]:
         "teacher_minutes": seconds / 60,
         "resumed": found["resumed"],
         "sizes": {who: asdict(Size.of(model)) for who, model in both.items()},
-        "speed": rates(both, task.documents.texts, asked, work.rounds),
+        "max_length": {who: max_length(model) for who, model in both.items()},
+        "speed": rates(at_one_length(both), task.documents.texts, asked, work.rounds),
         **{who: summary(values, scores[TEACHER]) for who, values in scores.items()},
     }
 

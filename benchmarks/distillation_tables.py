@@ -8,6 +8,7 @@ from benchmarks.distillation_aims import losses
 from benchmarks.distillation_static import TRIAL_EPOCHS
 from benchmarks.distillation_work import CODE
 from benchmarks.machine import targets_note
+from tercet.evaluation.retention import TEACHER
 from tercet.report import curve_table, markdown_table
 from tercet.report.retention import retention_note, retention_table
 from tercet.report.table import p_value, percent
@@ -41,9 +42,11 @@ def _student(name: str, found: Mapping[str, Any]) -> dict[str, str]:
     speed, student = found["speed"]["student"], found["student"]
     delta = student["against_teacher"]
     rows = f", {found['rows']:,} rows" if "rows" in found else ""
+    read = found["max_length"]
+    tokens = f", {read['student']} tokens" if read["student"] < read[TEACHER] else ""
     return {
         "Student": name,
-        "Recipe": found["recipe"] + rows,
+        "Recipe": found["recipe"] + rows + tokens,
         "Teacher": f"{found['teacher']['mean']:.3f}",
         "Untrained": f"{found['untrained']['mean']:.3f}" if "untrained" in found else "",
         "nDCG@10": f"{student['mean']:.3f} [{student['low']:.3f}, {student['high']:.3f}]",

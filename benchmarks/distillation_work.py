@@ -1,8 +1,7 @@
 """What the parts of benchmarks.distillation share: places, collections, models, scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
@@ -12,7 +11,7 @@ from tercet import stages
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask
 from tercet.evaluation import MAIN_METRIC
-from tercet.models import EMBEDDED, default_device, load_encoder, max_length
+from tercet.models import default_device, load_encoder, max_length
 from tercet.models.layers import layer_count
 
 CODE, DEBIAN = "code_nl2bash", "debian_desc"
@@ -73,16 +72,20 @@ def common(data: Path, run: Path) -> list[str]:
 
 
 def encoder(path: str) -> SentenceTransformer:
-    """A model as it is scored and timed: every transformer at the teacher's own length."""
-    model = load_encoder(ModelConfig(path=path)).to(default_device())
-    if layer_count(model):
-        model.max_seq_length = teachers_length()
-    return model
+    """A model as it was exported."""
+    return load_encoder(ModelConfig(path=path)).to(default_device())
 
 
-@cache
-def teachers_length() -> int:
-    return max_length(load_encoder(ModelConfig(path=EMBEDDED)))
+def at_one_length(models: Mapping[str, SentenceTransformer]) -> Mapping[str, SentenceTransformer]:
+    """The same models, every transformer reading as many tokens as the first: for timing alone.
+
+    Else one that was trained on the beginnings of texts would be fast for reading no more.
+    """
+    longest = max_length(next(iter(models.values())))
+    for model in models.values():
+        if layer_count(model):
+            model.max_seq_length = longest
+    return models
 
 
 def per_query(model: SentenceTransformer, task: RetrievalTask) -> dict[str, float]:

@@ -12,9 +12,11 @@ import pytest
 from benchmarks import distillation, distillation_tables, distillation_work
 from benchmarks.collections import write_halves, write_with_dev
 from benchmarks.distillation_aims import AIMS, aims, losses
-from benchmarks.distillation_work import CODE, Work
+from benchmarks.distillation_work import CODE, Work, at_one_length, encoder
+from tercet.configs import ModelConfig
 from tercet.data import read_task
 from tercet.evaluation.retention import TEACHER, summary
+from tercet.models import encode, load_encoder
 from tercet.report import fill_marked
 from tests.conftest import answer, question
 
@@ -68,6 +70,21 @@ def test_a_trial_leaves_nothing_for_the_whole(beir: Path, tmp_path: Path) -> Non
     assert whole.whole(CODE) == tmp_path / CODE and small.whole(CODE) == folders[0]
     chosen = [read_task(work.halves(CODE)[0]) for work in (small, whole)]
     assert [len(task.queries) for task in chosen] == [4, 6]
+
+
+def test_models_are_scored_as_exported_and_timed_at_one_length(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    short = load_encoder(ModelConfig(path=str(tiny_model), max_length=9))
+    short.save(str(tmp_path / "short"), create_model_card=False)
+    long, short = encoder(str(tiny_model)), encoder(str(tmp_path / "short"))
+    text = " ".join(answer(n) for n in range(4))
+    whole = encode(long, [text], "document")
+    assert short.max_seq_length == 9
+    assert np.abs(encode(short, [text], "document") - whole).max() > 1e-3
+    found = at_one_length({TEACHER: long, "short": short})
+    np.testing.assert_array_equal(encode(found["short"], [text], "document"), whole)
+    assert long.max_seq_length == short.max_seq_length == 64
 
 
 def test_the_aims_are_judged_by_what_was_measured() -> None:
@@ -139,13 +156,15 @@ def test_the_page_shows_every_section_that_is_there() -> None:
         for who, mean in ((TEACHER, 0.5), ("student", 0.48), ("asymmetric", 0.45))
     }
     speed = {"student": {"documents_times_faster": 1.9, "queries_times_faster": 2.125}}
-    facts = {"minutes": 12.34, "teacher_minutes": 3.21, "resumed": False, "recipe": "distil_align"}
+    facts = {"max_length": {TEACHER: 256, "student": 256}}
+    facts |= {"minutes": 12.34, "teacher_minutes": 3.21, "resumed": False, "recipe": "distil_align"}
     section = {**quality, "speed": speed, **facts}
     sections = {
         "three_code": section,
         "static_code": section
         | {"tables_on_dev": {"a": 0.1, "b": 0.2}, "trials_on_dev": {"0.1": 0.3}},
-        "tuned_debian": section | {"recipe": "distil_kl", "rows": 16_384},
+        "tuned_debian": section
+        | {"recipe": "distil_kl", "rows": 16_384, "max_length": {TEACHER: 256, "student": 96}},
         "vocabulary_code": quality
         | {w: {"tokens": 9, "parameters": 5, "megabytes": 1.0} for w in ("before", "after")},
     }
@@ -166,7 +185,8 @@ def test_the_page_shows_every_section_that_is_there() -> None:
     )
     assert found.keys() == {"students", "static_choice", "vocabulary", "merge_curve", "merge_test"}
     assert "| 1.90 x | 2.1 x | 12.3 | 3.2 |" in found["students"]
-    assert "| distil_kl, 16,384 rows |" in found["students"]
+    assert "| distil_kl, 16,384 rows, 96 tokens |" in found["students"]
+    assert "| three_code | distil_align |" in found["students"]
     assert "taken: `b`" in found["static_choice"] and "taken: `0.1`" in found["static_choice"]
     assert "- three_code. Aims: share of the teacher's nDCG@10 at least 0.99: " in found["students"]
     assert "minutes of training at most 30: 12.34, met." in found["students"]
