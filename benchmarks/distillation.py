@@ -15,7 +15,8 @@ retention                 every student of code_nl2bash beside the teacher
 
 Each step leaves a JSON in the work folder and is repeated only with other settings, weights, code
 or another processor, so the program can be stopped at any time; a training that was stopped goes
-on. What is there is merged into distillation.json. What `--small` makes has a folder of its own.
+on. What is there is merged into distillation.json, each part with the machine and the code that
+measured it. What `--small` makes has a folder of its own.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from benchmarks.distillation_work import (
     test_scores,
 )
 from benchmarks.kept import kept_json, mined, trained, weights
-from benchmarks.machine import RESULTS, machine
+from benchmarks.machine import RESULTS, machine, measured_here, refuse_published
 from tercet import stages
 from tercet.configs import Config, load
 from tercet.data import read_task, with_mined
@@ -78,20 +79,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of every measurement of speed")
     parser.add_argument("--small", type=int, help="so many queries a split: to try it out")
     asked = parser.parse_args()
+    if asked.small:
+        refuse_published(parser, asked.out)
     os.environ["TERCET_CACHE"] = str(asked.work / "cache")
     folder = asked.work / f"small-{asked.small}" if asked.small else asked.work
     work = Work(asked.shared, folder, asked.small, asked.rounds)
     for name in asked.only:
         part(work, name)
-        write_json(asked.out / "distillation.json", {"machine": machine(), **done(work)})
-    if (found := done(work)).get("retention"):
+        write_json(asked.out / "distillation.json", done(work))
+    found = done(work)
+    if "retention" in found:
         retention_plot(found["retention"], asked.out / "distillation.svg")
+    if old := [name for name, section in found.items() if section.get("made_by") != made_by(work)]:
+        say(f"of other code, options or processor, to be run again: {', '.join(old)}")
 
 
 def part(work: Work, name: str) -> dict[str, Any]:
     """The section of one part; computed if it is not there, or was made by anything else."""
     say(f"part {name}")
-    return kept_json(file_of(work, name), lambda: PARTS[name](work, name), made_by(work))
+    measured = lambda: measured_here(PARTS[name](work, name))  # noqa: E731
+    return kept_json(file_of(work, name), measured, made_by(work))
 
 
 def made_by(work: Work) -> dict[str, Any]:
@@ -99,12 +106,13 @@ def made_by(work: Work) -> dict[str, Any]:
     files = [Path(__file__).with_name(f"{name}.py") for name in PROGRAM]
     here = machine()
     return {
-        "code": installed_versions() | {"source": whole_source()},
+        "source": whole_source(),
         "program": fingerprint(file.read_bytes() for file in files)[:12],
         "small": work.small,
         "rounds": work.rounds,
         "dims": list(work.dims),
-        **{name: here[name] for name in ("processor", "threads", "packages")},
+        "packages": installed_versions(),
+        **{name: here[name] for name in ("processor", "threads")},
     }
 
 
@@ -115,8 +123,6 @@ def done(work: Work) -> dict[str, Any]:
         if (file := file_of(work, name)).exists():
             section = json.loads(file.read_text(encoding="utf-8"))
             found[name] = section | {"targets": aims(name, section)}
-            if found[name].get("made_by") != made_by(work):
-                say(f"part {name}: older than this code, these options or this processor")
     return found
 
 

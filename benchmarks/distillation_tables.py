@@ -7,6 +7,7 @@ from benchmarks.distillation import STATIC, STUDENTS, TUNED
 from benchmarks.distillation_aims import losses
 from benchmarks.distillation_static import TRIAL_EPOCHS
 from benchmarks.distillation_work import CODE
+from benchmarks.exports import processor
 from benchmarks.machine import targets_note
 from tercet.evaluation.retention import TEACHER
 from tercet.report import curve_table, markdown_table
@@ -19,9 +20,10 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     shown: dict[str, str] = {}
     students = [n for n in (*STUDENTS, STATIC, *TUNED) if n in found]
     if students:
+        here = " ".join(dict.fromkeys(processor(found[name]) for name in students))
         notes = "\n".join(f"- {n}. {targets_note(found[n]['targets'])}" for n in students)
         table = markdown_table([_student(n, found[n]) for n in students])
-        shown["students"] = f"{table}\n\n{notes}"
+        shown["students"] = f"{table}\n\n{notes}\n\n{here}"
     if chosen := found.get(STATIC):
         shown["static_choice"] = _static_note(chosen)
     if cut := found.get("vocabulary_code"):

@@ -1,5 +1,6 @@
 """What the numbers were measured on, and how: alternating rounds, medians, peak memory."""
 
+import argparse
 import ctypes
 import gc
 import json
@@ -31,10 +32,12 @@ __all__ = [
     "gemm_peak",
     "in_subprocess",
     "machine",
+    "measured_here",
     "medians",
     "peak_anonymous",
     "peak_memory",
     "ratio",
+    "refuse_published",
     "seconds",
     "target",
     "targets_note",
@@ -130,9 +133,20 @@ def in_subprocess(module: str, *arguments: str) -> dict[str, Any]:
 def write_result(name: str, values: Mapping[str, Any], folder: Path) -> Path:
     """Write one program's result, the machine and the code with it."""
     path = folder / f"{name}.json"
-    code = installed_versions() | {"source": whole_source()}
-    write_json(path, {"machine": machine(), "code": code, **values})
+    write_json(path, measured_here(values))
     return path
+
+
+def measured_here(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values, and with them the machine and the code that gave them."""
+    code = installed_versions() | {"source": whole_source()}
+    return {"machine": machine(), "code": code, **values}
+
+
+def refuse_published(parser: argparse.ArgumentParser, out: Path) -> None:
+    """End the program in one line if it would write a trial's numbers among the published ones."""
+    if out.resolve() == RESULTS.resolve():
+        parser.error("a trial does not write among the published results: give another --out")
 
 
 def target(

@@ -34,20 +34,19 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
 from benchmarks.collections import cut_by, write_collection
 from benchmarks.kept import kept_json, made_of, mined, scored_by, weights
-from benchmarks.machine import machine
+from benchmarks.machine import RESULTS, refuse_published, write_result
 from tercet import stages
 from tercet.configs import Config, ModelConfig, load
 from tercet.data import RetrievalTask, TrainingSet, read_task, read_training, with_mined
 from tercet.evaluation import MAIN_METRIC, Delta
 from tercet.evaluation.retrieval import task_fingerprint
 from tercet.evaluation.significance import bootstrap_interval, compare
-from tercet.files import fingerprint, write_json
+from tercet.files import fingerprint
 from tercet.models import EMBEDDED, default_device, load_encoder, resolve
 from tercet.models.cross import cross_scores, load_scorer
 from tercet.progress import say
 from tercet.report import markdown_table
 
-RESULTS = Path(__file__).parent / "results"
 NONE, RESCORED = "none", "filtered, rescored"
 CONDITIONS: dict[str, tuple[str, ...]] = {  # what each adds to the recipe
     NONE: (),
@@ -98,6 +97,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[12, 13, 14])
     parser.add_argument("--small", type=int, help="so many queries and documents: to try it out")
     arguments = parser.parse_args()
+    if arguments.small:
+        refuse_published(parser, arguments.out)
     os.environ["TERCET_CACHE"] = str(arguments.work / "cache")
     work, tasks = arguments.work, TASKS
     if arguments.small:
@@ -105,12 +106,8 @@ def main() -> None:
     found = {}
     for count, task in product(range(1, len(arguments.seeds) + 1), tasks):  # written after each
         seeds = arguments.seeds[:count]
-        found[task.name] = measure(
-            task, arguments.shared / task.name, work / task.name, seeds
-        )
-        write_json(
-            arguments.out / "mining_quality.json", {"machine": machine(), "tasks": found}
-        )
+        found[task.name] = measure(task, arguments.shared / task.name, work / task.name, seeds)
+        write_result("mining_quality", {"tasks": found}, arguments.out)
 
 
 def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> Found:

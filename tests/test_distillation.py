@@ -5,11 +5,12 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import distillation, distillation_tables, distillation_work
+from benchmarks import distillation, distillation_tables, distillation_work, mining_quality
 from benchmarks.collections import write_halves, write_with_dev
 from benchmarks.distillation_aims import AIMS, aims, losses
 from benchmarks.distillation_work import CODE, Work, at_one_length, encoder
@@ -43,21 +44,55 @@ def test_no_answer_is_in_two_parts(beir: Path, tmp_path: Path) -> None:
 
 
 def test_a_part_is_measured_again_with_other_code_or_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Work] = []
     parts = {"one": lambda work, name: calls.append(work) or {"name": name}}
     monkeypatch.setattr(distillation, "PARTS", parts)
     work = Work(tmp_path / "shared", tmp_path / "work", None, 3)
     assert [distillation.part(work, "one")["name"] for _ in range(2)] == ["one", "one"]
-    assert len(calls) == 1 and distillation.done(work)["one"]["made_by"]["small"] is None
-    assert "older" not in capsys.readouterr().err
+    section = distillation.done(work)["one"]
+    assert len(calls) == 1 and section["made_by"]["small"] is None
+    assert section["machine"]["threads"] and section["code"]["source"]
+    distillation.part(replace(work, rounds=1), "one")
     monkeypatch.setattr(distillation, "whole_source", lambda: "another")
-    assert distillation.done(work).keys() == {"one"}
-    assert "part one: older than this code" in capsys.readouterr().err
-    distillation.part(work, "one")
     distillation.part(replace(work, rounds=1), "one")
     assert len(calls) == 3
+
+
+def test_parts_of_other_code_stay_and_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {name: lambda work, name: {"name": name} for name in ("one", "two")}
+    monkeypatch.setattr(distillation, "PARTS", parts)
+    words = ["--shared", "nowhere", "--work", str(tmp_path / "w"), "--out", str(tmp_path / "out")]
+
+    def run(*more: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["distillation", *words, *more])
+        distillation.main()
+        return json.loads((tmp_path / "out" / "distillation.json").read_text(encoding="utf-8"))
+
+    assert run().keys() == {"one", "two"}
+    assert "to be run again" not in capsys.readouterr().err
+    monkeypatch.setattr(distillation, "whole_source", lambda: "another")
+    found = run("--only", "two")
+    assert found["one"]["made_by"]["source"] != found["two"]["made_by"]["source"] == "another"
+    assert "to be run again: one\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", [distillation, mining_quality])
+def test_a_trial_replaces_no_published_result(
+    program: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["program", "--shared", "nowhere", "--work", str(tmp_path / "work"), "--small", "4"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        program.main()
+    assert stop.value.code == 2 and "give another --out" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
 
 
 def test_a_trial_leaves_nothing_for_the_whole(beir: Path, tmp_path: Path) -> None:
@@ -135,7 +170,8 @@ def test_the_program_runs_every_part(
     distillation.main()
     assert not (tmp_path / "work" / "parts").exists()  # those of a trial are elsewhere
     found = json.loads((tmp_path / "out" / "distillation.json").read_text(encoding="utf-8"))
-    assert set(distillation.PARTS) < found.keys()
+    assert set(distillation.PARTS) == found.keys()
+    assert all(one["code"] and one["machine"] and one["made_by"]["small"] for one in found.values())
     assert all(found[name]["targets"] for name in AIMS)
     shown = distillation_tables.tables(found)
     assert len(shown) == 6, shown.keys()
@@ -157,6 +193,7 @@ def test_the_page_shows_every_section_that_is_there() -> None:
     }
     speed = {"student": {"documents_times_faster": 1.9, "queries_times_faster": 2.125}}
     facts = {"max_length": {TEACHER: 256, "student": 256}}
+    facts["machine"] = {"processor": "abacus", "cores": 2, "threads": 2}
     facts |= {"minutes": 12.34, "teacher_minutes": 3.21, "resumed": False, "recipe": "distil_align"}
     section = {**quality, "speed": speed, **facts}
     sections = {
@@ -187,6 +224,7 @@ def test_the_page_shows_every_section_that_is_there() -> None:
     assert "| 1.90 x | 2.1 x | 12.3 | 3.2 |" in found["students"]
     assert "| distil_kl, 16,384 rows, 96 tokens |" in found["students"]
     assert "| three_code | distil_align |" in found["students"]
+    assert found["students"].endswith("\n\nabacus, 2 cores, 2 threads.")
     assert "taken: `b`" in found["static_choice"] and "taken: `0.1`" in found["static_choice"]
     assert "- three_code. Aims: share of the teacher's nDCG@10 at least 0.99: " in found["students"]
     assert "minutes of training at most 30: 12.34, met." in found["students"]
