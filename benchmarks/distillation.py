@@ -265,7 +265,7 @@ def judged(work: Work, name: str, data: str, config: Config) -> dict[str, Any]:
         "queries": len(task.queries),
         "minutes": found["seconds"] / 60,
         "teacher_minutes": seconds / 60,
-        "resumed": found["resumed"],
+        "parts": found["parts"],  # in which it was trained, if it was stopped
         "sizes": {who: asdict(Size.of(model)) for who, model in both.items()},
         "max_length": {who: max_length(model) for who, model in both.items()},
         "speed": rates(at_one_length(both), task.documents.texts, asked, work.rounds),

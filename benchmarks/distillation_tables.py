@@ -41,7 +41,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _student(name: str, found: Mapping[str, Any]) -> dict[str, str]:
-    speed, student = found["speed"]["student"], found["student"]
+    speed, student, parts = found["speed"]["student"], found["student"], found["parts"]
     delta = student["against_teacher"]
     rows = f", {found['rows']:,} rows" if "rows" in found else ""
     read = found["max_length"]
@@ -57,7 +57,7 @@ def _student(name: str, found: Mapping[str, Any]) -> dict[str, str]:
         "Its queries, teacher's index": percent(found["asymmetric"]["share"]),
         "Documents / s": f"{speed['documents_times_faster']:.2f} x",
         "Queries / s": f"{speed['queries_times_faster']:.1f} x",
-        "Minutes": f"{found['minutes']:.1f}" + (" (resumed)" if found["resumed"] else ""),
+        "Minutes": f"{found['minutes']:.1f}" + (f" (in {parts} parts)" if parts > 1 else ""),
         "Teacher's minutes": f"{found['teacher_minutes']:.1f}",
     }
 

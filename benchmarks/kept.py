@@ -16,6 +16,7 @@ from tercet.configs import Config
 from tercet.files import fingerprint, sha256, write_json
 from tercet.mining.stage import SUMMARY
 from tercet.models import resolve
+from tercet.train.checkpoint import MANIFEST, newest
 from tercet.train.rows import read_rows
 from tercet.versions import code_version, installed_versions, source_version
 
@@ -62,7 +63,7 @@ def weights(model: str | Path) -> str:
 
 
 def trained(place: Path, config: Config, train: Callable[[Config], Path]) -> dict[str, Any]:
-    """The `model` that `train` makes of the config, the `seconds` it took, and whether it was `resumed`.
+    """The `model` that `train` makes of the config, the `seconds` it took and in how many `parts`.
 
     Its run is beside `place`, in a folder whose name tells what decides it.
     """
@@ -100,14 +101,25 @@ def place_of(place: Path, made_by: Mapping[str, Any]) -> Path:
 
 
 def _timed(run: Path, train: Callable[[], Path]) -> dict[str, Any]:
-    """The trained model and the seconds it took; a run that was stopped says so."""
+    """The model, and the seconds of all that led to it.
+
+    Of a part that was stopped they count up to the checkpoint that the next one goes on from.
+    """
     if (run / "model").exists():  # finished, but stopped before its time was written
         shutil.rmtree(run)
-    resumed = any((run / "checkpoints").glob("step-*"))
-    start = time.perf_counter()
+    log = run / "parts.json"
+    before, start = _stopped(run, log), time.time()
+    write_json(log, [*before, {"start": start}])
     model = train()
-    return {
-        "model": str(model),
-        "seconds": time.perf_counter() - start,
-        "resumed": resumed,  # then the seconds are those of the last part alone
-    }
+    seconds = sum(part["seconds"] for part in before) + time.time() - start
+    return {"model": str(model), "seconds": seconds, "parts": len(before) + 1}
+
+
+def _stopped(run: Path, log: Path) -> list[dict[str, float]]:
+    """The parts of a run that was stopped, by `start` and `seconds`; none if it begins anew."""
+    checkpoint = newest(run / "checkpoints")
+    if checkpoint is None:
+        return []
+    *before, last = json.loads(log.read_text(encoding="utf-8"))
+    written = (checkpoint / MANIFEST).stat().st_mtime  # the last of a checkpoint's files
+    return [*before, last | {"seconds": max(0.0, written - last["start"])}]

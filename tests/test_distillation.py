@@ -194,11 +194,12 @@ def test_the_page_shows_every_section_that_is_there() -> None:
     speed = {"student": {"documents_times_faster": 1.9, "queries_times_faster": 2.125}}
     facts = {"max_length": {TEACHER: 256, "student": 256}}
     facts["machine"] = {"processor": "abacus", "cores": 2, "threads": 2}
-    facts |= {"minutes": 12.34, "teacher_minutes": 3.21, "resumed": False, "recipe": "distil_align"}
+    facts |= {"minutes": 12.34, "teacher_minutes": 3.21, "parts": 1, "recipe": "distil_align"}
     section = {**quality, "speed": speed, **facts}
     sections = {
         "three_code": section,
         "static_code": section
+        | {"parts": 2}
         | {"tables_on_dev": {"a": 0.1, "b": 0.2}, "trials_on_dev": {"0.1": 0.3}},
         "tuned_debian": section
         | {"recipe": "distil_kl", "rows": 16_384, "max_length": {TEACHER: 256, "student": 96}},
@@ -222,6 +223,7 @@ def test_the_page_shows_every_section_that_is_there() -> None:
     )
     assert found.keys() == {"students", "static_choice", "vocabulary", "merge_curve", "merge_test"}
     assert "| 1.90 x | 2.1 x | 12.3 | 3.2 |" in found["students"]
+    assert "| 12.3 (in 2 parts) |" in found["students"]
     assert "| distil_kl, 16,384 rows, 96 tokens |" in found["students"]
     assert "| three_code | distil_align |" in found["students"]
     assert found["students"].endswith("\n\nabacus, 2 cores, 2 threads.")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,30 @@ def test_a_training_that_was_stopped_is_no_obstacle_to_other_code(
     for where in ("benchmarks.kept", "tercet.train.resuming"):
         monkeypatch.setattr(f"{where}.code_version", lambda: OTHER)
     found = trained(place, asked, stages.finetune)
-    assert not found["resumed"] and Path(found["model"]).parent != stopped
+    assert found["parts"] == 1 and Path(found["model"]).parent != stopped
+
+
+def test_the_seconds_of_a_stopped_training_add_up_to_its_checkpoint(
+    model: Path, beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, asked = tmp_path / "runs" / "a", config(model, beir, "train.save_every=2")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Tracker, "log", stop_at(1))  # no checkpoint yet: nothing to go on from
+        trained(place, asked, stages.finetune)
+    (run,) = place.parent.iterdir()
+    for step in (3, 4):  # the second of these parts comes to no new checkpoint
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Tracker, "log", stop_at(step))
+            trained(place, asked, stages.finetune)
+        log = json.loads((run / "parts.json").read_text(encoding="utf-8"))
+        assert len(log) == step - 2
+        log[0]["start"] -= 10  # as if the first had begun so much earlier
+        (run / "parts.json").write_text(json.dumps(log), encoding="utf-8")
+    found = trained(place, asked, stages.finetune)
+    assert found["parts"] == 3
+    first, second, last = json.loads((run / "parts.json").read_text(encoding="utf-8"))
+    assert 10 < first["seconds"] < 10 + second["start"] - first["start"] and second["seconds"] == 0
+    assert 10 < found["seconds"] < first["seconds"] + time.time() - last["start"]
 
 
 def stop_at(step: int) -> Any:
