@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.distillation_work import CODE
+from benchmarks.distillation_work import CODE, PAIRS
 from benchmarks.machine import target
 from tercet.evaluation import Delta
 from tercet.stages.merging import is_loss
@@ -43,6 +43,7 @@ def aims(name: str, found: Section) -> list[dict[str, Any]]:
 def losses(merged: Section) -> list[str]:
     """Of the part `merge`, the collections not tuned on where the merged model loses."""
     deltas = {d: models["merged"]["against_teacher"] for d, models in merged["test"].items()}
+    deltas[PAIRS.split("/")[0]] = merged["similarity"]["merged"]["against_base"]
     return [d for d, delta in deltas.items() if d != CODE and is_loss(Delta(**delta))]
 
 

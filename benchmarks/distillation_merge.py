@@ -20,7 +20,7 @@ from tercet import stages
 from tercet.configs import load
 from tercet.data import RetrievalTask, read_similarity, read_task
 from tercet.evaluation.retention import summary
-from tercet.evaluation.retrieval import task_fingerprint
+from tercet.evaluation.retrieval import SPEARMAN, comparison, task_fingerprint
 from tercet.models import EMBEDDED, merge_line, resolve
 from tercet.stages.merging import Curve, Point, best_share
 
@@ -79,10 +79,15 @@ def curve_of(work: Work, name: str, tuned: str, tasks: Sequence[RetrievalTask]) 
 
 
 def similarity(work: Work, models: Mapping[str, str]) -> dict[str, Any]:
-    """Spearman's correlation with people's scores, with its interval."""
+    """Spearman's correlation with people's scores, and how it differs from that of the first."""
     task, out = read_similarity(work.shared / PAIRS), work.folder / "evaluated"
     results = {
         who: stages.evaluate_similarity(encoder(path), who, task, out)
         for who, path in models.items()
     }
-    return {who: asdict(found.means[found.main]) for who, found in results.items()}
+    base = next(iter(results.values()))
+    return {
+        who: asdict(found.means[SPEARMAN])
+        | {"against_base": asdict(comparison(base, found, SPEARMAN))}
+        for who, found in results.items()
+    }

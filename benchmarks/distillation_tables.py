@@ -109,13 +109,17 @@ def _merge_note(found: Mapping[str, Any]) -> str:
     gained = (
         f"It keeps {percent(share)} of the gain" if share is not None else "Tuning gains nothing"
     )
+    similar = found["similarity"]
     sentences = ", ".join(
         f"{who} {mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
-        for who, mean in found["similarity"].items()
+        for who, mean in similar.items()
     )
+    delta = similar["merged"]["against_base"]
     return (
         f"Chosen: {found['chosen']:.2g} of the tuned model. {gained} on {CODE}; "
         f"significant losses elsewhere: {', '.join(losses(found)) or 'none'}. The "
         f"queries that were chosen by are not among those reported. STS benchmark (test), Spearman "
-        f"with 95 % interval: {sentences}. {targets_note(found['targets'])}"
+        f"with 95 % interval: {sentences}; merged less base {delta['mean']:+.3f} "
+        f"[{delta['low']:+.3f}, {delta['high']:+.3f}], {p_value(delta['p'])}, by paired bootstrap. "
+        f"{targets_note(found['targets'])}"
     )

@@ -143,12 +143,15 @@ def test_the_aims_are_judged_by_what_was_measured() -> None:
     ]
     assert [one["met"] for one in aims("tuned_code", found)] == [False]
     tests = {CODE: loss, "better": noise, "worse": loss}  # tuned on the first
-    merged = {
+    merged: dict[str, Any] = {
         "gain_kept": None,
         "test": {name: {"merged": {"against_teacher": delta}} for name, delta in tests.items()},
+        "similarity": {"merged": {"against_base": noise}},
     }
     assert [one["got"] for one in aims("merge", merged)] == [0.0, 1]
     assert losses(merged) == ["worse"] and aims("retention", {}) == []
+    merged["similarity"]["merged"]["against_base"] = loss
+    assert losses(merged) == ["worse", "stsb_en"]
 
 
 @pytest.mark.slow
@@ -173,6 +176,8 @@ def test_the_program_runs_every_part(
     assert set(distillation.PARTS) == found.keys()
     assert all(one["code"] and one["machine"] and one["made_by"]["small"] for one in found.values())
     assert all(found[name]["targets"] for name in AIMS)
+    deltas = {who: one["against_base"] for who, one in found["merge"]["similarity"].items()}
+    assert deltas["base"]["mean"] == 0 and deltas["merged"]["queries"] == 20
     shown = distillation_tables.tables(found)
     assert len(shown) == 6, shown.keys()
     assert all("nan" not in table for table in shown.values())
@@ -208,7 +213,8 @@ def test_the_page_shows_every_section_that_is_there() -> None:
     }
     merged = {"base": quality[TEACHER], "tuned": quality["student"], "merged": quality[TEACHER]}
     merged |= {"documents": 1_234}
-    correlation = {"mean": 0.8, "low": 0.78, "high": 0.82}
+    less = {"mean": -0.02, "low": -0.03, "high": -0.01, "p": 0.0123, "queries": 9, "effect": None}
+    correlation = {"mean": 0.8, "low": 0.78, "high": 0.82, "against_base": less}
     point = quality["student"] | {"against_base": quality["student"]["against_teacher"]}
     curve = {"dev": CODE, "chosen": 1.0, "points": [{"share": 1.0, "tasks": {CODE: point}}]}
     sections["merge"] = {
@@ -232,9 +238,10 @@ def test_the_page_shows_every_section_that_is_there() -> None:
     assert "minutes of training at most 30: 12.34, met." in found["students"]
     assert "queries a second over the teacher's at least 50: 2.125, missed" in found["students"]
     assert "Aims: share of the teacher's nDCG@10 at least 0.99: " in found["vocabulary"]
-    assert "collections with a significant loss at most 0: 1, missed." in found["merge_test"]
+    assert "collections with a significant loss at most 0: 2, missed." in found["merge_test"]
+    assert "merged less base -0.020 [-0.030, -0.010], p = 0.012" in found["merge_test"]
     assert "keeps 75.0% of the gain" in found["merge_test"]
-    assert "elsewhere: other" in found["merge_test"]  # 0.45 against 0.5 over 40 queries
+    assert "elsewhere: other, stsb_en" in found["merge_test"]  # 0.45 against 0.5 over 40 queries
     assert "| 1,234 |" in found["merge_test"] and "merged 0.800 [0.780" in found["merge_test"]
     page = (Path(__file__).parent.parent / "docs" / "distillation.md").read_text(encoding="utf-8")
     for name, table in found.items():
