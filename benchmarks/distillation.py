@@ -173,7 +173,7 @@ def vocabulary(work: Work, name: str) -> dict[str, Any]:
 def tuned(work: Work, name: str) -> dict[str, Any]:
     """The aligned student learns from labels, the teacher's ranking, and mined negatives."""
     source, more = TUNED[name]
-    part(work, source)
+    speed = part(work, source)["speed"]  # no layer comes or goes
     data, _ = STUDENTS[source]
     words = [*common(work.whole(data), work.run(name)), f"model.path={model_of(work, source)}"]
     negatives = mined(work.folder / "mined" / name, load("distil_kl", words))
@@ -182,7 +182,7 @@ def tuned(work: Work, name: str) -> dict[str, Any]:
     facts = {"recipe": "distil_kl", "settings": more}
     if config.train.steps is not None:
         facts["rows"] = config.train.steps * config.batch.size
-    return judged(work, name, data, config) | facts
+    return judged(work, name, data, config, speed) | facts
 
 
 def all_students(work: Work, name: str) -> dict[str, Any]:
@@ -240,8 +240,13 @@ def teacher_seconds(work: Work, config: Config) -> float:
     return kept_json(work.folder / "taught" / f"{name}.json", teach, needs)["seconds"]
 
 
-def judged(work: Work, name: str, data: str, config: Config) -> dict[str, Any]:
-    """Train a student and put it beside its teacher: both ways, before training, and how fast."""
+def judged(
+    work: Work, name: str, data: str, config: Config, speed: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Train a student and put it beside its teacher: both ways, before training, and how fast.
+
+    `speed`: that of a model of the same shape, where it has been measured.
+    """
     seconds = teacher_seconds(work, config)
     found = trained(work.run(name), config, stages.distil)
     teacher, student = encoder(EMBEDDED), encoder(found["model"])
@@ -259,16 +264,20 @@ def judged(work: Work, name: str, data: str, config: Config) -> dict[str, Any]:
         for who, model in ways.items()
     }
     both = {TEACHER: teacher, "student": student}
-    asked = read_task(work.whole(data), "train").queries.texts
+    sizes = {who: asdict(Size.of(model)) for who, model in both.items()}
+    lengths = {who: max_length(model) for who, model in both.items()}
+    if speed is None:
+        asked = read_task(work.whole(data), "train").queries.texts
+        speed = rates(at_one_length(both), task.documents.texts, asked, work.rounds)
     return {
         "data": data,
         "queries": len(task.queries),
         "minutes": found["seconds"] / 60,
         "teacher_minutes": seconds / 60,
         "parts": found["parts"],  # in which it was trained, if it was stopped
-        "sizes": {who: asdict(Size.of(model)) for who, model in both.items()},
-        "max_length": {who: max_length(model) for who, model in both.items()},
-        "speed": rates(at_one_length(both), task.documents.texts, asked, work.rounds),
+        "sizes": sizes,
+        "max_length": lengths,
+        "speed": speed,
         **{who: summary(values, scores[TEACHER]) for who, values in scores.items()},
     }
 

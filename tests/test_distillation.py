@@ -176,6 +176,9 @@ def test_the_program_runs_every_part(
     assert set(distillation.PARTS) == found.keys()
     assert all(one["code"] and one["machine"] and one["made_by"]["small"] for one in found.values())
     assert all(found[name]["targets"] for name in AIMS)
+    for name, (source, _) in distillation.TUNED.items():
+        assert found[name]["speed"] == found[source]["speed"]  # measured once
+        assert found[name]["sizes"] == found[source]["sizes"]
     deltas = {who: one["against_base"] for who, one in found["merge"]["similarity"].items()}
     assert deltas["base"]["mean"] == 0 and deltas["merged"]["queries"] == 20
     shown = distillation_tables.tables(found)
