@@ -46,6 +46,7 @@ from tercet.models import EMBEDDED, default_device, load_encoder, resolve
 from tercet.models.cross import cross_scores, load_scorer
 from tercet.progress import say
 from tercet.report import markdown_table
+from tercet.report.table import p_value
 
 NONE, RESCORED = "none", "filtered, rescored"
 CONDITIONS: dict[str, tuple[str, ...]] = {  # what each adds to the recipe
@@ -171,9 +172,9 @@ def write_data(task: Task, source: Path, folder: Path) -> None:
     wanted = {d for judged in qrels.values() for grades in judged.values() for d in grades}
     corpus = dict(zip(train.documents.ids, train.documents.texts, strict=True))
     others = [d for d in corpus if d not in wanted][: max(0, task.documents - len(wanted))]
-    kept = {d: text for d, text in corpus.items() if d in wanted or d in set(others)}
-    queries = tested | asked
-    write_collection(folder, kept, queries, qrels)
+    wanted.update(others)
+    kept = {d: text for d, text in corpus.items() if d in wanted}
+    write_collection(folder, kept, tested | asked, qrels)
 
 
 def training(
@@ -302,8 +303,8 @@ def tables(found: Found) -> dict[str, str]:
             row = _row(name, condition, means)
             if delta := task["deltas"].get(condition):
                 d = Delta(**delta)
-                row["Against none"] = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-                row["p"] = "< 0.001" if d.p < 0.001 else f"{d.p:.3f}"
+                interval = f"[{d.low:+.3f}, {d.high:+.3f}]"
+                row["Against none"] = f"{d.mean:+.3f} {interval}, {p_value(d.p)}"
             rows.append(row)
         notes.append(_note(name, task))
     text = "\n".join(notes)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import mining_quality as quality
+from tercet.data import read_task
 
 
 def test_whether_mining_pays_is_told_by_condition() -> None:
@@ -30,8 +31,20 @@ def test_whether_mining_pays_is_told_by_condition() -> None:
         assert delta["mean"] == pytest.approx(better[condition])
     assert found["seconds"][quality.NONE] == [2.0, 3.0]
     text = quality.tables({"tasks": {"names": found}})["mining_quality"]
-    assert "| names | filtered, rescored |" in text and "< 0.001" in text
+    assert "| names | filtered, rescored |" in text
+    assert "| +0.300 [+0.300, +0.300], p < 0.001 |" in text
     assert "24 training queries, 9 steps. Negatives per query: unfiltered 2.50" in text
+
+
+def test_a_collection_is_cut_to_its_size(beir: Path, tmp_path: Path) -> None:
+    task = quality.Task("names", rows=10, max_length=16, test_queries=5, documents=30)
+    quality.write_data(task, beir, tmp_path / "cut")
+    train, test = (read_task(tmp_path / "cut", split) for split in ("train", "test"))
+    assert (len(train.queries), len(test.queries)) == (10, 5)
+    answers = {d for side in (train, test) for judged in side.qrels.values() for d in judged}
+    assert answers < set(train.documents.ids) and len(train.documents) == 30
+    whole = read_task(beir, "train").documents
+    assert train.documents.ids == [d for d in whole.ids if d in set(train.documents.ids)]
 
 
 @pytest.mark.slow
