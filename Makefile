@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-faults check fix wheel clean-room try-distillation clean
+.PHONY: demo test test-slow test-faults check fix wheel clean-room try-distillation try-mining clean
 
 demo: .venv/ready
 	$(BIN)/tercet demo
@@ -41,7 +41,11 @@ clean-room: .venv/ready
 
 # Every part of the program behind docs/distillation.md, on a handful of texts.
 try-distillation: .venv/ready
-	$(BIN)/python -m pytest tests/test_retention.py -m slow
+	$(BIN)/python -m pytest tests/test_distillation.py -m slow
+
+# The same of "Does it pay?" in docs/mining.md.
+try-mining: .venv/ready
+	$(BIN)/python -m pytest tests/test_mining_quality.py -m slow
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,30 +1,24 @@
-"""BEIR folders made out of others, and results that are computed once."""
+"""BEIR folders made out of others."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tercet.data import RetrievalTask, Texts, read_task
 from tercet.data.beir import HEADER, write_files
-from tercet.files import whole_folder, write_json
+from tercet.files import fingerprint, whole_folder
+from tercet.versions import source_version
 
 Grades = Mapping[str, Mapping[str, int]]  # query -> document -> grade
 EVERY = 10  # of so many answered documents one is for choosing, with the queries that ask for it
 
 
-def kept_json(
-    path: Path, work: Callable[[], dict[str, Any]], made_by: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What `work` returned when it ran first; it runs only if `path` is not there.
+def cut_by(*how: object) -> str:
+    """12 hex digits that change with how collections are cut, and with the code that does it.
 
-    With `made_by` (JSON), which is written beside the answer, also if that has changed since.
+    For the name of the folder that they are in: what is made of them names them by their path.
     """
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    if found is None or made_by is not None and found.get("made_by") != made_by:
-        write_json(path, work() | ({} if made_by is None else {"made_by": made_by}))
-        found = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    code = (source_version(("data",)), Path(__file__).read_bytes())
+    return fingerprint([*code, *map(repr, how)])[:12]
 
 
 def write_collection(

@@ -3,24 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.distillation import CODE, STUDENTS, TRIAL_EPOCHS, TUNED
-from tercet.evaluation import Delta
+from benchmarks.distillation import STATIC, STUDENTS, TUNED
+from benchmarks.distillation_aims import losses
+from benchmarks.distillation_static import TRIAL_EPOCHS
+from benchmarks.distillation_work import CODE
+from benchmarks.exports import processor
+from benchmarks.machine import targets_note
+from tercet.evaluation.retention import TEACHER
 from tercet.report import curve_table, markdown_table
 from tercet.report.retention import retention_note, retention_table
 from tercet.report.table import p_value, percent
-from tercet.stages.merging import is_loss
 
 
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What docs/distillation.md shows, of the sections that are there."""
     shown: dict[str, str] = {}
-    students = [n for n in (*STUDENTS, "static_code", *TUNED) if n in found]
+    students = [n for n in (*STUDENTS, STATIC, *TUNED) if n in found]
     if students:
-        shown["students"] = markdown_table([_student(n, found[n]) for n in students])
-    if chosen := found.get("static_code"):
+        here = " ".join(dict.fromkeys(processor(found[name]) for name in students))
+        notes = "\n".join(f"- {n}. {targets_note(found[n]['targets'])}" for n in students)
+        table = markdown_table([_student(n, found[n]) for n in students])
+        shown["students"] = f"{table}\n\n{notes}\n\n{here}"
+    if chosen := found.get(STATIC):
         shown["static_choice"] = _static_note(chosen)
     if cut := found.get("vocabulary_code"):
-        shown["vocabulary"] = markdown_table(_vocabulary(cut))
+        table = markdown_table(_vocabulary(cut))
+        shown["vocabulary"] = f"{table}\n\n{targets_note(cut['targets'])}"
     if merged := found.get("merge"):
         shown["merge_curve"] = markdown_table(curve_table(merged["curve"]))
         shown["merge_test"] = markdown_table(_merged(merged)) + "\n\n" + _merge_note(merged)
@@ -33,12 +41,14 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _student(name: str, found: Mapping[str, Any]) -> dict[str, str]:
-    speed, student = found["speed"]["student"], found["student"]
+    speed, student, parts = found["speed"]["student"], found["student"], found["parts"]
     delta = student["against_teacher"]
     rows = f", {found['rows']:,} rows" if "rows" in found else ""
+    read = found["max_length"]
+    tokens = f", {read['student']} tokens" if read["student"] < read[TEACHER] else ""
     return {
         "Student": name,
-        "Recipe": found["recipe"] + rows,
+        "Recipe": found["recipe"] + rows + tokens,
         "Teacher": f"{found['teacher']['mean']:.3f}",
         "Untrained": f"{found['untrained']['mean']:.3f}" if "untrained" in found else "",
         "nDCG@10": f"{student['mean']:.3f} [{student['low']:.3f}, {student['high']:.3f}]",
@@ -47,7 +57,7 @@ def _student(name: str, found: Mapping[str, Any]) -> dict[str, str]:
         "Its queries, teacher's index": percent(found["asymmetric"]["share"]),
         "Documents / s": f"{speed['documents_times_faster']:.2f} x",
         "Queries / s": f"{speed['queries_times_faster']:.1f} x",
-        "Minutes": f"{found['minutes']:.1f}" + (" (resumed)" if found["resumed"] else ""),
+        "Minutes": f"{found['minutes']:.1f}" + (f" (in {parts} parts)" if parts > 1 else ""),
         "Teacher's minutes": f"{found['teacher_minutes']:.1f}",
     }
 
@@ -95,15 +105,21 @@ def _merged(found: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _merge_note(found: Mapping[str, Any]) -> str:
-    others = {data: models for data, models in found["test"].items() if data != CODE}
-    lost = [d for d, m in others.items() if is_loss(Delta(**m["merged"]["against_teacher"]))]
+    share = found["gain_kept"]
+    gained = (
+        f"It keeps {percent(share)} of the gain" if share is not None else "Tuning gains nothing"
+    )
+    similar = found["similarity"]
     sentences = ", ".join(
         f"{who} {mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
-        for who, mean in found["similarity"].items()
+        for who, mean in similar.items()
     )
+    delta = similar["merged"]["against_base"]
     return (
-        f"Chosen: {found['chosen']:.2g} of the tuned model. It keeps {percent(found['gain_kept'])} "
-        f"of the gain on {CODE}; significant losses elsewhere: {', '.join(lost) or 'none'}. The "
+        f"Chosen: {found['chosen']:.2g} of the tuned model. {gained} on {CODE}; "
+        f"significant losses elsewhere: {', '.join(losses(found)) or 'none'}. The "
         f"queries that were chosen by are not among those reported. STS benchmark (test), Spearman "
-        f"with 95 % interval: {sentences}."
+        f"with 95 % interval: {sentences}; merged less base {delta['mean']:+.3f} "
+        f"[{delta['low']:+.3f}, {delta['high']:+.3f}], {p_value(delta['p'])}, by paired bootstrap. "
+        f"{targets_note(found['targets'])}"
     )

@@ -8,20 +8,20 @@ embedded Milvus with every kind of index, and asks them.
 
 Each step leaves a JSON in the work folder and is repeated only with another model, other code or
 another processor, so the program can be stopped at any time; a training that was stopped goes on.
-With another tuned model or other settings it has another folder.
+With another tuned model, other settings or other code it has another folder.
 The whole is benchmarks/results/exports.json.
 """
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich import print as show
 
-from benchmarks.collections import kept_json
+from benchmarks.kept import kept_json, trained, weights
 from benchmarks.machine import RESULTS, machine, write_result
 from tercet import stages
 from tercet.configs import Config, load
@@ -30,7 +30,6 @@ from tercet.export.index import INDEXES
 from tercet.export.milvus import EMBEDDED
 from tercet.export.parity import LEAST_COSINE, MAX_LOSS
 from tercet.export.variants import CALIBRATED, FULL, INT8
-from tercet.files import fingerprint, sha256
 from tercet.progress import say
 from tercet.report.table import console_table, markdown_table
 from tercet.train.rows import read_rows
@@ -69,41 +68,23 @@ def models(work: Path) -> dict[str, str]:
     tuned = work / "demo" / "model"
     if not tuned.exists():
         run_demo(tuned.parent)
-    how, origin = (f"model.path={tuned}", f"distil.teacher={tuned}"), weights(tuned)
-    twin = recipe(work, MATRYOSHKA, "overwrite=false")
+    how = (f"model.path={tuned}", f"distil.teacher={tuned}")
+    twin = recipe(work, MATRYOSHKA)
     students = {
         "three": load("distil_align", [*how, *TAUGHT]),
         "static": load("student_static", how),
     }
-    made = {"matryoshka": trained(work / "matryoshka", stages.finetune, twin, origin)}
+    made = {"matryoshka": trained(work / "matryoshka", twin, stages.finetune)["model"]}
     for name, config in students.items():
         data = config.data.model_copy(update={"train": twin.data.train})
         config = config.model_copy(update={"data": data})
-        made[name] = trained(work / name, stages.distil, config, origin)
+        made[name] = trained(work / name, config, stages.distil)["model"]
     return {"tuned": str(tuned)} | made
 
 
 def recipe(work: Path, *overrides: str) -> Config:
     """What the demo trained with, or something near it."""
     return load(work / "demo" / "config.yaml", overrides)
-
-
-def trained(place: Path, how: Callable[[Config], Path], config: Config, origin: str) -> str:
-    """The model that `how` makes of the config, beside `place`, unless it is there.
-
-    The name of its folder tells config and `origin`, the weights of the demo's model: what was
-    made with others is not taken for it.
-    """
-    made_of = fingerprint([origin, config.model_dump_json(exclude={"output"})])
-    run = place.with_name(f"{place.name}-{made_of[:12]}")
-    if not (run / "model").exists():
-        how(config.model_copy(update={"output": str(run)}))
-    return str(run / "model")
-
-
-def weights(model: str | Path) -> str:
-    """A hash that changes with any of a model's tensors."""
-    return fingerprint(sha256(file) for file in sorted(Path(model).rglob("*.safetensors")))
 
 
 def exported(

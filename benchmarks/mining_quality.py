@@ -7,8 +7,10 @@ cross-encoder lets pass. The same rows, batches, steps and seeds for all; scored
 The cross-encoder is trained here, on the training queries: their positives against a random and a
 mined document each. A tenth of the queries is kept from it, to say how good it is.
 
-Each run leaves one JSON in the work folder and is not repeated, so the program can be stopped at
-any time; what is there is merged into benchmarks/results/mining_quality.json.
+Each run leaves one JSON in the work folder and is repeated only with other settings, weights or
+code, so the program can be stopped at any time. It goes seed by seed, and
+benchmarks/results/mining_quality.json tells after each seed of a collection what was seen so far.
+What `--small` makes has a folder of its own.
 """
 
 import argparse
@@ -16,8 +18,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from inspect import getsource
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +32,22 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
-from benchmarks.collections import kept_json, write_collection
-from benchmarks.machine import machine
+from benchmarks.collections import cut_by, write_collection
+from benchmarks.kept import kept_json, made_of, mined, scored_by, weights
+from benchmarks.machine import RESULTS, refuse_published, write_result
 from tercet import stages
 from tercet.configs import Config, ModelConfig, load
-from tercet.data import RetrievalTask, read_task, read_training, with_mined
+from tercet.data import RetrievalTask, TrainingSet, read_task, read_training, with_mined
 from tercet.evaluation import MAIN_METRIC, Delta
+from tercet.evaluation.retrieval import task_fingerprint
 from tercet.evaluation.significance import bootstrap_interval, compare
-from tercet.files import write_json
-from tercet.mining.stage import SUMMARY
+from tercet.files import fingerprint
 from tercet.models import EMBEDDED, default_device, load_encoder, resolve
 from tercet.models.cross import cross_scores, load_scorer
 from tercet.progress import say
 from tercet.report import markdown_table
-from tercet.stages.mining import MINED
+from tercet.report.table import p_value
 
-RESULTS = Path(__file__).parent / "results"
 NONE, RESCORED = "none", "filtered, rescored"
 CONDITIONS: dict[str, tuple[str, ...]] = {  # what each adds to the recipe
     NONE: (),
@@ -68,6 +72,7 @@ TRAINING = (
 )
 PAIR_LENGTH = 128  # tokens of query and document that the cross-encoder reads
 HELD_OUT = 10  # every so many queries the cross-encoder is tested on one instead of trained
+Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,42 +98,62 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[12, 13, 14])
     parser.add_argument("--small", type=int, help="so many queries and documents: to try it out")
     arguments = parser.parse_args()
+    if arguments.small:
+        refuse_published(parser, arguments.out)
     os.environ["TERCET_CACHE"] = str(arguments.work / "cache")
-    tasks = [_small(task, arguments.small) if arguments.small else task for task in TASKS]
+    work, tasks = arguments.work, TASKS
+    if arguments.small:
+        work, tasks = work / f"small-{arguments.small}", [_small(t, arguments.small) for t in TASKS]
     found = {}
-    for task in tasks:
-        folder = arguments.work / task.name
-        found[task.name] = measure(task, arguments.shared / task.name, folder, arguments.seeds)
-        write_json(
-            arguments.out / "mining_quality.json",
-            {"machine": machine(), "seeds": arguments.seeds, "tasks": found},
-        )
+    for count, task in product(range(1, len(arguments.seeds) + 1), tasks):  # written after each
+        seeds = arguments.seeds[:count]
+        found[task.name] = measure(task, arguments.shared / task.name, work / task.name, seeds)
+        write_result("mining_quality", {"tasks": found}, arguments.out)
 
 
-def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Everything about one collection; each step is skipped whose file is there."""
-    data = folder / "data"
+def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> Found:
+    """Everything about one collection; each step is skipped that left a JSON under the same."""
+    data = folder / f"data-{cut_by(asdict(task), getsource(write_data))}" / task.name
     if not data.exists():
         write_data(task, source, data)
     test = read_task(data, "test")
-    base = kept_json(folder / "base.json", lambda: score(EMBEDDED, "base", test, task, folder))
-    judge = kept_json(folder / "judge.json", lambda: train_judge(task, data, folder))
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for seed in seeds:  # seed by seed, so that half of the runs is a comparison already
+    tested = scored_by(task=task_fingerprint(test))
+    begun = {"weights": weights(resolve(EMBEDDED)), "max_length": task.max_length}
+    base = kept_json(
+        folder / "base.json", lambda: score(EMBEDDED, "base", test, task, folder), tested | begun
+    )
+    judge = train_judge(task, data, folder)
+    sets = {c: mine(task, data, folder, c) for c in CONDITIONS if c != NONE}
+    runs: dict[str, list[Found]] = {}
+    for seed in seeds:
         for condition in CONDITIONS:
-            path = folder / f"{condition.replace(', ', '-')}-{seed}.json"
-            work = lambda c=condition, s=seed: train(task, data, folder, c, s)  # noqa: E731
-            runs.setdefault(condition, []).append(kept_json(path, work))
-    mined = {c: _mined(folder, c) for c in CONDITIONS if c != NONE}
+            config = training(task, data, folder, sets.get(condition), seed)
+            run = kept_json(
+                folder / f"{_named(condition)}-{seed}.json",
+                lambda c=condition, f=config: train(f, c, test, task, folder),
+                tested | made_of(config),
+            )
+            runs.setdefault(condition, []).append(run)
+    return {"seeds": list(seeds)} | section(task, base, judge, sets, runs)
+
+
+def section(
+    task: Task,
+    base: Found,
+    judge: Found,
+    sets: Mapping[str, Found],
+    runs: Mapping[str, Sequence[Found]],
+) -> Found:
+    """What the result says of a collection: means over the seeds, and what mining changes."""
     return {
         "setting": asdict(task),
         "training": TRAINING,
         "steps": runs[NONE][0]["steps"],
         "base": _means([base]),
         "conditions": {c: _means(found) for c, found in runs.items()},
-        "deltas": {c: asdict(_delta(runs[NONE], runs[c])) for c in CONDITIONS if c != NONE},
+        "deltas": {c: asdict(_delta(runs[NONE], runs[c])) for c in sets},
         "seconds": {c: [run["seconds"] for run in found] for c, found in runs.items()},
-        "mined": mined,
+        "mined": {c: _told(found) for c, found in sets.items()},
         "judge": judge,
     }
 
@@ -147,41 +172,43 @@ def write_data(task: Task, source: Path, folder: Path) -> None:
     wanted = {d for judged in qrels.values() for grades in judged.values() for d in grades}
     corpus = dict(zip(train.documents.ids, train.documents.texts, strict=True))
     others = [d for d in corpus if d not in wanted][: max(0, task.documents - len(wanted))]
-    kept = {d: text for d, text in corpus.items() if d in wanted or d in set(others)}
-    queries = tested | asked
-    write_collection(folder, kept, queries, qrels)
+    wanted.update(others)
+    kept = {d: text for d, text in corpus.items() if d in wanted}
+    write_collection(folder, kept, tested | asked, qrels)
 
 
-def train(task: Task, data: Path, folder: Path, condition: str, seed: int) -> dict[str, Any]:
+def training(
+    task: Task, data: Path, folder: Path, negatives: Mapping[str, Any] | None, seed: int
+) -> Config:
+    """How one model learns: the recipe, and the mined set if there is one."""
+    more = [f"data.mined={negatives['file']}"] if negatives else []
+    return _config(task, data, folder / "run", *TRAINING, *more, f"train.seed={seed}")
+
+
+def train(config: Config, condition: str, test: RetrievalTask, task: Task, folder: Path) -> Found:
     """Train one model and score it; its folder is removed, its scores stay."""
-    start = time.perf_counter()
-    more = [f"train.seed={seed}"]
-    if condition != NONE:
-        more.append(f"data.mined={mine(task, data, folder, condition)}")
-    run = folder / "run"
+    run = Path(config.output)
     shutil.rmtree(run, ignore_errors=True)
-    say(f"{task.name}: {condition}, seed {seed}")
-    model = stages.finetune(_config(task, data, run, *TRAINING, *more))
+    say(f"{task.name}: {condition}, seed {config.train.seed}")
+    start = time.perf_counter()
+    model = stages.finetune(config)
     seconds = time.perf_counter() - start
     steps = json.loads((run / "summary.json").read_text(encoding="utf-8"))["steps"]
-    found = score(str(model), condition, read_task(data, "test"), task, folder)
+    found = score(str(model), condition, test, task, folder)
     shutil.rmtree(run)
     return found | {"steps": steps, "seconds": seconds}
 
 
-def mine(task: Task, data: Path, folder: Path, condition: str) -> Path:
+def mine(task: Task, data: Path, folder: Path, condition: str) -> Found:
     """The mined set of a condition."""
-    out = folder / "mined" / condition.replace(", ", "-")
-    path = out / MINED
-    if not path.exists():
-        more = list(CONDITIONS[condition])
-        if condition == RESCORED:
-            more.append(f"mining.rescore.model={folder / 'judge'}")
-        stages.mine(_config(task, data, out, *more))
-    return path
+    more = list(CONDITIONS[condition])
+    if condition == RESCORED:
+        more.append(f"mining.rescore.model={folder / 'judge'}")
+    place = folder / "mined" / _named(condition)
+    return mined(place, _config(task, data, place, *more))
 
 
-def score(model: str, name: str, test: RetrievalTask, task: Task, folder: Path) -> dict[str, Any]:
+def score(model: str, name: str, test: RetrievalTask, task: Task, folder: Path) -> Found:
     """nDCG@10 of every test query."""
     config = ModelConfig(path=model, max_length=task.max_length)
     encoder = load_encoder(config).to(default_device())
@@ -189,35 +216,52 @@ def score(model: str, name: str, test: RetrievalTask, task: Task, folder: Path) 
     return {"scores": result.scores[MAIN_METRIC]}
 
 
-def train_judge(task: Task, data: Path, folder: Path) -> dict[str, Any]:
+def train_judge(task: Task, data: Path, folder: Path) -> Found:
     """A cross-encoder from the embedded model, and how often it puts a positive first."""
+    place, out = folder / "mined" / "for-judge", folder / "judge"
+    negatives = mined(place, _config(task, data, place, *FOR_JUDGE))["file"]
+    config = _config(task, data, place, *FOR_JUDGE, f"data.mined={negatives}")
+    how = (*map(getsource, (fitted, judge_pairs, fit_judge)), str(PAIR_LENGTH), str(HELD_OUT))
+    made_by = made_of(config) | {"fitted": fingerprint(how)}
+    rows = with_mined(read_training(config.data.train), negatives)
+    return kept_json(folder / "judge.json", lambda: fitted(rows, out), made_by)
+
+
+def fitted(rows: TrainingSet, out: Path) -> Found:
+    """Fit the cross-encoder on most queries, and ask it about the rest."""
     start = time.perf_counter()
-    out = folder / "mined" / "for-judge"
-    if not (out / MINED).exists():
-        stages.mine(_config(task, data, out, *FOR_JUDGE))
-    rows = with_mined(read_training(_config(task, data, out).data.train), out / MINED)
-    random = np.random.default_rng(0)
-    pairs: dict[str, list[tuple[str, str, float]]] = {"train": [], "test": []}
-    contests = []
-    texts = rows.documents.texts
-    for row, query in enumerate(rows.row_query.tolist()):
-        question, positives = rows.queries.texts[query], rows.positives[row].tolist()
-        others = [int(random.integers(len(texts))), *rows.negatives[row].tolist()]
-        side = "test" if row % HELD_OUT == 0 else "train"
-        pairs[side] += [(question, texts[d], 1.0) for d in positives]
-        pairs[side] += [(question, texts[d], 0.0) for d in others if d not in positives]
-        contests += [(question, texts[positives[0]], texts[d]) for d in others[1:]] * (
-            side == "test"
-        )
-    fit_judge(pairs["train"], folder / "judge")
-    scorer = load_scorer(str(folder / "judge"))
+    pairs, contests = judge_pairs(rows)
+    fit_judge(pairs, out)
+    scorer = load_scorer(str(out))
     first, second = (cross_scores(scorer, [(c[0], c[i]) for c in contests]) for i in (1, 2))
     return {
-        "pairs": len(pairs["train"]),
+        "pairs": len(pairs),
         "contests": len(contests),
         "positive_first": float((first > second).mean()),
         "seconds": time.perf_counter() - start,
     }
+
+
+def judge_pairs(
+    rows: TrainingSet,
+) -> tuple[list[tuple[str, str, float]], list[tuple[str, str, str]]]:
+    """Query, document and label to learn; query, positive and mined document to be asked about.
+
+    A row gives its positives, a random document and its mined ones.
+    """
+    random = np.random.default_rng(0)
+    pairs: list[tuple[str, str, float]] = []
+    contests: list[tuple[str, str, str]] = []
+    texts = rows.documents.texts
+    for row, query in enumerate(rows.row_query.tolist()):
+        question, positives = rows.queries.texts[query], rows.positives[row].tolist()
+        others = [int(random.integers(len(texts))), *rows.negatives[row].tolist()]
+        if row % HELD_OUT == 0:
+            contests += [(question, texts[positives[0]], texts[d]) for d in others[1:]]
+            continue
+        pairs += [(question, texts[d], 1.0) for d in positives]
+        pairs += [(question, texts[d], 0.0) for d in others if d not in positives]
+    return pairs, contests
 
 
 def fit_judge(pairs: Sequence[tuple[str, str, float]], out: Path) -> None:
@@ -250,7 +294,7 @@ def fit_judge(pairs: Sequence[tuple[str, str, float]], out: Path) -> None:
     model.save_pretrained(str(out))
 
 
-def tables(found: dict[str, Any]) -> dict[str, str]:
+def tables(found: Found) -> dict[str, str]:
     """What docs/mining.md shows."""
     rows, notes = [], []
     for name, task in found["tasks"].items():
@@ -259,15 +303,15 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
             row = _row(name, condition, means)
             if delta := task["deltas"].get(condition):
                 d = Delta(**delta)
-                row["Against none"] = f"{d.mean:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-                row["p"] = "< 0.001" if d.p < 0.001 else f"{d.p:.3f}"
+                interval = f"[{d.low:+.3f}, {d.high:+.3f}]"
+                row["Against none"] = f"{d.mean:+.3f} {interval}, {p_value(d.p)}"
             rows.append(row)
         notes.append(_note(name, task))
     text = "\n".join(notes)
     return {"mining_quality": f"{markdown_table(rows)}\n\n{text}"}
 
 
-def _note(name: str, task: dict[str, Any]) -> str:
+def _note(name: str, task: Found) -> str:
     judge, mined = task["judge"], task["mined"]
     kept = "; ".join(f"{c} {found['kept'] / found['queries']:.2f}" for c, found in mined.items())
     rate = mined[RESCORED]["false_negatives"]
@@ -281,7 +325,7 @@ def _note(name: str, task: dict[str, Any]) -> str:
     )
 
 
-def _row(task: str, negatives: str, means: dict[str, Any]) -> dict[str, str]:
+def _row(task: str, negatives: str, means: Found) -> dict[str, str]:
     seeds = means["seeds"]
     return {
         "Task": task,
@@ -291,7 +335,7 @@ def _row(task: str, negatives: str, means: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _means(runs: Sequence[Found]) -> Found:
     """Over queries, each query's score being its mean over the seeds."""
     values = np.array(list(_by_query(runs).values()))
     low, high = bootstrap_interval(values)
@@ -299,18 +343,23 @@ def _means(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"mean": float(values.mean()), "low": low, "high": high, "seeds": seeds}
 
 
-def _delta(without: Sequence[dict[str, Any]], having: Sequence[dict[str, Any]]) -> Delta:
+def _delta(without: Sequence[Found], having: Sequence[Found]) -> Delta:
     return compare(_by_query(without), _by_query(having))
 
 
-def _by_query(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _by_query(runs: Sequence[Found]) -> dict[str, float]:
     return {q: float(np.mean([run["scores"][q] for run in runs])) for q in runs[0]["scores"]}
 
 
-def _mined(folder: Path, condition: str) -> dict[str, Any]:
-    path = folder / "mined" / condition.replace(", ", "-") / SUMMARY
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return summary["counts"] | {"false_negatives": summary["false_negatives"]}
+def _told(found: Mapping[str, Any]) -> Found:
+    """Of a mined set, what the result shows."""
+    shown = {"false_negatives": found["false_negatives"], "seconds": found["seconds"]}
+    return found["counts"] | shown
+
+
+def _named(condition: str) -> str:
+    """As files are called."""
+    return condition.replace(", ", "-")
 
 
 def _config(task: Task, data: Path, out: Path, *more: str) -> Config:

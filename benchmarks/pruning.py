@@ -16,7 +16,14 @@ from torch import nn
 
 from benchmarks.encoding import MAX_LENGTH
 from benchmarks.inference import asked
-from benchmarks.machine import RESULTS, alternate, medians, ratio, write_result
+from benchmarks.machine import (
+    RESULTS,
+    alternate,
+    medians,
+    ratio,
+    refuse_published,
+    write_result,
+)
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask
 from tercet.data.code import docstring_task
@@ -192,6 +199,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth, one round")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.quick:
+        refuse_published(parser, options.out)
     task = docstring_task("stdlib", 50 if options.quick else 500)
     found = measure(task, 1 if options.quick else options.rounds)
     path = write_result("pruning", found, options.out)

@@ -126,6 +126,22 @@ def few_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """48 animals, 36 for training; every third of their questions has the next answer as well."""
+    folder = tmp_path / "animals"
+    (folder / "qrels").mkdir(parents=True)
+    count = range(len(NAMES))
+    write_lines(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": answer(n)} for n in count))
+    write_lines(folder / "queries.jsonl", ({"_id": f"q{n}", "text": question(n)} for n in count))
+    pairs = [(n, d) for n in range(36) for d in (n, n + 1 if n % 3 == 0 else n)]
+    splits = {"train": dict.fromkeys(pairs), "test": dict.fromkeys((n, n) for n in range(36, 48))}
+    for split, rows in splits.items():
+        lines = "".join(f"q{n}\td{d}\t1\n" for n, d in rows)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    return folder
+
+
+@pytest.fixture
 def one_thread() -> Iterator[None]:
     """The tiny model is too small to share out: on a busy machine threads wait for each other."""
     import torch
