@@ -29,7 +29,10 @@ def forecast(world: int, out: Path, *words: str) -> dict[str, Any]:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def test_the_peak_of_memory_is_foreseen(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("micro_tokens", [4_096, 10**6])  # many micro-batches, one micro-batch
+def test_the_peak_of_memory_is_foreseen(
+    micro_tokens: int, tiny_model: Path, tmp_path: Path
+) -> None:
     """Of a step that takes several hundred megabytes, all of whose graphs are kept."""
     random = np.random.default_rng(0)
     lines = [
@@ -44,7 +47,7 @@ def test_the_peak_of_memory_is_foreseen(tiny_model: Path, tmp_path: Path) -> Non
         f"model.path={tiny_model}",
         f"data.train={pairs}",
         "batch.size=1500",
-        "batch.micro_tokens=4096",
+        f"batch.micro_tokens={micro_tokens}",
         "batch.keep_tokens=1000000000",
     )
     took = found["peak"] - found["before"]

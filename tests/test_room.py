@@ -200,6 +200,22 @@ def test_one_process_replays_whatever_had_no_room(
     assert [line["step"] for line in read_log(tmp_path / "run.jsonl")] == [1, 1, 2, 3, 4]
 
 
+def test_no_size_beyond_the_batch_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would all do the same work, and noise would choose among them."""
+    tried: list[int] = []
+    monkeypatch.setattr(
+        sizing, "_speed", lambda *given: tried.append(given[-1]) or 10 ** len(tried)
+    )
+    monkeypatch.setitem(sizing.SMALLEST, "cpu", 64)
+    layer, lengths = torch.nn.Linear(8, 8), np.full(32, 8)
+
+    def forward(micro: Any) -> torch.Tensor:
+        return layer(torch.ones(len(micro), 8))
+
+    assert sizing.choose_micro_tokens(Accelerator(cpu=True), layer, forward, lengths) == 256
+    assert tried == [64, 128, 256]
+
+
 def test_a_graph_is_measured_at_a_size_that_fits() -> None:
     layer, tried = torch.nn.Linear(32, 32), []
     lengths = np.full(64, 8)

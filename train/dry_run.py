@@ -106,7 +106,8 @@ def _measure(run: Run) -> Forecast:
     )
     busiest = max(max(cut.loads) for cut in plans)
     width = outcome.vectors.shape[1]
-    held = min(run.keep_tokens, busiest) + run.micro_tokens
+    largest = max(cut.cost(m) for cut in plans for rank in cut.ranks for m in rank)
+    held = min(busiest, run.keep_tokens + largest)  # all graphs, or those kept and one more
     vectors = VECTORS * max(len(cut.lengths) for cut in plans) * width * FLOAT
     return Forecast(
         processes=run.accelerator.num_processes,

@@ -55,6 +55,8 @@ def choose_micro_tokens(
         if speed <= best_speed * PAYS:  # also if not even the smallest fits
             break
         best, best_speed = size, speed
+        if len(plan(lengths, 1, size).ranks[0]) == 1:  # a larger one would hold the same texts
+            break
         size *= 2
     model.zero_grad(set_to_none=True)
     return best
