@@ -20,7 +20,7 @@ from tercet import stages
 from tercet.configs import load
 from tercet.data import RetrievalTask, read_similarity, read_task
 from tercet.evaluation.retention import summary
-from tercet.evaluation.retrieval import SPEARMAN, comparison, task_fingerprint
+from tercet.evaluation.retrieval import SPEARMAN, comparison
 from tercet.models import EMBEDDED, merge_line, resolve
 from tercet.stages.merging import Curve, Point, best_share
 
@@ -63,14 +63,14 @@ def curve_of(work: Work, name: str, tuned: str, tasks: Sequence[RetrievalTask]) 
     shares = np.linspace(0, 1, 3 if work.small else POINTS).round(6).tolist()
     made_by = scored_by(
         weights=[weights(resolve(path)) for path in (EMBEDDED, tuned)],
-        tasks=[task_fingerprint(task) for task in tasks],
+        tasks=[task.fingerprint for task in tasks],
     )
     points = []
     for share in shares:
 
         def score(share: float = share) -> dict[str, Any]:
-            ends = [encoder(path) for path in (EMBEDDED, tuned)]
-            model = next(merge_line(*ends, [share], ("base", "tuned")))
+            base, end = (encoder(path) for path in (EMBEDDED, tuned))
+            model = next(merge_line(base, end, [share], ("base", "tuned")))
             return {"scores": {task.name: per_query(model, task) for task in tasks}}
 
         found = kept_json(work.step(name, f"share={share}"), score, made_by)

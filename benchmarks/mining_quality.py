@@ -39,7 +39,6 @@ from tercet import stages
 from tercet.configs import Config, ModelConfig, load
 from tercet.data import RetrievalTask, TrainingSet, read_task, read_training, with_mined
 from tercet.evaluation import MAIN_METRIC, Delta
-from tercet.evaluation.retrieval import task_fingerprint
 from tercet.evaluation.significance import bootstrap_interval, compare
 from tercet.files import fingerprint
 from tercet.models import EMBEDDED, default_device, load_encoder, resolve
@@ -117,7 +116,7 @@ def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> Fou
     if not data.exists():
         write_data(task, source, data)
     test = read_task(data, "test")
-    tested = scored_by(task=task_fingerprint(test))
+    tested = scored_by(task=test.fingerprint)
     begun = {"weights": weights(resolve(EMBEDDED)), "max_length": task.max_length}
     base = kept_json(
         folder / "base.json", lambda: score(EMBEDDED, "base", test, task, folder), tested | begun

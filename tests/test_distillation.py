@@ -200,7 +200,7 @@ def test_the_page_shows_every_section_that_is_there() -> None:
         for who, mean in ((TEACHER, 0.5), ("student", 0.48), ("asymmetric", 0.45))
     }
     speed = {"student": {"documents_times_faster": 1.9, "queries_times_faster": 2.125}}
-    facts = {"max_length": {TEACHER: 256, "student": 256}}
+    facts: dict[str, Any] = {"max_length": {TEACHER: 256, "student": 256}}
     facts["machine"] = {"processor": "abacus", "cores": 2, "threads": 2}
     facts |= {"minutes": 12.34, "teacher_minutes": 3.21, "parts": 1, "recipe": "distil_align"}
     section = {**quality, "speed": speed, **facts}

@@ -465,12 +465,6 @@ def fuzz_bytes(reader: str, count: int, tmp_path: Path) -> None:
     assert read[0] >= count, (reader, read)
 
 
-XFAIL = pytest.mark.xfail(
-    strict=True, reason="read_state lets JSON's and Unicode's own errors through: a traceback"
-)
-EACH = [pytest.param(name, marks=XFAIL) if name == "state" else name for name in READERS]
-
-
 def _encode(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogatepass")
 
@@ -486,7 +480,7 @@ def test_the_long_form_reads_a_hundred_thousand() -> None:
     assert sum(sum(inputs(reader, long=True)) for reader in READERS) >= 100_000
 
 
-@pytest.mark.parametrize("reader", EACH)
+@pytest.mark.parametrize("reader", READERS)
 def test_readers_take_anything(reader: str, tmp_path: Path) -> None:
     mutations, others = inputs(reader, long=False)
     fuzz(reader, mutations, tmp_path, seed=0)
@@ -494,7 +488,7 @@ def test_readers_take_anything(reader: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("reader", EACH)
+@pytest.mark.parametrize("reader", READERS)
 def test_readers_take_a_hundred_thousand_inputs(reader: str, tmp_path: Path) -> None:
     mutations, others = inputs(reader, long=True)
     taken = fuzz(reader, mutations, tmp_path, seed=1)

@@ -154,7 +154,7 @@ def scaled(tiny_model: Path, pairs: Path, out: Path, scale: float | None) -> Run
     if scale is not None:
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     rows = read_rows(config.data)
-    run = _set_up(config, accelerator, config.model, rows, rows)
+    run = _set_up(config, accelerator, config.model, rows, rows, {})
     if scale is not None:  # from here on it acts as under fp16; the arithmetic stays in float32
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
         accelerator.autocast_handler = AutocastKwargs(enabled=False)  # type: ignore[assignment]

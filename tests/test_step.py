@@ -24,7 +24,7 @@ def run_of(tiny_model: Path, pairs: Path, out: Path, keep: int, *more: str) -> R
     config = load("tiny", [*where, *options, f"batch.keep_tokens={keep}"])
     out.mkdir(exist_ok=True)
     rows = read_rows(config.data)
-    return _set_up(config, Accelerator(cpu=True), config.model, rows, rows)
+    return _set_up(config, Accelerator(cpu=True), config.model, rows, rows, {})
 
 
 def gradients(run: Run, step: int) -> tuple[list[torch.Tensor], float]:

@@ -168,8 +168,18 @@ def load_checkpoint(
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Its state.json: step, best, sizes, config, fingerprints."""
-    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    """Its state.json: step, best, sizes, config, fingerprints.
+
+    Raises UserError for one that holds something else: a manifest says nothing of who wrote both.
+    """
+    path = checkpoint / STATE
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):  # also bytes that are no text
+        state = None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is no JSON object: delete {checkpoint}, it is not a run's")
+    return state
 
 
 def drop_old(folder: Path, step: int, best: int, keep: int) -> None:
@@ -193,7 +203,7 @@ def drop_rounds(folder: Path, rounds: Path, current: str | None) -> None:
     try:
         for checkpoint in checkpoints_in(folder):
             named.add((read_state(checkpoint)["mined"] or {}).get("file"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, UserError, KeyError, AttributeError):
         return
     for mined in rounds.glob("step-*/mined.parquet"):
         if str(mined.relative_to(rounds.parent)) not in named:

@@ -5,18 +5,16 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from tercet.configs import Config
 from tercet.models import max_length
 from tercet.peers import together
-from tercet.train.cost import FLOAT, VECTORS
 from tercet.train.loop import clip, drawn_tokens, forward, gradient_in_room, gradient_of, plan_of
+from tercet.train.plan import Plan
 from tercet.train.run import Run
 from tercet.train.setup import close, prepare
-from tercet.train.shards import own_part
-from tercet.train.sizing import SAMPLE, bytes_per_token
+from tercet.train.sizing import SAMPLE, bytes_per_token, peak_megabytes
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Forecast:
     keep_tokens: int
     recomputed: float  # share of tokens that go through the encoder twice
     bytes_per_token: float  # of a kept graph
-    peak_megabytes: float  # predicted, of this process
+    peak_megabytes: float  # that the fullest of these batches would take of this process
     seconds_per_step: float
     tokens_per_second: float
 
@@ -61,27 +59,14 @@ def forecast(config: Config) -> Forecast:
     return found
 
 
-def _used(run: Run) -> int:
-    """Bytes taken now: of the device, or of the process."""
-    if run.accelerator.device.type != "cpu":
-        return torch.accelerator.memory_allocated()
-    return psutil.Process().memory_info().rss
-
-
-def _states(run: Run) -> int:
-    """Bytes of the gradients; Adam's averages are there already."""
-    trained = [p for p in run.model.parameters() if p.requires_grad]
-    own = sum(own_part(p).numel() * p.element_size() for p in trained)
-    whole = sum(p.numel() * p.element_size() for p in trained)
-    alone, on_cpu = run.accelerator.num_processes == 1, run.accelerator.device.type == "cpu"
-    # FSDP keeps whole gradients until the last micro-batch reduces them. DDP has its buckets: taken
-    # from a device when it is set up, and counted by then; from main memory when first written to.
-    return own if alone or not (run.accelerator.is_fsdp2 or on_cpu) else own + whole
+def _graph_tokens(run: Run, cut: Plan) -> int:
+    """Most padded tokens whose graphs a process holds at once: all, or those kept and one more."""
+    largest = max(cut.cost(micro) for rank in cut.ranks for micro in rank)
+    return min(max(cut.loads), run.keep_tokens + largest)
 
 
 def _measure(run: Run) -> Forecast:
     batches = [run.batches(step) for step in range(min(SAMPLE, run.steps))]
-    before = _used(run)
     gradient_in_room(run, batches[0])  # the first step also allocates and tunes
     run.optimizer.zero_grad(set_to_none=True)
     plans = [plan_of(run, batch) for batch in batches]
@@ -96,6 +81,7 @@ def _measure(run: Run) -> Forecast:
     if run.accelerator.device.type != "cpu":
         torch.accelerator.synchronize()
     seconds = time.perf_counter() - start
+    taken = peak_megabytes(run.accelerator)
     run.optimizer.zero_grad(set_to_none=True)
     each = bytes_per_token(
         run.accelerator,
@@ -104,11 +90,7 @@ def _measure(run: Run) -> Forecast:
         plans[0].lengths,
         run.micro_tokens,
     )
-    busiest = max(max(cut.loads) for cut in plans)
-    width = outcome.vectors.shape[1]
-    largest = max(cut.cost(m) for cut in plans for rank in cut.ranks for m in rank)
-    held = min(busiest, run.keep_tokens + largest)  # all graphs, or those kept and one more
-    vectors = VECTORS * max(len(cut.lengths) for cut in plans) * width * FLOAT
+    graphs = [_graph_tokens(run, cut) for cut in plans]
     return Forecast(
         processes=run.accelerator.num_processes,
         rows=len(run.batches.data),
@@ -123,7 +105,7 @@ def _measure(run: Run) -> Forecast:
         keep_tokens=run.keep_tokens,
         recomputed=outcome.recomputed,
         bytes_per_token=each,
-        peak_megabytes=(before + held * each + _states(run) + vectors) / 2**20,
+        peak_megabytes=taken + (max(graphs) - graphs[0]) * each / 2**20,
         seconds_per_step=seconds * tokens / len(plans) / plans[0].tokens,
         tokens_per_second=plans[0].tokens / seconds,
     )

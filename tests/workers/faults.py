@@ -230,8 +230,8 @@ class FailingTracker:
 def use_tracker(tracker: Any) -> None:
     """Instead of Weights & Biases, where a run asks for that."""
 
-    def start(ours: tracking.Tracker, config: Any) -> None:
-        ours.accelerator.trackers = [tracker]
+    def start(self: tracking.Tracker, config: Any) -> None:
+        self.accelerator.trackers = [tracker]
 
     tracking.Tracker._start_wandb = start
 
