@@ -185,7 +185,19 @@ def every_command(tiny_model: Path, pairs: Path, task: Path) -> list[list[str]]:
         ["export", "run", "--out", "exported"],
         ["index", "run/model", "--data", str(task), "--out", "indexed"],
         ["data", "check", str(pairs)],
-        ["data", "code", "typer", "--test", "rich", "--limit-test", "9", "--out", "code"],
+        [
+            "data",
+            "code",
+            "typer",
+            "--dev",
+            "click",
+            "--test",
+            "rich",
+            "--limit-test",
+            "9",
+            "--out",
+            "code",
+        ],
         ["store", "list"],
         ["store", "verify"],
         ["store", "prune", "--keep-bytes", "0"],
@@ -201,7 +213,7 @@ def test_local_paths_need_no_network(tiny_model: Path, pairs: Path, tmp_path: Pa
     said = (tmp_path / "said").read_text()
     assert [status for status, _ in ends] == [0] * len(words) + [2], said
     assert "served 200" in said
-    assert all(seconds < 20 for _, seconds in ends), ends
+    assert ends[-1][1] < 20, ends  # a name that cannot be resolved is given up within seconds
 
 
 def test_every_command_is_tried_without_a_network(tiny_model: Path, pairs: Path) -> None:
