@@ -20,11 +20,10 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
-from tercet.evaluation.speed import seconds
-from tercet.models import default_device, encode, is_here, load_encoder, resolve
+from tercet.evaluation.speed import WARM_UP, latencies, seconds
+from tercet.models import default_device, encode, is_here, load_encoder, resolve, single_encoder
 from tercet.models.student import Size
 
-WARM_UP = 5  # texts encoded before the clock starts: the first calls fill caches
 PASSES = 3  # over the documents; one may meet another program
 DOCUMENTS, QUERIES = 256, 100  # of those given, the first ones
 LAUNCH = {  # what torchrun, Accelerate and MPI say: the process measured is in no launch
@@ -87,10 +86,8 @@ def measure(config: ModelConfig, documents: Sequence[str], queries: Sequence[str
     encode(model, documents[:WARM_UP], "document")
     passes = [seconds(lambda: encode(model, documents, "document")) for _ in range(PASSES)]
     slowest, speed, fastest = len(documents) / np.quantile(passes, [1, 0.5, 0])
-    for query in queries[:WARM_UP]:
-        encode(model, [query], "query")
-    latencies = [1000 * seconds(lambda q=q: encode(model, [q], "query")) for q in queries]
-    p50, p95 = np.quantile(latencies, [0.5, 0.95]).tolist()
+    (waits,) = latencies({"query": single_encoder(model, "query")}, queries).values()
+    p50, p95 = (1000 * np.quantile(waits, [0.5, 0.95])).tolist()
     size, on_cpu = Size.of(model), device.type == "cpu"
     return Efficiency(
         dimensions=size.dims,

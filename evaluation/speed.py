@@ -9,11 +9,12 @@ from typing import Any
 from sentence_transformers import SentenceTransformer
 
 from tercet.errors import UserError
-from tercet.models import Role, encode
+from tercet.models import Role, encode, single_encoder
 from tercet.progress import progress, quiet
 
 DOCUMENTS, QUERIES = 2_000, 4_000  # distinct texts, spread over all, that are encoded in batches
 SINGLE = 50  # queries timed one by one in each round
+WARM_UP = 5  # of them asked before the clock starts: the first calls fill caches
 
 
 def rates(
@@ -25,7 +26,7 @@ def rates(
     """Texts per second and milliseconds of a single query of every model, taking turns.
 
     For each model `documents_per_second`, `queries_per_second`, the seconds of every round,
-    `p50_ms` of `encode_query`, and `..._times_faster`: medians over rounds of the ratio to the
+    `p50_ms` of `single_encoder`, and `..._times_faster`: medians over rounds of the ratio to the
     first model in the same round. Raises UserError if there is no text.
     """
     shown, asked = drawn_evenly(documents, DOCUMENTS), drawn_evenly(queries, QUERIES)
@@ -45,22 +46,29 @@ def rates(
             speed[name][f"{what}_per_second"] = len(texts) / spent
             speed[name][f"{what}_times_faster"] = ratio(times, first, name)
             speed[name][f"{what}_seconds"] = times[name]
-    for name, waits in latencies(models, asked[:SINGLE], rounds).items():
+    single = {name: single_encoder(model, "query") for name, model in models.items()}
+    for name, waits in latencies(single, asked[:SINGLE], rounds).items():
         speed[name]["p50_ms"] = 1_000 * statistics.median(waits)
     return speed
 
 
 def latencies(
-    models: Mapping[str, SentenceTransformer], queries: Sequence[str], rounds: int
+    ask: Mapping[str, Callable[[str], Any]], queries: Sequence[str], rounds: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds from one query to its vector through `encode_query`, query by query, in turns."""
-    waits: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(rounds + 1):
-        for name, model in models.items():
-            for query in queries:
-                start = time.perf_counter()
-                model.encode_query(query, show_progress_bar=False)
-                if turn:  # the first round warms up
+    """Seconds from one query to its vector, query by query, each way of asking in its turn.
+
+    A turn begins with WARM_UP queries that are not timed. No bar is drawn: that takes as long as
+    a small model's query.
+    """
+    waits: dict[str, list[float]] = {name: [] for name in ask}
+    with quiet():
+        for _ in range(rounds):
+            for name, answer in ask.items():
+                for query in queries[:WARM_UP]:
+                    answer(query)
+                for query in queries:
+                    start = time.perf_counter()
+                    answer(query)
                     waits[name].append(time.perf_counter() - start)
     return waits
 

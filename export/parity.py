@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from tercet.errors import UserError
 from tercet.evaluation import MAIN_METRIC, Result, comparison, score_task, search
+from tercet.evaluation.speed import latencies
 from tercet.export.sample import Sample
 from tercet.models import Role
-from tercet.progress import quiet
 
 LEAST_COSINE = 0.99999  # of any text, for a float32 graph
 MOST_STRETCH = 1e-3  # share by which a vector may be longer or shorter: cosines do not see it
 MAX_LOSS = 0.01  # share of nDCG@10 that an int8 graph may lose
 ASKED = 200  # single queries that are timed, after a few that are not
-WARM_UP = 5
 Encode = Callable[[Sequence[str], Role], NDArray[np.float32]]
 Measured = dict[str, Any]
 
@@ -76,14 +75,9 @@ def measure(
 def latency(encode: Encode, queries: Sequence[str]) -> dict[str, float]:
     """p50 and p95 of the milliseconds that one query takes, asked one at a time."""
     asked = [queries[i % len(queries)] for i in range(ASKED)]
-    times = []
-    with quiet():  # drawing a bar takes as long as a small model's query
-        for query in [*asked[:WARM_UP], *asked]:
-            start = time.perf_counter()
-            encode([query], "query")
-            times.append((time.perf_counter() - start) * 1e3)
-    p50, p95 = np.percentile(times[WARM_UP:], [50, 95])
-    return {"p50": float(p50), "p95": float(p95)}
+    (waits,) = latencies({"query": lambda query: encode([query], "query")}, asked).values()
+    p50, p95 = (1000 * np.quantile(waits, [0.5, 0.95])).tolist()
+    return {"p50": p50, "p95": p95}
 
 
 def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:

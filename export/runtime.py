@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tercet.errors import UserError
 from tercet.export.graph import OUTPUT
 from tercet.files import library_errors
-from tercet.models import Role, encode, pad, token_batches, tokenise
+from tercet.models import Role, encode, single_encoder, token_batches
 from tercet.models.encode import CPU_TOKENS
 from tercet.progress import progress
 
@@ -93,9 +93,7 @@ class TorchEncoder:
         """(N, H) vectors in the order of `texts`."""
         if len(texts) != 1:
             return encode(self.model, texts, role)
-        with torch.inference_mode():
-            features = pad(self.model, tokenise(self.model, texts, role), role)
-            return self.model(features)["sentence_embedding"].float().cpu().numpy()
+        return single_encoder(self.model, role)(texts[0])
 
 
 def onnxruntime() -> Any:

@@ -1,6 +1,6 @@
 """Text -> vectors."""
 
-from tercet.models.encode import encode, pad, token_batches, tokenise
+from tercet.models.encode import encode, pad, single_encoder, token_batches, tokenise
 from tercet.models.heads import add_dense, truncate
 from tercet.models.load import (
     EMBEDDED,
@@ -53,6 +53,7 @@ __all__ = [
     "resolve",
     "route",
     "set_dropout",
+    "single_encoder",
     "token_batches",
     "tokenise",
     "truncate",

@@ -136,6 +136,27 @@ def encode_parts(
         model.train(was_training)
 
 
+def single_encoder(model: SentenceTransformer, role: Role) -> Callable[[str], NDArray[np.float32]]:
+    """A function from one text to its vector (1, H): a plain forward pass, as a search box waits.
+
+    The vector is that of `encode` up to rounding. On a CPU all of torch's threads share the one
+    pass, where `encode` gives each thread batches of its own. The model is in evaluation mode, as
+    `load_encoder` gives it; of a pair the side is taken once, here. The function raises UserError
+    for a vector that is not finite.
+    """
+    model = route(model, role)
+    width = vector_width(model)
+
+    def encode_one(text: str) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            features = pad(model, tokenise(model, [text], role), role)
+            found = _cut(model(features)["sentence_embedding"], model, width).cpu().numpy()
+        refuse_nonfinite(found, [text])
+        return found
+
+    return encode_one
+
+
 def vector_width(model: SentenceTransformer, truncate_dim: int | None = None) -> int:
     """H: dimensions of the model's vectors, cut to `truncate_dim` or as the model itself says.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tercet.configs import ModelConfig
 from tercet.evaluation import compare as compared
@@ -73,6 +74,28 @@ def test_speed_and_size_were_measured_for_each_model(comparison: Comparison) -> 
         assert 0 < found["slowest_pass"] <= found["documents_per_second"] <= found["fastest_pass"]
         assert 0 < found["latency_p50_ms"] <= found["latency_p95_ms"]
         assert 50 < found["base_memory_mb"] < found["peak_memory_mb"] < 20_000
+
+
+def test_a_query_is_timed_as_one_pass_of_the_model_itself_with_all_threads(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[int, bool, int]] = []
+
+    def loaded(*given: Any) -> Any:
+        model = load_encoder(*given)
+
+        def note(module: torch.nn.Module, args: Any) -> None:
+            passes.append((len(args[0]["input_ids"]), module is model, torch.get_num_threads()))
+
+        model.register_forward_pre_hook(note)
+        return model
+
+    monkeypatch.setattr(efficiency, "load_encoder", loaded)
+    texts = [answer(n) for n in range(8)], [question(n) for n in range(7)]
+    torch.set_num_threads(2)  # the fixture of the module puts it back
+    found = efficiency.measure(ModelConfig(path=comparison.models[0]), *texts)
+    assert found.threads == 2
+    assert passes[-12:] == [(1, True, 2)] * (5 + 7)  # those that warm up, and those timed
 
 
 def test_the_mean_over_collections_weighs_each_the_same(comparison: Comparison) -> None:

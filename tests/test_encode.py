@@ -1,6 +1,7 @@
 """Our encoder gives what sentence-transformers gives, in the order of the texts."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from tercet.configs import ModelConfig, Prompts
 from tercet.errors import UserError
-from tercet.models import encode, load_encoder, token_batches
+from tercet.models import encode, load_encoder, single_encoder, token_batches
 from tercet.models.encode import encode_parts
 
 TEXTS = [
@@ -114,6 +115,34 @@ def test_the_number_of_threads_changes_no_bit(model: SentenceTransformer) -> Non
     np.testing.assert_array_equal(*found)
 
 
+def test_one_text_is_one_pass_of_the_model_itself_with_all_threads(
+    model: SentenceTransformer,
+) -> None:
+    want = {role: encode(model, TEXTS, role) for role in ("query", "document")}
+    passes: list[tuple[int, bool, int]] = []
+
+    def note(module: torch.nn.Module, args: Any) -> None:
+        passes.append((len(args[0]["input_ids"]), module is model, torch.get_num_threads()))
+
+    model.register_forward_pre_hook(note)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for role, vectors in want.items():
+            one = single_encoder(model, role)
+            np.testing.assert_allclose([one(text)[0] for text in TEXTS], vectors, atol=1e-6)
+    finally:
+        torch.set_num_threads(before)
+    assert passes == [(1, True, 3)] * (2 * len(TEXTS))
+    model.truncate_dim = 8
+    cut = encode(model, TEXTS[:1], "query")
+    np.testing.assert_allclose(single_encoder(model, "query")(TEXTS[0]), cut, atol=1e-6)
+    with torch.no_grad():
+        next(model.parameters())[:] = torch.nan
+    with pytest.raises(UserError, match="not finite for 1 texts, the first in row 0: 'of'"):
+        single_encoder(model, "query")("of")
+
+
 def test_a_static_model_takes_its_texts_as_they_come(model: SentenceTransformer) -> None:
     """Nothing is padded: one pass over all, without sorting, and no copy for another thread."""
     random = np.random.default_rng(0).normal(size=(model.tokenizer.vocab_size, 8))
@@ -132,6 +161,8 @@ def test_a_static_model_takes_its_texts_as_they_come(model: SentenceTransformer)
         torch.set_num_threads(before)
     assert passes == [len(set(TEXTS))] * 2
     np.testing.assert_allclose(found, static.encode(TEXTS * 3), atol=1e-6)
+    one = single_encoder(static, "query")
+    np.testing.assert_allclose([one(text)[0] for text in TEXTS * 3], found, atol=1e-6)
 
 
 def test_fewer_dimensions_stay_unit_vectors_if_they_were(model: SentenceTransformer) -> None:

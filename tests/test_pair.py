@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from tercet import stages
 from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
-from tercet.models import add_dense, encode, load_encoder, model_fingerprint, route, vectors
+from tercet.models import add_dense, encode, load_encoder, model_fingerprint, route, single_encoder, vectors
 from tercet.models.layers import keep_layers
 from tercet.models.store import stores_folder
 from tests.conftest import NAMES, Run, answer, question, write_lines
@@ -62,7 +62,9 @@ def test_each_side_is_the_model_it_was_made_of(
     queries, documents = (SentenceTransformer(str(p), device="cpu") for p in (folder, tiny_model))
     theirs = SentenceTransformer(str(tmp_path / "pair"), device="cpu")
     ours = load_encoder(ModelConfig(path=str(tmp_path / "pair")))
-    for found in (theirs.encode_query(TEXTS), encode(ours, TEXTS, "query")):
+    one = single_encoder(ours, "query")
+    alone = np.concatenate([one(text) for text in TEXTS])
+    for found in (theirs.encode_query(TEXTS), encode(ours, TEXTS, "query"), alone):
         np.testing.assert_allclose(found, queries.encode_query(TEXTS), atol=1e-6)
     for found in (theirs.encode_document(TEXTS), encode(ours, TEXTS, "document")):
         np.testing.assert_allclose(found, documents.encode_document(TEXTS), atol=1e-6)

@@ -15,7 +15,7 @@ from tercet.data.beir import read_folder, read_qrels, splits
 from tercet.data.rows import Texts
 from tercet.errors import UserError
 from tercet.mining import top_k
-from tercet.models import Vectors, default_device, encode, load_encoder, vectors
+from tercet.models import Vectors, default_device, load_encoder, single_encoder, vectors
 from tercet.processes import one_process
 from tercet.progress import quiet, say
 from tercet.report.search import search_page
@@ -39,13 +39,14 @@ class Searcher:
     """One model with the vectors of a collection; may be asked from several threads."""
 
     def __init__(self, name: str, encoder: SentenceTransformer, documents: Vectors) -> None:
-        self.name, self._encoder, self._documents = name, encoder, documents
+        self.name, self._documents = name, documents
+        self._encode = single_encoder(encoder, "query")
         self._alone = threading.Lock()  # no two threads may use a tokenizer
 
     def __call__(self, query: str, k: int) -> tuple[list[float], list[int]]:
         """Scores and positions of the k best documents, best first."""
         with self._alone, quiet():
-            asked = encode(self._encoder, [query], "query")
+            asked = self._encode(query)
             # One query is a product with a vector: memory is read once, wherever the model is.
             scores, positions = top_k(asked, self._documents, k, tile=(1, 8_192), device="cpu")
         return scores[0].tolist(), positions[0].tolist()
