@@ -29,12 +29,13 @@ class Folder:
 def read_task(path: str | Path, split: str = "test", complain: Complain = refuse) -> RetrievalTask:
     """One split of a BEIR folder: its whole corpus, and the queries that have an answer in it.
 
-    Queries without a document of grade > 0 are left out, and their number said; grades below 0
-    count as 0. Documents stand by id, highest first, whatever their order in the file. Raises
-    UserError at the first mistake unless `complain` says otherwise.
+    Queries without a document of grade > 0 are left out, documents without title and text are kept
+    as empty texts, and the number of both is said; grades below 0 count as 0. Documents stand by
+    id, highest first, whatever their order in the file. Raises UserError at the first mistake
+    unless `complain` says otherwise.
     """
     path = Path(path)
-    folder = read_folder(path, complain) or Folder(path, {}, {})
+    folder = read_folder(path, complain, empty_documents=True) or Folder(path, {}, {})
     judged = read_qrels(folder, split, complain) or {}
     qrels = {query: grades for query, grades in judged.items() if max(grades.values()) > 0}
     if len(qrels) < len(judged):
@@ -98,8 +99,14 @@ def name_of(path: Path) -> str:
     return path.resolve().name
 
 
-def read_folder(path: Path, complain: Complain = refuse) -> Folder | None:
-    """Corpus and queries, checked: every id has one text, and no text is empty."""
+def read_folder(
+    path: Path, complain: Complain = refuse, *, empty_documents: bool = False
+) -> Folder | None:
+    """Corpus and queries, checked: every id has one text, and no text is empty.
+
+    With `empty_documents` a document may be, as in FiQA: what is searched is what the source
+    gives, as MTEB searches it. How many are empty is then said.
+    """
     if not path.is_dir():
         complain(
             "missing file",
@@ -108,11 +115,11 @@ def read_folder(path: Path, complain: Complain = refuse) -> Folder | None:
         return None
     corpus = _find(path, "corpus.jsonl", complain)
     queries = _find(path, "queries.jsonl", complain)
-    return Folder(
-        path,
-        _texts(corpus, ("title", "text"), complain) if corpus else {},
-        _texts(queries, ("text",), complain) if queries else {},
-    )
+    documents = _texts(corpus, ("title", "text"), complain, empty_documents) if corpus else {}
+    empty = sum(not text for text in documents.values())
+    if empty:
+        say(f"{path}: {empty} documents have neither title nor text; kept, as empty texts")
+    return Folder(path, documents, _texts(queries, ("text",), complain) if queries else {})
 
 
 def _find(path: Path, name: str, complain: Complain) -> Path | None:
@@ -123,11 +130,13 @@ def _find(path: Path, name: str, complain: Complain) -> Path | None:
     return None
 
 
-def _texts(path: Path, columns: Sequence[str], complain: Complain) -> dict[str, str]:
+def _texts(
+    path: Path, columns: Sequence[str], complain: Complain, empty: bool = False
+) -> dict[str, str]:
     texts: dict[str, str] = {}
     for number, row in read_rows(path, "jsonl", complain=complain):
         where = f"{path}, line {number}"
-        id_, text = as_id(row.get("_id")), _text(row, columns, where, complain)
+        id_, text = as_id(row.get("_id")), _text(row, columns, where, complain, empty)
         if id_ is None:
             complain("bad id", f"{where}: no '_id' that is a text or a whole number; give it one")
         elif text is None:
@@ -140,7 +149,9 @@ def _texts(path: Path, columns: Sequence[str], complain: Complain) -> dict[str, 
     return texts
 
 
-def _text(row: Row, columns: Sequence[str], where: str, complain: Complain) -> str | None:
+def _text(
+    row: Row, columns: Sequence[str], where: str, complain: Complain, empty: bool
+) -> str | None:
     """`title + " " + text`, as BEIR encodes documents; a query is its text alone."""
     parts = []
     for column in columns:
@@ -154,7 +165,7 @@ def _text(row: Row, columns: Sequence[str], where: str, complain: Complain) -> s
         near = difflib.get_close_matches("text", map(str, row), n=1)
         hint = f"rename {near[0]!r}" if near else "add it"
         complain("missing column", f"{where}: no 'text'; {hint}")
-    elif not text:
+    elif not text and not empty:
         complain("empty text", f"{where}: the text is empty; fill it or remove the line")
     elif not is_unicode(text):
         complain("not a text", f"{where}: half of a surrogate pair, which is not text; mend it")

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from tercet.data.beir import read_task, write_task
+from tercet.configs import Source
+from tercet.data.beir import read_folder, read_task, write_task
+from tercet.data.check import check_folder
+from tercet.data.read import read_training
 from tercet.data.rows import RetrievalTask, Texts
 from tercet.errors import UserError
 
@@ -108,8 +111,6 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
-        ({"_id": "d9", "title": "", "text": " "}, "corpus.jsonl, line 5: the text is empty"),
-        ({"_id": "d9", "text": None}, "corpus.jsonl, line 5: the text is empty"),
         ({"_id": "d9", "texts": "a"}, "corpus.jsonl, line 5: no 'text'; rename 'texts'"),
         ({"_id": "d9", "text": 5}, "corpus.jsonl, line 5: 'text' holds the number 5"),
         ({"_id": "d9", "text": "\ud800"}, "corpus.jsonl, line 5: half of a surrogate pair"),
@@ -120,6 +121,26 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 )
 def test_a_mistake_in_the_corpus_is_named(document: Any, expected: str, tmp_path: Path) -> None:
     assert expected in complaint(folder(tmp_path / "a", [*DOCUMENTS, document]))
+
+
+def test_an_empty_document_is_kept_counted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is trained on, and queries, may not be empty."""
+    empty = [{"_id": "e1", "title": "", "text": " "}, {"_id": "e2", "text": None}]
+    path = folder(tmp_path / "a", [*DOCUMENTS, *empty])
+    task = read_task(path)
+    assert [task.documents.texts[task.documents.index[id_]] for id_ in ("e1", "e2")] == ["", ""]
+    assert f"{path}: 2 documents have neither title nor text; kept" in capsys.readouterr().err
+    write_task(task, tmp_path / "again" / "a")
+    assert read_task(tmp_path / "again" / "a").documents == task.documents
+    for read in (read_folder, lambda path: read_training([Source(path=str(path), split="test")])):
+        with pytest.raises(UserError, match="corpus.jsonl, line 5: the text is empty"):
+            read(path)
+    (problem,) = check_folder(path).problems
+    assert (problem.kind, problem.count) == ("empty text", 2)
+    asked = folder(tmp_path / "b", queries=[*QUERIES, {"_id": "q4", "text": " "}])
+    assert "queries.jsonl, line 4: the text is empty" in complaint(asked)
 
 
 def test_a_document_given_twice_is_one(tmp_path: Path) -> None:

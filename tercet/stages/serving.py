@@ -124,7 +124,7 @@ def serve(
 
 def read_collection(path: Path) -> Collection:
     """The documents of a BEIR folder, and its test queries (else those of its first split)."""
-    folder = read_folder(path)
+    folder = read_folder(path, empty_documents=True)
     assert folder is not None  # a missing folder was refused
     documents = Texts(list(folder.documents), list(folder.documents.values()))
     there = splits(path)
