@@ -21,7 +21,8 @@ from sentence_transformers import SentenceTransformer
 from tercet.data.rows import RetrievalTask, Texts
 from tercet.errors import UserError
 from tercet.evaluation.metrics import Run
-from tercet.evaluation.ranking import DEPTH, Ranking, ranking_of
+from tercet.evaluation.ranking import Ranking, ranking_of
+from tercet.evaluation.results import mteb_name
 from tercet.evaluation.retrieval import UNKNOWN_LANGUAGE, Result
 from tercet.models import Role, prompt_of, vectors
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from mteb.abstasks import AbsTask, AbsTaskRetrieval
 
 AGREEMENT = 1e-5  # within which mteb's means, which it rounds to 5 digits, are ours
-_NAMES = {"map": "map_at_1000"}  # of our metrics, where mteb's is not `recall_at_10`
 _ROLES: dict[str, Role] = {"query": "query", "document": "document"}  # what mteb calls them
 
 
@@ -196,12 +196,10 @@ def _with_ranking(one: Scored, task: "AbsTaskRetrieval", subset: str, run: Run) 
 def by_mteb(row: Mapping[str, Any], metrics: Iterable[str], depth: int) -> dict[str, float]:
     """mteb's own means of those of our `metrics` that it has: metric -> mean.
 
-    `depth`: how many documents of a query we look at. Of more than mteb's 1,000 MAP is another.
+    `depth`: how many documents of a query we look at.
     """
-    names = {metric: _NAMES.get(metric, metric.replace("@", "_at_")) for metric in metrics}
-    if depth > DEPTH:
-        names.pop("map", None)
-    return {metric: row[name] for metric, name in names.items() if row.get(name) is not None}
+    names = {metric: mteb_name(metric, depth) for metric in metrics}
+    return {m: row[name] for m, name in names.items() if name and row.get(name) is not None}
 
 
 def disagreement(result: Result) -> tuple[float, str]:

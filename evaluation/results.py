@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tercet.errors import UserError
+from tercet.evaluation.ranking import DEPTH
 from tercet.evaluation.retrieval import Result
 from tercet.files import write_json
 
@@ -101,7 +102,9 @@ def _check_mteb(path: Path) -> None:
 
 def _to_json(result: Result) -> dict[str, Any]:
     """MTEB's TaskResult, with all that is ours under one key of its own."""
-    shown = {_mteb_name(metric): mean.mean for metric, mean in result.means.items()}
+    depth = result.counts.get("depth", DEPTH)  # none of STS
+    names = {mteb_name(metric, depth): mean.mean for metric, mean in result.means.items()}
+    shown = {name: mean for name, mean in names.items() if name is not None}
     main = {"main_score": result.means[result.main].mean, "hf_subset": "default"}
     said = result.mteb or {}
     row = {**shown, **main, "languages": [*result.languages], **said.get("row", {})}
@@ -117,8 +120,16 @@ def _to_json(result: Result) -> dict[str, Any]:
     }
 
 
-def _mteb_name(metric: str) -> str:
-    """As MTEB calls it; its correlations are of cosines."""
+def mteb_name(metric: str, depth: int = DEPTH) -> str | None:
+    """As MTEB calls it; its correlations are of cosines.
+
+    MTEB looks at 1,000 documents of a query: MAP of a larger `depth` is none of its numbers (None).
+
+    >>> mteb_name("recall@100"), mteb_name("map"), mteb_name("map", 5_000), mteb_name("spearman")
+    ('recall_at_100', 'map_at_1000', None, 'cosine_spearman')
+    """
+    if metric == "map":
+        return f"map_at_{DEPTH}" if depth <= DEPTH else None
     prefix = "cosine_" if metric in ("spearman", "pearson") else ""
     return prefix + metric.replace("@", "_at_")
 

@@ -39,7 +39,7 @@ from tercet.evaluation.official import (
 )
 from tercet.evaluation.results import FORMAT
 from tercet.files import write_json
-from tercet.models import load_encoder
+from tercet.models import encode, load_encoder
 from tests.conftest import NAMES, Run, answer, question
 
 SHARED = ("ndcg_at_1", "ndcg_at_10", "ndcg_at_100", "recall_at_10", "recall_at_100")
@@ -310,6 +310,35 @@ def test_our_numbers_are_checked_by_mteb(
     status, _, err = run(*words)
     assert status == 2 and "by mteb; all is written" in err and path.exists()
     assert (tmp_path / "results" / "comparisons.json").exists()
+
+
+def test_the_check_leaves_out_what_mteb_cuts_short(
+    run: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer at place 1,000 behind the query's own document; one document is empty."""
+    model, asked = load_encoder(ModelConfig(path=str(tiny_model))), question(0)
+    shown = [asked, "", *(f"{answer(n % 48)} {NAMES[n // 48]} {n}" for n in range(1_060))]
+    ids = ["own", "empty", *(f"d{n}" for n in range(1_060))]
+    scores = encode(model, shown, "document") @ encode(model, [asked], "query")[0]
+    order = [ids[place] for place in np.argsort(-scores) if ids[place] != "own"]
+    task = RetrievalTask(
+        "many", "test", Texts(ids, shown), Texts(["own"], [asked]), {"own": {order[999]: 1}}
+    )
+    write_task(task, tmp_path / "many")
+    rows: list[Any] = []
+
+    def noted(row: Any, *given: Any) -> dict[str, float]:
+        rows.append(row)
+        return by_mteb(row, *given)
+
+    monkeypatch.setattr("tercet.stages.official.by_mteb", noted)
+    words = ("--data", tmp_path / "many", "--skip-self", "--check-with-mteb")
+    status, _, err = run("evaluate", tiny_model, *words)
+    assert status == 0 and "1 documents have neither title nor text" in err, err
+    found = read_result(tmp_path / "results" / tiny_model.parent.name / "many.test.json")
+    assert found.means["recall@1000"].mean == 1 and rows[0]["recall_at_1000"] == 0
+    assert found.by_mteb is not None and "recall@100" in found.by_mteb
+    assert found.means.keys() - found.by_mteb.keys() == {"recall@1000", "map"}
 
 
 def test_an_unknown_task_is_told_the_nearest() -> None:

@@ -76,8 +76,17 @@ def test_the_file_has_the_shape_of_mteb_and_reads_back_equal(tmp_path: Path) -> 
     assert written["dataset_revision"] == TASK.fingerprint
     assert row["main_score"] == row["ndcg_at_10"] == result().means["ndcg@10"].mean
     assert row["hf_subset"] == "default" and row["languages"] == ["und-Zyyy"]
-    assert {"mrr_at_10", "map", "recall_at_100", "precision_at_10"} < row.keys()
+    assert {"mrr_at_10", "map_at_1000", "recall_at_100", "precision_at_10"} < row.keys()
+    assert row["map_at_1000"] == result().means["map"].mean and "map" not in row
     assert read_result(path) == result()
+
+
+def test_map_of_more_documents_than_mteb_looks_at_has_no_name_of_its(tmp_path: Path) -> None:
+    deep = replace(result(), counts=result().counts | {"depth": 1_001})
+    path = write_result(deep, tmp_path)
+    (row,) = json.loads(path.read_text())["scores"]["test"]
+    assert not {"map", "map_at_1000"} & row.keys() and "recall_at_1000" in row
+    assert read_result(path).means["map"] == result().means["map"]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"task_name": "toy"}', '{"tercet": {"means": 3}}'])

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs.schema import Prompts
 from tercet.data import Leakage, RetrievalTask, leakage
 from tercet.errors import UserError
-from tercet.evaluation import DEPTH, METRICS, Result, write_result
+from tercet.evaluation import DEPTH, METRICS, Result, cut_of, write_result
 from tercet.evaluation.official import (
     AGREEMENT,
     Scored,
@@ -107,7 +107,10 @@ def check_by_mteb(
     given = {"query": prompts.query, "document": prompts.document}
     peer.prompts |= {role: prompt for role, prompt in given.items() if prompt is not None}
     (found,) = run_mteb(peer, as_mteb_task(task, skip_self=ours.skip_self))
-    theirs = by_mteb(found.row, ours.means, ours.counts["depth"])
+    # mteb leaves a query's own document out of the first 1,000: 999 others are left
+    short = ours.skip_self and ours.counts["documents"] > DEPTH
+    metrics = [m for m in ours.means if cut_of(m) < DEPTH or not short]
+    theirs = by_mteb(found.row, metrics, ours.counts["depth"])
     result = replace(ours, by_mteb=theirs)
     write_result(result, out)
     say(
