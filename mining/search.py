@@ -93,6 +93,12 @@ def default_tile(device: torch.device) -> tuple[int, int]:
     return CPU_TILE if device.type == "cpu" else ACCELERATOR_TILE
 
 
+def least_bytes(queries: int, documents: int, k: int) -> int:
+    """What candidates take at least: a block holds one tile, however few `block_pairs` are."""
+    high = default_tile(default_device())[0]
+    return min(high, queries) * min(k, documents) * PAIR_BYTES
+
+
 def check_rows(rows: NDArray[np.float32], start: int, what: str) -> None:
     """Raise UserError naming the first row whose squared length is not a finite number.
 

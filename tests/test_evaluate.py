@@ -12,9 +12,12 @@ import yaml
 from sentence_transformers import SentenceTransformer
 
 from tercet.data import RetrievalTask, Texts, read_task, text_hash, write_task
+from tercet.errors import UserError
 from tercet.evaluation import read_comparisons, read_result, run_of, score_runs, search
 from tercet.evaluation.results import FORMAT
 from tercet.files import write_json
+from tercet.mining.search import PAIR_BYTES
+from tercet.stages.tasks import Search, check
 from tests.conftest import Run, answer, question, write_lines
 from tests.test_stages import small_task
 
@@ -85,6 +88,19 @@ def test_the_least_depth_tells_what_it_can(
     assert found.counts["depth"] == 10
     assert "recall@10" in found.means and not {"recall@100", "map"} & found.means.keys()
     assert "nDCG@10" in out and "MAP" not in out
+
+
+def test_less_memory_than_one_block_takes_is_refused(
+    run: Run, tiny_model: Path, pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = read_task(pets)
+    least = len(task.queries) * len(task.documents) * PAIR_BYTES  # all of a small task
+    check(task, Search(memory=least))
+    with pytest.raises(UserError, match="^--search-memory: 0 MB do not hold one block .* pets"):
+        check(task, Search(memory=least - 1))
+    monkeypatch.setattr("tercet.stages.scoring.load_encoder", lambda *_: 1 / 0)  # it comes first
+    status, _, err = run("evaluate", tiny_model, "--data", pets, "--search-memory", "1")
+    assert status == 2 and "--depth 1,000; give 1MB, or a lower depth" in err, err
 
 
 def test_queries_that_are_not_scored_are_counted_aloud(

@@ -83,6 +83,8 @@ def test_metrics_are_the_peers_and_memory_keeps_its_bound() -> None:
         found["memory"][name]["anonymous_mib"] for name in (evaluation.DEEP, evaluation.NARROW)
     )
     assert narrow < wide
+    bound = evaluation.bound(found["queries"], found["threads"])
+    assert found["memory"][evaluation.SEARCH]["extra_anonymous_mib"] <= bound
 
 
 def test_numbers_are_those_of_mteb() -> None:

@@ -1,5 +1,6 @@
 """What a search over a task is told, and what is looked at in the task before it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from tercet.data import Leakage, RetrievalTask, leakage, read_training, with_min
 from tercet.data.leaks import trained_texts
 from tercet.errors import UserError
 from tercet.evaluation import DEPTH, MAIN_METRIC, cut_of
-from tercet.mining.search import BLOCK_PAIRS, PAIR_BYTES
+from tercet.mining.search import BLOCK_PAIRS, PAIR_BYTES, least_bytes
 from tercet.progress import say
 from tercet.train.rows import read_rows
 
@@ -39,7 +40,11 @@ PLAIN = Search()
 
 
 def check(task: RetrievalTask, how: Search = PLAIN) -> None:
-    """Say which queries are not scored; refuse to leave out a document that is an answer."""
+    """Say which queries are not scored; refuse what cannot be done as `how` asks.
+
+    That is to leave out a document that is an answer, and to search in less memory than one block
+    of queries takes.
+    """
     if task.unjudged:
         total = len(task.queries) + task.unjudged + task.answerless
         say(
@@ -51,6 +56,12 @@ def check(task: RetrievalTask, how: Search = PLAIN) -> None:
         raise UserError(
             f"{task.name}: document {own[0]!r} answers the query of the same id ({len(own)} such "
             "queries); --skip-self would leave the answer out, so do without it"
+        )
+    least = least_bytes(len(task.queries), len(task.documents), how.depth + how.skip_self)
+    if how.memory < least:
+        raise UserError(
+            f"--search-memory: {how.memory / 1e6:,.0f} MB do not hold one block of queries of "
+            f"{task.name} at --depth {how.depth:,}; give {math.ceil(least / 1e6)}MB, or a lower depth"
         )
 
 
