@@ -228,6 +228,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, str]:
     note = (
         f"Model: {found['model']}. Share of the float32 vectors' nDCG@10 that is kept; last the "
         "mean difference over the collections, each weighing the same, with its 95 % interval. "
+        "Bytes of a document: our rescored bits with the int8 codes that rescoring reads. "
         + targets_note(found["targets"])
     )
     return {"quantised": f"{markdown_table(rows(found))}\n\n{note}"}

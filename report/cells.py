@@ -35,6 +35,7 @@ class Sheet:
     columns: tuple[str, ...]  # the first holds names
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
+    folded: bool = False  # shown when asked for
 
     @property
     def source(self) -> str:

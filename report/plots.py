@@ -16,6 +16,7 @@ from tercet.report.cells import INDEX_NAMES, Json
 from tercet.report.table import HEADINGS
 from tercet.report.words import (
     cost_words,
+    form_point,
     front_words,
     index_words,
     pareto,
@@ -86,8 +87,8 @@ def _wanted(found: Json) -> dict[str, tuple[Callable[[Figure, Json], None], str,
         ),
         "quality_bytes": (
             draw_quality_bytes,
-            f"Mean {metric} against bytes per vector searched; the line joins the forms that none "
-            "beats at their size. Filled: rescored.",
+            f"Mean {metric} against bytes per document, those read in rescoring included; the line "
+            "joins the forms that none beats at their size. Filled: rescored.",
             "Points. None beats these at their size: " + " ".join(front_words(found)),
         ),
     }
@@ -158,11 +159,11 @@ def draw_quality_cost(figure: Figure, found: Json) -> None:
 
 def draw_quality_bytes(figure: Figure, found: Json) -> None:
     """Every form of every model's vectors, and the front."""
-    axes = _axes(figure, "bytes per vector searched", f"mean {HEADINGS[found['metric']]}")
+    axes = _axes(figure, "bytes per document", f"mean {HEADINGS[found['metric']]}")
     points = []
     for m, forms in enumerate(found["compression"]):
         for form in forms:
-            points.append((form["bytes"], form["mean"]))
+            points.append(form_point(form))
             look: Any = {"marker": PRECISIONS[form["precision"]], "edgecolor": _colour(m), "s": 34}
             face = _colour(m) if form["rescored"] else "none"
             axes.scatter(*points[-1], facecolor=face, zorder=3, **look)

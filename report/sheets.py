@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from tercet.evaluation.metrics import METRICS
 from tercet.report.cells import Cell, Json, Sheet, interval, name, number, p_value, value_at
-from tercet.report.table import HEADINGS
+from tercet.report.table import HEADINGS, heading_of
 
 LEAK_NOTE = (
     "Seen: in the training texts named, word for word or for the most part; answers are documents "
@@ -105,24 +106,39 @@ def quality_sheets(found: Json) -> list[Sheet]:
     sheets = [Sheet("All collections", ("Model", heading, *tests), rows, note)] if several else []
     tests = (*tests, "p, Holm", "Wins", "Losses")
     rows_of_all = [row["means"] for task in found["tasks"] for row in task["quality"]]
-    metrics = [m for m in HEADINGS if m != found["metric"] and all(m in r for r in rows_of_all)]
+    metrics = [m for m in METRICS if m != found["metric"] and all(m in r for r in rows_of_all)]
+    usual = [m for m in metrics if m in HEADINGS]
     for place, task in enumerate(found["tasks"]):
-        columns = ("Model", heading, *tests, *(HEADINGS[m] for m in metrics))
+        columns = ("Model", heading, *tests, *map(heading_of, usual))
         body = tuple(
             (
                 name(row["model"]),
                 interval(found, ("tasks", place, "quality", r, "means", found["metric"])),
                 *_against(found, place, row["model"]),
-                *_others(found, ("tasks", place, "quality", r, "means"), metrics),
+                *_others(found, ("tasks", place, "quality", r, "means"), usual),
             )
             for r, row in enumerate(task["quality"])
         )
         note = (
             f"p: paired randomisation test over queries against {base}; Holm: adjusted for the "
-            "number of collections. d: mean difference in standard deviations of the differences."
+            "number of collections. d: mean difference in standard deviations of the differences. "
+            "In brackets 95 % intervals."
         )
         sheets.append(Sheet(task_name(task), columns, body, note))
+        sheets.append(_more_metrics(found, place, [m for m in metrics if m not in HEADINGS]))
     return sheets
+
+
+def _more_metrics(found: Json, place: int, metrics: Sequence[str]) -> Sheet:
+    """Those metrics of a task that the table above it has no room for."""
+    task = found["tasks"][place]
+    rows = tuple(
+        (name(row["model"]), *_others(found, ("tasks", place, "quality", r, "means"), metrics))
+        for r, row in enumerate(task["quality"])
+    )
+    columns = ("Model", *map(heading_of, metrics))
+    caption = f"{task_name(task)}: more metrics [95 % interval]"
+    return Sheet(caption, columns, rows, folded=True)
 
 
 def contrast_sheets(found: Json) -> list[Sheet]:
@@ -183,7 +199,7 @@ def _tested(found: Json, at: tuple[str | int, ...]) -> tuple[Cell, ...]:
 
 
 def _others(found: Json, at: tuple[str | int, ...], metrics: Sequence[str]) -> tuple[Cell, ...]:
-    return tuple(number(found, (*at, metric, "mean"), "{:.3f}") for metric in metrics)
+    return tuple(interval(found, (*at, metric)) for metric in metrics)
 
 
 def task_name(task: Json) -> str:

@@ -11,13 +11,21 @@ from tercet.evaluation.significance import Delta
 
 Row = dict[str, str]  # column -> what stands in it
 
-HEADINGS = {
-    "ndcg@10": "nDCG@10",
-    "mrr@10": "MRR@10",
-    "map": "MAP",
-    "recall@100": "Recall@100",
-    "precision@10": "P@10",
-}
+_FAMILIES = {"ndcg": "nDCG", "mrr": "MRR", "map": "MAP", "precision": "P", "hit_rate": "Hit rate"}
+
+
+def heading_of(metric: str) -> str:
+    """How tables call a metric of retrieval.
+
+    >>> heading_of("map"), heading_of("hit_rate@10"), heading_of("recall@1000")
+    ('MAP', 'Hit rate@10', 'Recall@1000')
+    """
+    family, at, cut = metric.partition("@")
+    return _FAMILIES.get(family, family.capitalize()) + at + cut
+
+
+SHOWN = ("ndcg@10", "mrr@10", "map", "recall@100", "precision@10")  # of METRICS, the usual ones
+HEADINGS = {metric: heading_of(metric) for metric in SHOWN}
 STS_HEADINGS = {"spearman": "Spearman", "pearson": "Pearson"}
 
 

@@ -12,6 +12,12 @@ REDUCTION_NOTE = (
     "empty where it promises none below 1, or nothing for the method."
 )
 
+PROJECTION_NOTE = (
+    "Memory of an index of so many vectors, computed from its parts with the settings for that "
+    "many: lists grow in number with the collection. Bits: without the int8 vectors that rescoring "
+    "reads, a byte for each dimension of each vector, which may stay on a disk."
+)
+
 
 def compression_sheets(found: Json) -> list[Sheet]:
     """Means over tasks, then each task."""
@@ -67,20 +73,21 @@ def index_sheets(found: Json) -> list[Sheet]:
         for m, model in enumerate(found["models"]):
             for i, index in enumerate(task["indexes"][m]):
                 at = ("tasks", place, "indexes", m, i)
-                named = name(f"{INDEX_NAMES[index['kind']]} ({index['name']})")
+                kind = INDEX_NAMES[index["kind"]]
+                named = name(f"{kind} ({index['name']})")
                 rows.append((name(model["name"]), named, *_index(found, at)))
                 sizes = (
                     _size(found, (*at, "projected", count), index["projected"][count])
                     for count in index["projected"]
                 )
-                scaled.append((name(model["name"]), named, *sizes))
+                scaled.append((name(model["name"]), name(kind), *sizes))
         columns = ("Model", "Index", "Recall@10", "Score", "Kept", "Build, s", "Queries/s")
         columns = (*columns, "Bytes per vector", "+ for rescoring")
         sheets.append(Sheet(task_name(task), columns, tuple(rows)))
         counts = (f"{int(count):,}" for count in task["indexes"][0][0]["projected"])
-        note = "Memory of the index for so many vectors, computed from what one takes."
         title = f"Projected from {task_name(task)}"
-        sheets.append(Sheet(title, ("Model", "Index", *counts), tuple(scaled), note))
+        columns = ("Model", "Index", *counts)
+        sheets.append(Sheet(title, columns, tuple(scaled), PROJECTION_NOTE))
     return sheets
 
 

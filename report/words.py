@@ -47,9 +47,18 @@ def cost_words(found: Json) -> Iterator[str]:
 
 def front_words(found: Json) -> Iterator[str]:
     """The forms of vectors that none beats at their size."""
-    points = [(form["bytes"], form["mean"]) for forms in found["compression"] for form in forms]
-    for size, mean in pareto(points):
-        yield f"{size} bytes: {mean:.3f}."
+    named: dict[tuple[float, float], str] = {}
+    for model, forms in zip(found["models"], found["compression"], strict=True):
+        for form in forms:
+            how = f"{form['dims']} x {form['precision']}{', rescored' * form['rescored']}"
+            named.setdefault(form_point(form), f"{model['name']}, {how}")
+    for size, mean in pareto(list(named)):
+        yield f"{named[size, mean]}: {size} bytes, {mean:.3f}."
+
+
+def form_point(form: Json) -> tuple[float, float]:
+    """What a form of vectors takes, all that a search of it reads, and how good it is."""
+    return form["bytes"] + form["rescoring_bytes"], form["mean"]
 
 
 def win_words(found: Json) -> Iterator[str]:

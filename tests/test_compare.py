@@ -15,13 +15,17 @@ import pytest
 import torch
 
 from tercet.configs import ModelConfig
+from tercet.errors import UserError
+from tercet.evaluation import METRICS, efficiency, read_result
 from tercet.evaluation import compare as compared
-from tercet.evaluation import efficiency, read_result
 from tercet.evaluation.significance import holm
 from tercet.files import write_json, write_text
 from tercet.models import load_encoder, model_fingerprint, quantise
+from tercet.report.cells import INDEX_NAMES
 from tercet.report.comparison import comparison_page
 from tercet.report.plots import write_plots
+from tercet.report.vector_sheets import index_sheets
+from tercet.report.words import front_words
 from tests.comparison import EVIL, MANY, Comparison, collection
 from tests.conftest import Run, answer, question, write_lines
 from tests.encoders import WIDTH, save_encoder
@@ -185,6 +189,57 @@ def test_every_number_of_the_page_is_in_its_json(comparison: Comparison) -> None
         assert shows(text, at(found, str(attributes["data-json"]))), (attributes, text)
     empty = [a for tag, a in Tags(page).tags if tag == "td" and "data-order" not in a]
     assert all("data-json" not in a or at(found, str(a["data-json"])) is None for a in empty)
+
+
+def test_every_metric_stands_on_the_page_with_its_interval(comparison: Comparison) -> None:
+    page = (comparison.out / "report.html").read_text(encoding="utf-8")
+    shown = {str(attributes["data-json"]): text for attributes, text in Numbers(page).cells}
+    for t, task in enumerate(comparison.found["tasks"]):
+        for r, row in enumerate(task["quality"]):
+            assert row["means"].keys() == {*METRICS}
+            for metric, mean in row["means"].items():
+                text = shown[f"/tasks/{t}/quality/{r}/means/{metric}"]
+                assert text == f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
+    folded = re.findall(r"<details><summary>(.*?)</summary>", page)
+    for task in comparison.found["tasks"]:
+        assert f"{task['name']} (test): more metrics [95 % interval]" in folded
+
+
+def test_the_front_counts_what_rescoring_reads_and_names_model_and_form() -> None:
+    def form(precision: str, size: int, mean: float, more: int = 0) -> dict[str, Any]:
+        facts = {"dims": 32, "precision": precision, "bytes": size, "mean": mean}
+        return facts | {"rescored": more > 0, "rescoring_bytes": more}
+
+    one = [form("float32", 128, 0.5), form("int8", 32, 0.49), form("binary", 4, 0.48, 32)]
+    two = [form("binary", 4, 0.2), form("binary", 4, 0.495, 32)]
+    found = {"models": [{"name": "one"}, {"name": "two"}], "compression": [one, two]}
+    assert list(front_words(found)) == [
+        "two, 32 x binary: 4 bytes, 0.200.",
+        "one, 32 x int8: 32 bytes, 0.490.",
+        "two, 32 x binary, rescored: 36 bytes, 0.495.",
+        "one, 32 x float32: 128 bytes, 0.500.",
+    ]
+
+
+def test_projected_memory_bears_no_setting_of_this_collection(comparison: Comparison) -> None:
+    here, projected = index_sheets(comparison.found)
+    assert [row[1].text for row in projected.rows] == [*INDEX_NAMES.values()] * 2
+    assert "IVF-PQ (IVF" in "".join(row[1].text for row in here.rows)
+    assert "without the int8 vectors that rescoring reads" in projected.note
+
+
+def test_models_of_other_dimensions_are_said_to_be(
+    comparison: Comparison, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise UserError("enough")
+
+    monkeypatch.setattr("tercet.stages.comparing.what_it_costs", stop)
+    status, _, err = run("compare", *comparison.models, "--data", comparison.folders[0])
+    assert status == 2 and err.count("dimensions differ") == 1, err
+    assert f"dimensions differ (tiny 32, {EVIL} {WIDTH}): compare quality at equal bytes" in err
+    status, _, err = run("compare", comparison.models[0], "--data", comparison.folders[0])
+    assert status == 2 and "enough" in err and "dimensions differ" not in err
 
 
 def test_no_number_stands_outside_the_tables(comparison: Comparison) -> None:
