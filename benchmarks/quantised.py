@@ -226,9 +226,9 @@ def rows(found: Mapping[str, Any]) -> list[Row]:
 def tables(found: Mapping[str, Any]) -> dict[str, str]:
     """What docs/comparing.md shows."""
     note = (
+        "Bytes of a document, for our rescored bits with the int8 codes that rescoring reads. "
         f"Model: {found['model']}. Share of the float32 vectors' nDCG@10 that is kept; last the "
         "mean difference over the collections, each weighing the same, with its 95 % interval. "
-        "Bytes of a document: our rescored bits with the int8 codes that rescoring reads. "
         + targets_note(found["targets"])
     )
     return {"quantised": f"{markdown_table(rows(found))}\n\n{note}"}
