@@ -100,7 +100,7 @@ def test_less_memory_than_one_block_takes_is_refused(
         check(task, Search(memory=least - 1))
     monkeypatch.setattr("tercet.stages.scoring.load_encoder", lambda *_: 1 / 0)  # it comes first
     status, _, err = run("evaluate", tiny_model, "--data", pets, "--search-memory", "1")
-    assert status == 2 and "--depth 1,000; give 1MB, or a lower depth" in err, err
+    assert status == 2 and "--depth 1,000; give 1MB or a lower depth" in err, err
 
 
 def test_queries_that_are_not_scored_are_counted_aloud(

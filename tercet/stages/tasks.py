@@ -61,7 +61,7 @@ def check(task: RetrievalTask, how: Search = PLAIN) -> None:
     if how.memory < least:
         raise UserError(
             f"--search-memory: {how.memory / 1e6:,.0f} MB do not hold one block of queries of "
-            f"{task.name} at --depth {how.depth:,}; give {math.ceil(least / 1e6)}MB, or a lower depth"
+            f"{task.name} at --depth {how.depth:,}; give {math.ceil(least / 1e6)}MB or a lower depth"
         )
 
 
