@@ -59,9 +59,10 @@ def check(task: RetrievalTask, how: Search = PLAIN) -> None:
         )
     least = least_bytes(len(task.queries), len(task.documents), how.depth + how.skip_self)
     if how.memory < least:
+        needed = math.ceil(least / 1e6)
         raise UserError(
             f"--search-memory: {how.memory / 1e6:,.0f} MB do not hold one block of queries of "
-            f"{task.name} at --depth {how.depth:,}; give {math.ceil(least / 1e6)}MB or a lower depth"
+            f"{task.name} at --depth {how.depth:,}; give {needed}MB or a lower depth"
         )
 
 
