@@ -219,9 +219,9 @@ def _refuse_other_similarity(model: SentenceTransformer, config: ModelConfig, wh
     ordered_alike = name in ("cosine", "dot") or name == "euclidean" and gives_unit_vectors(model)
     if config.normalize is None and not ordered_alike:
         raise UserError(
-            f"{where}: {config.path} compares vectors by {name} distance, and scores here are inner "
-            "products; choose a model compared by cosine or dot, or train this one for cosine with "
-            "model.normalize=true"
+            f"{where}: {config.path} compares vectors by {name} distance, and scores here are "
+            "inner products; choose a model compared by cosine or dot, or train this one for "
+            "cosine with model.normalize=true"
         )
 
 

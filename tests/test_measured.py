@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import comparison, evaluation, exports, inference, mteb_agreement, pruning, quantised
+from benchmarks import (
+    comparison,
+    evaluation,
+    exports,
+    inference,
+    mteb_agreement,
+    pruning,
+    quantised,
+)
 from benchmarks.machine import RESULTS
 from benchmarks.train_step import DEFAULT, FIXED_KEEP
 

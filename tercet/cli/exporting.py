@@ -80,8 +80,8 @@ def index(
     vectors: Annotated[
         str,
         typer.Option(
-            help="float32, int8 or binary. By its documentation a Milvus server takes int8 as hnsw, "
-            "binary as flat or ivf_flat; neither was tried."
+            help="float32, int8 or binary. By its documentation a Milvus server takes int8 as "
+            "hnsw, binary as flat or ivf_flat; neither was tried."
         ),
     ] = "float32",
     truncate: Annotated[int | None, typer.Option(help="Keep so many dimensions.")] = None,
