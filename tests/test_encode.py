@@ -77,8 +77,7 @@ def test_a_model_whose_order_inner_products_do_not_give_is_refused(
         assert raw.similarity_fn_name == "dot" and not isinstance(raw[-1], Normalize)
     units = load_encoder(ModelConfig(path=saved("euclidean", True)))
     found = encode(units, TEXTS, "document")
-    theirs = units.similarity(found, found).numpy()  # less the distance
-    np.testing.assert_array_equal(np.argsort(-theirs, kind="stable")[:, 0], [0, 1, 2, 3, 0, 5])
+    theirs = units.similarity(found, found).numpy()  # less the distance: it falls as products rise
     np.testing.assert_allclose(theirs**2, 2 - 2 * found @ found.T, atol=1e-5)
 
 
