@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import RESULTS, target, targets_note, write_result
+from benchmarks.machine import RESULTS, refuse_trial, target, targets_note, write_result
 from tercet import stages
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    refuse_trial(parser, options, "tasks")
     from rich import print as show
 
     found = measure(options.models, [options.shared / name for name in options.tasks])

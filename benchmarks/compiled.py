@@ -7,7 +7,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import RESULTS, alternate, medians, ratio, seconds, write_result
+from benchmarks.machine import (
+    RESULTS,
+    alternate,
+    medians,
+    ratio,
+    refuse_trial,
+    seconds,
+    write_result,
+)
 from benchmarks.steps import Ours, student
 from benchmarks.train_step import BATCH, LENGTH, pairs_for
 
@@ -60,6 +68,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    refuse_trial(parser, options, "batch")
     found = measure(options.batch, options.rounds)
     path = write_result("compiled", found, options.out)
     print(f"{note(found)} {path}")

@@ -20,7 +20,7 @@ from benchmarks.machine import (
     gemm_peak,
     medians,
     ratio,
-    refuse_published,
+    refuse_trial,
     target,
     targets_note,
     write_result,
@@ -122,12 +122,12 @@ def measure(texts: list[str], rounds: int) -> dict[str, Any]:
 
 def rows(found: dict[str, Any]) -> list[dict[str, str]]:
     """The table of the result."""
-    own, padded = found["medians"]["ours"], found["padded_per_real"]
+    padded = found["padded_per_real"]
     return [
         {
             "Encoding": f"**{name}**" if name == "ours" else name,
             "Seconds": f"{seconds:.1f}",
-            "Time / ours": f"{seconds / own:.2f}",
+            "Time / ours": f"{ratio(found['seconds'], name, 'ours'):.2f}",
             "Real tokens / s": f"{found['tokens_per_second'][name]:,.0f}",
             "Computed / real tokens": f"{padded[name]:.3f}" if name in padded else "",
         }
@@ -148,8 +148,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a twentieth, one round")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if options.quick:
-        refuse_published(parser, options.out)
+    refuse_trial(parser, options, "documents", "rounds", "quick")
     count = options.documents // 20 if options.quick else options.documents
     found = measure(documents(options.data, count), 1 if options.quick else options.rounds)
     found["corpus"] = options.data.resolve().name

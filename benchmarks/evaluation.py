@@ -30,6 +30,7 @@ from benchmarks.machine import (
     peak_anonymous,
     peak_memory,
     ratio,
+    refuse_trial,
     target,
     targets_note,
     write_result,
@@ -211,7 +212,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
         {
             "From vectors to scores": name if name == PEER else f"**{name}**",
             "Seconds": f"{value:.1f}",
-            "Time / ours": f"{value / found['medians'][OURS]:.2f}",
+            "Time / ours": f"{ratio(found['seconds'], name, OURS):.2f}",
             "Extra memory": f"{found['memory'][name]['extra_anonymous_mib']:,.0f} MiB",
             "Metrics": str(found["metrics"][name]),
         }
@@ -243,6 +244,7 @@ def main() -> None:
     if options.memory:
         name, work = options.memory
         return print(json.dumps(report_memory(name, Path(work))))
+    refuse_trial(parser, options, "queries", "documents", "rounds")
     with tempfile.TemporaryDirectory() as work:
         found = measure(Path(work), options.queries, options.documents, options.rounds)
         found["memory"] = {

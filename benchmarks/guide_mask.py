@@ -21,6 +21,7 @@ from benchmarks.machine import (
     medians,
     peak_memory,
     ratio,
+    refuse_trial,
     write_result,
 )
 from benchmarks.steps import student
@@ -134,6 +135,7 @@ def main() -> None:
     if options.memory:
         side, size = options.memory
         return print(json.dumps(report_memory(side, int(size))))
+    refuse_trial(parser, options, "rounds", "quick")
     found = measure(128 if options.quick else 512, 1 if options.quick else options.rounds)
     path = write_result("guide_mask", found, options.out)
     show(console_table(rows(found)))

@@ -22,6 +22,7 @@ from benchmarks.machine import (
     alternate,
     medians,
     ratio,
+    refuse_trial,
     target,
     targets_note,
     write_result,
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth, one round")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    refuse_trial(parser, options, "model", "documents", "queries", "rounds", "quick")
     share, rounds = (10, 1) if options.quick else (1, options.rounds)
     task = read_task(options.data)
     found = measure(

@@ -23,6 +23,7 @@ from benchmarks.machine import (
     medians,
     peak_memory,
     ratio,
+    refuse_trial,
     write_result,
 )
 from benchmarks.steps import TEMPERATURE, student
@@ -132,14 +133,14 @@ def measure(queries: int, rounds: int) -> dict[str, Any]:
 
 def rows(found: dict[str, Any]) -> list[dict[str, str]]:
     """The table of the result."""
-    own = found["medians"][f"ours, tile {found['tile']}"]
+    own = f"ours, tile {found['tile']}"
     return [
         {
-            "Loss stage": f"**{name}**" if name == f"ours, tile {found['tile']}" else name,
+            "Loss stage": f"**{name}**" if name == own else name,
             "Seconds": f"{value:.2f}",
-            "Time / ours": f"{value / own:.2f}",
+            "Time / ours": f"{ratio(found['seconds'], name, own):.2f}",
             "Extra memory": f"{found['memory'][name.split(',')[0]]['extra_mib']:.0f} MiB"
-            if name in (f"ours, tile {found['tile']}", "theirs, mini-batch 32")
+            if name in (own, "theirs, mini-batch 32")
             else "",
         }
         for name, value in found["medians"].items()
@@ -156,6 +157,7 @@ def main() -> None:
     if options.memory:
         side, queries = options.memory
         return print(json.dumps(report_memory(side, int(queries))))
+    refuse_trial(parser, options, "rounds", "quick")
     found = measure(2_048 if options.quick else 8_192, 1 if options.quick else options.rounds)
     path = write_result("loss_stage", found, options.out)
     show(console_table(rows(found)))

@@ -38,6 +38,7 @@ __all__ = [
     "peak_memory",
     "ratio",
     "refuse_published",
+    "refuse_trial",
     "seconds",
     "target",
     "targets_note",
@@ -147,6 +148,23 @@ def refuse_published(parser: argparse.ArgumentParser, out: Path) -> None:
     """End the program in one line if it would write a trial's numbers among the published ones."""
     if out.resolve() == RESULTS.resolve():
         parser.error("a trial does not write among the published results: give another --out")
+
+
+def refuse_trial(parser: argparse.ArgumentParser, asked: argparse.Namespace, *options: str) -> None:
+    """`refuse_published` if one of these options of the program makes less than the default does.
+
+    Less: a smaller number, a list without one of the default's, or any other value than it.
+    """
+
+    def less(value: Any, usual: Any) -> bool:
+        if isinstance(usual, list):
+            return not set(usual) <= set(value)
+        if isinstance(usual, int) and not isinstance(usual, bool):
+            return value < usual
+        return value != usual
+
+    if any(less(getattr(asked, name), parser.get_default(name)) for name in options):
+        refuse_published(parser, asked.out)
 
 
 def target(

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import RESULTS, target, targets_note, write_result
+from benchmarks.machine import RESULTS, refuse_trial, target, targets_note, write_result
 from tercet import stages
 from tercet.errors import UserError
 from tercet.evaluation import Result, read_result, result_files
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    refuse_trial(parser, options, "tasks", "model")
     from rich import print as show
 
     found = agreement(options.model, [options.shared / name for name in options.tasks])

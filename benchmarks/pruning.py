@@ -21,7 +21,7 @@ from benchmarks.machine import (
     alternate,
     medians,
     ratio,
-    refuse_published,
+    refuse_trial,
     write_result,
 )
 from tercet.configs import ModelConfig
@@ -199,8 +199,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth, one round")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if options.quick:
-        refuse_published(parser, options.out)
+    refuse_trial(parser, options, "rounds", "quick")
     task = docstring_task("stdlib", 50 if options.quick else 500)
     found = measure(task, 1 if options.quick else options.rounds)
     path = write_result("pruning", found, options.out)

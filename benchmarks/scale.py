@@ -24,7 +24,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import RESULTS, write_result
+from benchmarks.machine import RESULTS, refuse_trial, write_result
 from benchmarks.pairs import STDLIB, code_pairs, draw
 from tercet.configs import Config, load
 from tercet.data.batch import Batch
@@ -55,6 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.rank is not None:
         return count_here(options.rank)
+    refuse_trial(parser, options, "rows")
     with tempfile.TemporaryDirectory() as folder:
         pairs = Path(folder) / "pairs.jsonl"
         write_pairs(pairs, options.rows)

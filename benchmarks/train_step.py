@@ -20,6 +20,7 @@ from benchmarks.machine import (
     medians,
     peak_memory,
     ratio,
+    refuse_trial,
     seconds,
     write_result,
 )
@@ -192,6 +193,7 @@ def main() -> None:
     if options.memory:
         name, size, keep = options.memory
         return print(json.dumps(step_memory(name, int(size), int(keep))))
+    refuse_trial(parser, options, "quick", "no_large", "headline")
     size, rounds = (32, 1) if options.quick else (BATCH, options.rounds)
     found = measure(size, rounds, options.headline)
     show(console_table(step_rows(found)))

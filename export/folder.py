@@ -13,7 +13,7 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
 from tercet.export.graph import check_exportable
-from tercet.export.onnx_card import onnx_section, without_section
+from tercet.export.onnx_card import exported_section, without_section
 from tercet.export.runtime import onnxruntime
 from tercet.export.sample import edge_texts
 from tercet.export.variants import OnnxOptions, write_variants
@@ -69,7 +69,7 @@ def export_model(
     Tercet and the untouched checkpoint give for `texts` and a few awkward ones, compared as unit
     vectors, and cut to `truncate_dim` dimensions if it says so, or else the model's own settings.
     Ranges of int8 vectors that were stored with `checkpoint` come along. `onnx` adds graphs and
-    parity.json, and what they measured to the card.
+    parity.json, and what they measured to the card, which tells the model's size in any case.
     Raises UserError, leaving nothing behind, if the vectors differ by more than 1e-6 or a graph
     is beyond its limit, if `checkpoint` is not a model, if the disk does not take the files, or if
     `out` exists without `overwrite`, is no model's folder, or holds `checkpoint` or one of `keep`.
@@ -105,7 +105,7 @@ def export_model(
 
                 parity = write_variants(made, partial, onnx, reference, trust_remote_code)
                 write_json(partial / "parity.json", parity)
-            whole = without_section(card) + (onnx_section(parity) if parity else "")
+            whole = without_section(card) + exported_section(made, parity)
             (partial / "README.md").write_text(whole, encoding="utf-8")
     return Exported(difference, parity)
 

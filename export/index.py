@@ -45,9 +45,9 @@ class Recall:
         )
 
 
-def check_choice(index: Index, kind: Kind, width: int, documents: int) -> None:
-    """Raise UserError for what no index can be made of."""
-    if kind == "binary" and index not in ("flat", "hnsw"):
+def check_choice(to: str, index: Index, kind: Kind, width: int, documents: int) -> None:
+    """Raise UserError for what no index can be made of; of Milvus `Target.check` knows more."""
+    if to == "faiss" and kind == "binary" and index not in ("flat", "hnsw"):
         raise UserError(f"--vectors binary: there is no {index} of bits; choose flat or hnsw")
     if kind == "binary" and width % 8:
         raise UserError(

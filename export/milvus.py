@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from tercet.data.rows import Texts
 from tercet.errors import UserError
-from tercet.export.index import Kind
+from tercet.export.index import INDEXES, Kind
 from tercet.files import disk_trouble
 from tercet.mining.ann import Index
 
@@ -21,6 +21,11 @@ LONGEST_ID = 512  # bytes
 LONGEST_NAME = 255 - 17  # of a collection, so that its replacement's name fits as well
 MADE_OF = "tercet.made_of"
 EMBEDDED = ("flat", "hnsw", "ivf_flat")  # indexes of the embedded edition, over float32 alone
+SERVER: Mapping[Kind, tuple[Index, ...]] = {  # those that Milvus 2.6 documents for each vector type
+    "float32": INDEXES,
+    "int8": ("hnsw",),
+    "binary": ("flat", "ivf_flat"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,17 +60,21 @@ class Target:
                 f"--index {self.index} --vectors {self.kind}: the embedded Milvus holds float32 "
                 f"vectors as {', '.join(EMBEDDED)}; name a server with --uri, or take --to faiss"
             )
+        if self.index not in SERVER[self.kind]:
+            raise UserError(
+                f"--index {self.index} --vectors {self.kind}: a Milvus server holds {self.kind} "
+                f"vectors as {', '.join(SERVER[self.kind])}; choose one of these, or --to faiss"
+            )
         check_ids(documents)
         import_milvus(self.embedded)
-        if overwrite or self.embedded and not Path(self.uri).exists():
+        if self.embedded and not Path(self.uri).exists():
             return
-        with connected(self) as client:
-            self.refuse_other(client)
+        with connected(self) as client:  # also to overwrite: does it answer, and let us in?
+            if client.has_collection(self.name) and not overwrite:
+                self.refuse_other(client)
 
     def refuse_other(self, client: Any) -> None:
-        """Raise UserError if a collection of this name was made of something else."""
-        if not client.has_collection(self.name):
-            return
+        """Raise UserError if the collection, which must be there, was made of something else."""
         found = client.describe_collection(self.name)
         if self.mark not in (found.get("description"), found.get("properties", {}).get(MADE_OF)):
             raise UserError(

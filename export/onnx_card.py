@@ -1,16 +1,23 @@
-"""What a card says of ONNX files: how to use them without torch, and what was measured."""
+"""What a card says of exported files: size, use without torch, and what was measured."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from sentence_transformers import SentenceTransformer
 
 from tercet.export.parity import variant_rows
 
+SIZE = """\
+## Size
+
+{parameters:,} parameters, {megabytes:,.1f} MB. {speed}
+"""
+SPEED = "What a query takes and how many texts a second are encoded stands under Files, measured."
+NO_SPEED = "Its speed was not measured here; `tercet export --onnx` does, in torch and in ONNX."
 SECTION = """\
 
-<!-- exported files: begin -->
 ## Without PyTorch
 
 `onnx/model.onnx` is one graph from token ids to the final vector (opset {{ parity.opset }}; inputs
@@ -67,7 +74,6 @@ interval, that of the checkpoint and the paired change, one query asked at a tim
 {%- for row in rows %}
 | {{ row.values() | join(" | ") }} |
 {%- endfor %}
-<!-- exported files: end -->
 """
 SERVED = """\
 text-embeddings-inference (`text-embeddings-router --model-id path/to/this/folder`) finds the graph
@@ -84,8 +90,19 @@ BEGIN, END = "<!-- exported files: begin -->", "<!-- exported files: end -->"
 SCRIPT = Path(__file__).with_name("without_torch.py")
 
 
+def exported_section(model: SentenceTransformer, parity: Mapping[str, Any]) -> str:
+    """Markdown between two marks: the model's size, and all of parity.json unless it is empty."""
+    weights = list(model.parameters())
+    size = SIZE.format(
+        parameters=sum(w.numel() for w in weights),
+        megabytes=sum(w.numel() * w.element_size() for w in weights) / 1e6,
+        speed=SPEED if parity else NO_SPEED,
+    )
+    return f"\n{BEGIN}\n{size}{onnx_section(parity) if parity else ''}{END}\n"
+
+
 def onnx_section(parity: Mapping[str, Any]) -> str:
-    """Markdown made of what parity.json holds, between two marks."""
+    """Markdown made of what parity.json holds."""
     machine = parity["machine"]
     told = f"{machine['processor']}, {machine['threads']} of {machine['cores']} cores"
     slow = ", without VNNI (8-bit products are slow)" if machine["reduce_range"] else ""

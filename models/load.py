@@ -37,12 +37,13 @@ def load_encoder(
     The result has the pooling, normalisation, maximum length and prompts that `config` asks for,
     weights in `config.dtype` whatever the checkpoint's precision, is on the CPU and in evaluation
     mode. Without `fetch` every file must be on this disk already: for what is loaded after a run
-    has begun. Raises UserError, beginning with `where`, if there is no such model or its parts do
-    not fit the config.
+    has begun. Raises UserError, beginning with `where`, if there is no such model, its parts do
+    not fit the config, or inner products would not rank as the model's own similarity does.
     """
     transformers.utils.logging.disable_progress_bar()
     path = resolve(config.path, where) if fetch else on_disk(config.path, where)
     model = _load(path, config, where, fetch)
+    _refuse_other_similarity(model, config, where)
     _set_normalise(model, config.normalize)
     _set_max_length(model, config)
     for role, prompt in (("query", config.prompts.query), ("document", config.prompts.document)):
@@ -105,6 +106,11 @@ def max_length(model: SentenceTransformer) -> int:
     """Longest input in tokens, special ones included."""
     length = model.max_seq_length or model.tokenizer.model_max_length
     return int(min(length, 1_000_000))  # some tokenizers say 10 ** 30 for "no limit"
+
+
+def gives_unit_vectors(model: SentenceTransformer) -> bool:
+    """Whether the last thing the model does is to normalise its vectors."""
+    return isinstance(list(model)[-1], Normalize)
 
 
 def freeze_unused(model: SentenceTransformer) -> list[str]:
@@ -204,18 +210,36 @@ def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceT
     return model
 
 
+def _refuse_other_similarity(model: SentenceTransformer, config: ModelConfig, where: str) -> None:
+    """Raise UserError for a model whose vectors are compared neither by cosine nor by dot.
+
+    Unit vectors have the same order by Euclidean distance as by inner product, so those may stay.
+    """
+    name = model.similarity_fn_name
+    ordered_alike = name in ("cosine", "dot") or name == "euclidean" and gives_unit_vectors(model)
+    if config.normalize is None and not ordered_alike:
+        raise UserError(
+            f"{where}: {config.path} compares vectors by {name} distance, and scores here are "
+            "inner products; choose a model compared by cosine or dot, or train this one for "
+            "cosine with model.normalize=true"
+        )
+
+
 def _set_normalise(model: SentenceTransformer, wanted: bool | None) -> None:
     """Every score here is an inner product, so a model compared by cosine gives unit vectors.
 
-    Without `wanted` a model compared by dot is left as it is; False makes a model one.
+    Without `wanted` a model compared by dot is left as it is; False makes a model one, and True
+    makes one of any other similarity a model compared by cosine.
     """
-    last = list(model._modules)[-1]
-    has = isinstance(model._modules[last], Normalize)
+    has = gives_unit_vectors(model)
     if wanted is False:
         model.similarity_fn_name = "dot"
         if has:
-            del model._modules[last]
-    elif not has and (wanted or model.similarity_fn_name != "dot"):
+            del model._modules[list(model._modules)[-1]]
+        return
+    if wanted and model.similarity_fn_name != "dot":
+        model.similarity_fn_name = "cosine"
+    if not has and (wanted or model.similarity_fn_name != "dot"):
         model.append(Normalize())
 
 

@@ -7,7 +7,7 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from tercet.errors import UserError
-from tercet.models.load import Role, prompt_of
+from tercet.models.load import Role, gives_unit_vectors, prompt_of
 
 
 def pair_models(
@@ -82,8 +82,3 @@ def refuse_pair(model: SentenceTransformer, where: str) -> None:
     """
     if is_pair(model):
         raise UserError(f"{where} is a pair of encoders; name one of the two it was made of")
-
-
-def gives_unit_vectors(model: SentenceTransformer) -> bool:
-    """Whether the last thing the model does is to normalise its vectors."""
-    return isinstance(list(model)[-1], Normalize)

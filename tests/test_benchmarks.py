@@ -227,19 +227,102 @@ def test_a_section_says_with_which_code_it_was_measured(
     assert all(section["machine"]["threads"] == 1 for section in found.values())
 
 
-@pytest.mark.parametrize("program", ["mining", "encoding"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mining --quick",
+        "mining --rounds 2",
+        "encoding --data x --quick",
+        "encoding --data x --documents 100",
+        "evaluation --documents 1000",
+        "evaluation --rounds 1",
+        "guide_mask --quick",
+        "inference --data x --quick",
+        "inference --data x --model other",
+        "loss_stage --quick",
+        "pruning --rounds 1",
+        "train_step --no-large",
+        "compiled --batch 8",
+        "scale --rows 64",
+        "quantised --shared x --model other",
+        "comparison --shared x --models embedded --tasks scifact",
+        "mteb_agreement --shared x --tasks scifact",
+    ],
+)
 def test_a_trial_leaves_the_published_results_alone(
-    program: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("faiss", reason="benchmarks.mining measures it: tercet[ann]")
     from benchmarks.machine import RESULTS
 
-    words = [program, "--quick", "--out", str(RESULTS / ".." / "results")]
-    monkeypatch.setattr("sys.argv", words + ["--data", "x"] * (program == "encoding"))
+    program, *words = line.split()
+    monkeypatch.setattr("sys.argv", [program, *words, "--out", str(RESULTS / ".." / "results")])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(f"benchmarks.{program}").main()
     assert ended.value.code == 2
     assert "give another --out" in capsys.readouterr().err
+
+
+def test_what_is_no_trial_is_published() -> None:
+    import argparse
+
+    from benchmarks.machine import RESULTS, refuse_trial
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--tasks", nargs="+", default=["a", "b"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args(["--tasks", "c", "b", "a", "--rounds", "4"])
+    refuse_trial(parser, asked, "tasks", "rounds", "quick")
+    refuse_trial(parser, parser.parse_args(["--rounds", "1"]), "tasks", "quick")
+    elsewhere = parser.parse_args(["--rounds", "1", "--quick", "--tasks", "a", "--out", "x"])
+    refuse_trial(parser, elsewhere, "tasks", "rounds", "quick")
+
+
+def test_ratios_of_the_tables_are_medians_over_rounds() -> None:
+    """Of rounds in which ours took 1, 2 and 4 s: 3 times as long, though medians say 2.5."""
+    from benchmarks import encoding, evaluation, loss_stage, mining
+    from benchmarks.machine import medians
+
+    def taken(ours: str, theirs: str) -> dict[str, Any]:
+        seconds = {ours: [1.0, 2.0, 4.0], theirs: [3.0, 12.0, 5.0]}
+        return {"seconds": seconds, "medians": medians(seconds)}
+
+    memory = {"extra_mib": 1.0, "extra_anonymous_mib": 1.0, "beside_mib": 1.0}
+    scored = taken(evaluation.OURS, evaluation.PEER)
+    scored |= {part: dict.fromkeys(scored["seconds"], memory) for part in ("memory", "metrics")}
+    loss = taken("ours, tile 8", "theirs, mini-batch 512")
+    loss |= {"tile": 8, "memory": {"ours": memory}}
+    texts = taken("ours", "theirs, batch 8") | {"padded_per_real": {}}
+    texts |= {"tokens_per_second": texts["medians"]}
+    size = taken(mining.OURS, "faiss") | {"documents": 5, "memory": memory}
+    size |= {"share_of_peak": size["medians"]}
+    tables = (
+        evaluation.rows(scored),
+        loss_stage.rows(loss),
+        encoding.rows(texts),
+        mining.search_rows({"sizes": [size]}),
+    )
+    for table in tables:
+        assert [row["Time / ours"] for row in table] == ["1.00", "3.00"], table
+
+
+def test_the_verdict_on_int8_is_that_of_the_numbers() -> None:
+    from benchmarks.quantised import FLOAT, INT8, PER_CALL, RESCORED, verdict
+
+    def said(**others: float) -> str:
+        kept = {FLOAT: 1.0, INT8: 0.998, RESCORED: 0.9999, "int8, other": 0.99, PER_CALL: 0.99}
+        kept |= {name.replace("_", " "): share for name, share in others.items()}
+        return verdict({"overall": {name: {"kept": share} for name, share in kept.items()}})
+
+    assert said() == f'Of the int8 forms, the default, "{INT8}", keeps most, 99.80%.'
+    near, far = said(near_int8=0.9985), said(far_int8=0.9995)
+    assert '"near int8" keeps most, 99.85%' in near and "0.05 points less, within the 0.1" in near
+    assert "99.80%, 0.15 points less, which is more than the 0.1 that count as equal." in far
+    both = said(near_int8=0.9985, **{PER_CALL: 1.001})
+    assert f'"{PER_CALL}" keeps most, 100.10%' in both and "an index of them cannot grow" in both
+    assert 'of the others, "near int8" keeps most, 99.85%' in both
 
 
 def test_a_wrong_document_is_no_tie() -> None:

@@ -56,6 +56,31 @@ def test_a_pooling_that_leaves_the_prompt_out_is_followed(tiny_model: Path) -> N
         np.testing.assert_allclose(got, theirs(texts), atol=1e-6)
 
 
+def test_a_model_whose_order_inner_products_do_not_give_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    def saved(similarity: Any, unit: bool) -> str:
+        body, pooling = list(SentenceTransformer(str(tiny_model), device="cpu"))[:2]
+        modules = [body, pooling, Normalize()] if unit else [body, pooling]
+        model = SentenceTransformer(modules=modules, similarity_fn_name=similarity, device="cpu")
+        path = tmp_path / f"{similarity}-{unit}"
+        model.save(str(path), create_model_card=False)
+        return str(path)
+
+    for similarity, unit in (("euclidean", False), ("manhattan", False), ("manhattan", True)):
+        path = saved(similarity, unit)
+        with pytest.raises(UserError, match=f"model: {path} compares vectors by {similarity}"):
+            load_encoder(ModelConfig(path=path), "model")
+        wanted = load_encoder(ModelConfig(path=path, normalize=True))
+        assert wanted.similarity_fn_name == "cosine" and isinstance(wanted[-1], Normalize)
+        raw = load_encoder(ModelConfig(path=path, normalize=False))
+        assert raw.similarity_fn_name == "dot" and not isinstance(raw[-1], Normalize)
+    units = load_encoder(ModelConfig(path=saved("euclidean", True)))
+    found = encode(units, TEXTS, "document")
+    theirs = units.similarity(found, found).numpy()  # less the distance: it falls as products rise
+    np.testing.assert_allclose(theirs**2, 2 - 2 * found @ found.T, atol=1e-5)
+
+
 def test_equal_texts_are_computed_once_and_order_is_kept(model: SentenceTransformer) -> None:
     rows = []
     handle = model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]["input_ids"])))

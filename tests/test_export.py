@@ -20,9 +20,17 @@ from tercet.data import Texts
 from tercet.errors import UserError
 from tercet.evaluation.speed import alternate
 from tercet.export.onnx_card import SCRIPT, onnx_section, without_section
-from tercet.export.parity import cosine, latency, refuse_unlike, refuse_worse, stretch
+from tercet.export.parity import (
+    cosine,
+    latency,
+    measure,
+    reference_of,
+    refuse_unlike,
+    refuse_worse,
+    stretch,
+)
 from tercet.export.runtime import OnnxEncoder
-from tercet.export.sample import EDGE_TEXTS, edge_texts, make_sample, spread
+from tercet.export.sample import EDGE_TEXTS, Sample, edge_texts, make_sample, spread
 from tercet.export.variants import _keep_best
 from tercet.files import sha256
 from tercet.models import Role, encode, load_encoder
@@ -146,6 +154,36 @@ def test_searching_as_the_card_shows(
     monkeypatch.chdir(tmp_path)
     exec(block.replace("path/to/this/folder", str(exported)), {})
     assert sorted(eval(capsys.readouterr().out)) == ["open(path)", "sorted(names)"]
+
+
+def test_texts_per_second_are_of_a_silent_second_pass_over_distinct_texts(few_texts: Path) -> None:
+    from tercet.progress import _QUIET
+
+    asked: list[tuple[int, int, bool]] = []  # texts, how many are distinct, whether it was silent
+
+    def encode(texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        asked.append((len(texts), len(set(texts)), _QUIET.get()))
+        return np.array([[len(text), ord(text[-1])] for text in texts], dtype=np.float32)
+
+    sample = Sample((read_task(few_texts),), ("a text", "a text", answer(3)))
+    reference = reference_of(encode, sample)
+    asked.clear()
+    found = measure("m.onnx", [], lambda: encode, reference)
+    batches = [one for one in asked if one[0] > 1]
+    assert [size for size, _, _ in batches] == [48, 48, 3, 3, 97]  # every answer(3) is one text
+    assert batches[-1] == (97, 97, True) and not any(silent for _, _, silent in batches[:-1])
+    assert found["texts_per_second"] > 0 and found["cosine"]["min"] == pytest.approx(1)
+
+
+def test_every_card_tells_the_size(run: Run, tiny_model: Path) -> None:
+    model = load_encoder(ModelConfig(path=str(tiny_model)))
+    count = sum(weight.numel() for weight in model.parameters())
+    for source, out in ((tiny_model, "first"), ("first", "second")):
+        assert run("export", source, "--out", out)[0] == 0
+        card = Path(out, "README.md").read_text()
+        assert f"{count:,} parameters, {4 * count / 1e6:,.1f} MB." in card
+        assert card.count("## Size") == 1 and card.count("speed was not measured") == 1
+        assert "Without PyTorch" not in card
 
 
 def test_the_command(run: Run, tiny_model: Path, few_texts: Path) -> None:

@@ -160,6 +160,14 @@ MISTAKES = {
         ["--to", "milvus", "--data", "many.txt", "--index", "ivf_pq"],
         "--index ivf_pq --vectors float32: the embedded Milvus",
     ),
+    "an int8 form that no server has": (
+        ["--to", "milvus", "--uri", "http://127.0.0.1:1", "--vectors", "int8"],
+        "--index flat --vectors int8: a Milvus server holds int8 vectors as hnsw; choose",
+    ),
+    "a form of bits that no server has": (
+        ["--to", "milvus", "--uri", "http://x", "--vectors", "binary", "--index", "hnsw"],
+        "a Milvus server holds binary vectors as flat, ivf_flat; choose one of these",
+    ),
     "a name that Milvus does not take": (
         ["--to", "milvus", "--collection", "my-texts"],
         "--collection 'my-texts': letters, digits and underscores",

@@ -1,4 +1,4 @@
-"""What the benchmarks measured keeps what was promised of training and of evaluation."""
+"""What the benchmarks measured keeps what was promised of training, evaluation and exports."""
 
 import json
 from statistics import mean
@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import evaluation, mteb_agreement
+from benchmarks import (
+    comparison,
+    evaluation,
+    exports,
+    inference,
+    mteb_agreement,
+    pruning,
+    quantised,
+)
 from benchmarks.machine import RESULTS
 from benchmarks.train_step import DEFAULT, FIXED_KEEP
 
@@ -101,3 +109,48 @@ def test_short_vectors_keep_their_quality(method: str, least: float) -> None:
     collections = measured("quantised")["collections"]
     assert len(collections) >= 4
     assert mean(one[method]["kept"] for one in collections.values()) >= least
+
+
+def test_the_default_int8_keeps_as_much_as_any_other() -> None:
+    kept = quantised.shares(measured("quantised"))
+    assert len(kept) >= 9 and quantised.PER_CALL in kept
+    steady = [share for name, share in kept.items() if name != quantised.PER_CALL]
+    assert kept[quantised.INT8] >= max(steady) - quantised.ALIKE
+
+
+def test_a_comparison_takes_minutes() -> None:
+    found = measured("comparison")
+    assert len(found["models"]) >= 2 and len(found["tasks"]) == len(comparison.TASKS)
+    assert found["compare_seconds"] <= 60 * comparison.MOST_MINUTES
+
+
+def test_every_export_keeps_its_limits() -> None:
+    found = measured("exports")
+    assert found["exports"].keys() == exports.FORMS.keys()
+    for parity in found["exports"].values():
+        tasks = parity["variants"][exports.INT8]["tasks"]
+        assert len(tasks) == 2 and exports.TASK in tasks
+    assert [one["what"] for one in exports.aims(found) if not one["met"]] == []
+
+
+def test_every_search_engine_was_asked() -> None:
+    trips = {(trip["engine"], trip["index"]): trip for trip in measured("exports")["round_trips"]}
+    assert trips.keys() == {*exports.TRIPS}
+    for engine in ("faiss", "milvus"):
+        assert trips[engine, "flat"]["at_10"] == trips[engine, "flat"]["same"] == 1
+
+
+def test_a_query_is_faster_and_int8_smaller_in_onnx() -> None:
+    found = measured("inference")
+    assert found["query_times_faster"][inference.FULL] >= inference.FASTER
+    sizes = found["megabytes"]
+    assert sizes[inference.INT8] <= inference.SMALLER * sizes[inference.FULL]
+    assert found["least_cosine"][inference.FULL] >= exports.LEAST_COSINE
+
+
+def test_every_cut_was_pruned_and_judged() -> None:
+    found = measured("pruning")
+    graphs = {f"{cut}, {form}" for cut in pruning.CUTS for form in ("fp32", "int8")}
+    assert graphs == found["ndcg@10"].keys() == found["query_times_faster"].keys()
+    assert found["query_times_faster"][f"{pruning.WHOLE}, fp32"] == 1
+    assert found["difference"][f"{pruning.WHOLE}, fp32"]["mean"] == 0

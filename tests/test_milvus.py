@@ -22,6 +22,7 @@ from tercet.mining import top_k
 from tercet.mining.ann import settings_for
 from tercet.models import encode, load_encoder
 from tercet.models.quantise import bits, calibrate, int8_codes
+from tercet.stages import indexing
 from tests.conftest import Run, answer, question
 from tests.handover import COUNT, DOCUMENTS, clustered, no_file_beyond
 from tests.workers.launch import ROOT
@@ -68,7 +69,7 @@ def test_a_server_is_asked_like_the_embedded_edition(
     assert told["recall"]["same"] == 1 and [p.name for p in Path("found").iterdir()] == [
         "index.json"
     ]
-    status, _, err = run(*words, "--uri", address, "--vectors", "int8")
+    status, _, err = run(*words, "--uri", address, "--vectors", "int8", "--index", "hnsw")
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert status == 2 and "Vector which MilvusLite does not support" in line
     assert "secret" not in out + err and "Traceback" not in err
@@ -84,6 +85,17 @@ def server(tmp_path: Path) -> Iterator[str]:
     assert address is not None
     yield address
     servers.release_server(place)
+
+
+def test_a_server_that_does_not_answer_is_found_out_before_any_text_is_encoded(
+    run: Run, tiny_model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexing, "vectors", lambda *_, **__: pytest.fail("a text was encoded"))
+    words = ["index", tiny_model, "--data", corpus, "--to", "milvus", "--out", "found"]
+    status, _, err = run(*words, "--uri", "http://127.0.0.1:1", "--overwrite")
+    last = err.strip().splitlines()[-1]
+    assert status == 2 and last.startswith("error: milvus, collection "), last
+    assert "127.0.0.1:1" in last and not Path("found").exists()
 
 
 def target(folder: Path, made_of: str = "f", index: Index = "flat") -> Target:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 
+from tercet import stages
 from tercet.configs import ModelConfig
 from tercet.export.onnx_card import SCRIPT
 from tercet.export.parity import cosine
@@ -63,6 +64,25 @@ def asked(
     return dict(np.load(work / "found.npz"))
 
 
+def what_the_command_writes_is_read(python: str, texts: Path, work: Path) -> None:
+    """`tercet export --int8 --truncate 16` of a model with prompts, read with `python` alone."""
+    path, out = save_encoder("bert", work / "prompted"), work / "out"
+    options = stages.onnx_options(int8=True, data=[texts], max_loss=1.0)
+    stages.export(str(path), out, truncate_dim=16, onnx=options)
+    full, int8 = (asked(python, out, work, file) for file in (FULL, INT8))
+    model = load_encoder(ModelConfig(path=str(path)))
+    for role in ROLES:
+        want = encode(model, TEXTS, role, truncate_dim=16)
+        assert want.shape == full[role].shape == int8[role].shape == (len(TEXTS), 16)
+        assert cosine(want, full[role]).min() >= 0.99999
+        assert cosine(want, int8[role]).mean() > 0.95
+    assert np.abs(full["query"] - full["document"]).max() > 0.01
+
+
+def test_the_commands_own_folder_needs_no_torch(few_texts: Path, tmp_path: Path) -> None:
+    what_the_command_writes_is_read(sys.executable, few_texts, tmp_path)
+
+
 @pytest.mark.parametrize("form", ["truncated", "static student", "prompted", "int8"])
 def test_the_script_needs_no_torch(form: str, tiny_model: Path, tmp_path: Path) -> None:
     model = model_of(form, tiny_model, tmp_path)
@@ -86,7 +106,7 @@ def test_the_script_has_fifteen_lines() -> None:
 
 
 @pytest.mark.slow
-def test_the_script_runs_in_an_environment_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_script_runs_in_an_environment_of_its_own(few_texts: Path, tmp_path: Path) -> None:
     """A fresh environment that holds onnxruntime, tokenizers and NumPy and nothing of ours."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = str(tmp_path / "venv" / "bin" / "python")
@@ -96,9 +116,4 @@ def test_the_script_runs_in_an_environment_of_its_own(tiny_model: Path, tmp_path
     subprocess.run(install, check=True)
     absent = [python, "-I", "-c", "import torch"]
     assert subprocess.run(absent, stderr=subprocess.DEVNULL, check=False).returncode == 1
-    model = load_encoder(ModelConfig(path=str(tiny_model)))
-    model.save(str(tmp_path / "m"), create_model_card=False)
-    write_onnx(model, tmp_path / "m")
-    found = asked(python, tmp_path / "m", tmp_path)
-    for role in ROLES:
-        assert cosine(encode(model, TEXTS, role), found[role]).min() >= 0.99999
+    what_the_command_writes_is_read(python, few_texts, tmp_path)

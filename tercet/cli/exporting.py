@@ -77,7 +77,13 @@ def index(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     to: Annotated[str, typer.Option(help="faiss or milvus.")] = "faiss",
     kind: Annotated[str, typer.Option("--index", help="flat, hnsw, ivf_flat or ivf_pq.")] = "flat",
-    vectors: Annotated[str, typer.Option(help="float32, int8 or binary.")] = "float32",
+    vectors: Annotated[
+        str,
+        typer.Option(
+            help="float32, int8 or binary. By its documentation a Milvus server takes int8 as "
+            "hnsw, binary as flat or ivf_flat; neither was tried."
+        ),
+    ] = "float32",
     truncate: Annotated[int | None, typer.Option(help="Keep so many dimensions.")] = None,
     uri: Annotated[
         str | None,

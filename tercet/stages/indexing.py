@@ -86,7 +86,7 @@ def index(
     documents, asked = read_documents(data), _queries(data)
     encoder = load_encoder(ModelConfig(path=model, trust_remote_code=trust_remote_code), "model")
     width = vector_width(route(encoder, "document"), truncate_dim)
-    check_choice(form, stored, width, len(documents))
+    check_choice(to, form, stored, width, len(documents))
     fits = stored == "int8" and (to == "milvus" or form != "ivf_flat")
     ranges = _stored_ranges(model, encoder, width) if fits else None
     made_of = _made_of(encoder, documents, [str(width), index, kind], ranges)
