@@ -1,5 +1,6 @@
 """The output folder: one run at a time, not trained twice, deleting nothing of others."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -89,8 +90,10 @@ def test_a_launch_and_a_student_that_are_finished(words: list[str], tmp_path: Pa
 
     launch = job("launch", 2)
     cut = ["student.layers=[0]", words[2].replace("model.path", "distil.teacher")]
-    student = job("student", 1, *cut, verb="distil")
-    assert run_jobs([launch, student, launch, student], tmp_path) == [[0, 0], [0], [0, 0], [0]]
+    student = job("student", 2, *cut, verb="distil")
+    assert run_jobs([launch, student, launch, student], tmp_path) == [[0, 0]] * 4
+    facts = json.loads((tmp_path / "student" / "student" / "student.json").read_text())
+    assert facts["after"]["layers"] == 1
     for name in ("launch", "student"):
         (line,) = (tmp_path / f"{name}.0").read_text().splitlines()  # of the second time
         assert "holds this run, finished" in line

@@ -69,6 +69,7 @@ def plan(
     settings = load(config, overrides or ())
     if device is None and (nodes, gpus, sharded) != (1, 1, False):
         raise UserError("--nodes, --gpus and --sharded are for machines elsewhere: name --device")
+    from tercet.processes import on_main
     from tercet.progress import is_main_process
     from tercet.report import console_table, forecast_table, predicted_table
     from tercet.stages import with_student
@@ -76,7 +77,7 @@ def plan(
 
     with with_student(settings) as run:
         if device is not None:
-            table = predicted_table(predict(run, nodes, gpus, device, sharded))
+            table = predicted_table(on_main(lambda: predict(run, nodes, gpus, device, sharded)))
         else:
             table = forecast_table(forecast(run))
     if is_main_process():
