@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tercet.train import resuming
 from tercet.train.tracking import read_log
 from tests.conftest import Run
 from tests.workers.launch import ROOT, run_jobs
@@ -70,12 +71,43 @@ def test_a_finished_run_is_not_trained_again(run: Run, words: list[str], tmp_pat
     assert "output: run holds this run, finished; overwrite=true trains it anew" in err
     for more in (["licence=mit"], ["train.steps=3", "--allow-changed", "train.steps"]):
         status, _, err = run(*words, "train.steps=2", *more)
-        assert status == 2 and "run already holds a finished run" in err
+        assert status == 2 and "the finished run in run had another config" in err
+        assert "run already holds a finished run" in err
     assert everything(tmp_path) == before
-    (tmp_path / "run" / "config.yaml").unlink()
-    assert run(*words, "train.steps=2")[0] == 2  # nobody knows any more what it was
     assert run(*words, "train.steps=1", "overwrite=true")[0] == 0
     assert len(read_log(tmp_path / "run" / "run.jsonl")) == 1
+
+
+def test_a_finished_run_of_something_else_is_refused(
+    run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the same words: other rows, another guide, other code, or nobody knows what it was."""
+    rows, guide = tmp_path / "rows.jsonl", tmp_path / "guide"
+    shutil.copyfile(words[3].removeprefix("data.train="), rows)
+    shutil.copytree(words[2].removeprefix("model.path="), guide)
+    words = [*words[:3], "data.train=rows.jsonl", "output=run", "train.steps=1"]
+    words.append("loss.false_negatives.guide=guide")
+    assert run(*words)[0] == run(*words)[0] == 0
+
+    def refused(what: str) -> None:
+        status, _, err = run(*words)
+        assert status == 2 and "run already holds a finished run" in err
+        assert f"the finished run in run had another {what}" in err
+
+    whole = rows.read_bytes()
+    rows.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    refused("set of rows")
+    rows.write_bytes(whole)
+    (guide / "config.json").open("a").write("\n")
+    refused("teacher, guide")
+    shutil.copytree(words[2].removeprefix("model.path="), guide, dirs_exist_ok=True)
+    with monkeypatch.context() as later:
+        later.setattr(resuming, "code_version", lambda: {"source": "another"})
+        refused("version of the code")
+    assert run(*words)[0] == 0
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"begun": None}))
+    refused("config")
 
 
 def test_a_launch_and_a_student_that_are_finished(words: list[str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tercet.cache import Held, locked
-from tercet.configs import Config, is_saved, load, save
+from tercet.configs import Config, is_saved, save
 from tercet.errors import UserError, did_you_mean
 from tercet.files import sha256, writable_folder
 from tercet.processes import on_main
@@ -65,7 +65,7 @@ def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:
     """
     folder = writable_folder(Path(config.output))
     _refuse_strangers(folder)
-    finished, changed = _finished(folder), _changed(folder, config, allowed)
+    finished, changed = finished_in(folder), _changed(folder, config, allowed)
     if config.overwrite:
         if finished or changed:
             _refuse_to_lose(config)
@@ -77,21 +77,9 @@ def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:
         refuse_changes(config, "config", changed)
 
 
-def is_finished(config: Config) -> bool:
-    """Whether the output folder holds this very run, finished, and it is not to be overwritten."""
-    folder = Path(config.output)
-    if config.overwrite or not _finished(folder) or not (folder / CONFIG).is_file():
-        return False
-    try:
-        was, now = (c.model_dump(mode="json") for c in (load(folder / CONFIG), config))
-    except UserError:  # written by another version, which knew other keys
-        return False
-    return not differences(was, now, ("output", "overwrite"))
-
-
 def clear_output(config: Config) -> None:
     """With `overwrite` remove what a finished run left, and nothing else."""
-    if config.overwrite and _finished(Path(config.output)):
+    if config.overwrite and finished_in(Path(config.output)):
         remove_run(config)
 
 
@@ -154,13 +142,14 @@ def check_allowed(allowed: Sequence[str], config: Config) -> None:
         raise UserError(f"--allow-changed: nothing is called {name!r}; {hint}")
 
 
-def _finished(folder: Path) -> bool:
+def finished_in(folder: Path) -> bool:
+    """Whether a run has ended there, with all that it writes."""
     return (folder / "model").exists() and (folder / SUMMARY).exists()  # written in reverse order
 
 
 def _left_by_run(folder: Path) -> list[Path]:
     """What runs have written, each by a name that nothing else bears; the summary last."""
-    names = ("run.jsonl", WANDB_ID, "mined/cache", *(["model"] if _finished(folder) else []))
+    names = ("run.jsonl", WANDB_ID, "mined/cache", *(["model"] if finished_in(folder) else []))
     checkpoints = (p for p in folder.glob("checkpoints/*") if CHECKPOINT.fullmatch(p.name))
     found = [*folder.glob("mined/step-*"), *folder.glob("nonfinite-step-*.json")]
     return [*checkpoints, *found, *(folder / name for name in names), folder / SUMMARY]
@@ -173,7 +162,7 @@ def _refuse_strangers(folder: Path) -> None:
         raise UserError(
             f"output: {recipe} is not of a run, which would replace it; choose another folder"
         )
-    if model.exists() and not _finished(folder):
+    if model.exists() and not finished_in(folder):
         raise UserError(
             f"output: {model} is not of a run, which would replace it (no {SUMMARY} beside it); "
             "choose another folder"

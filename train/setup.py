@@ -67,6 +67,7 @@ class Trained:
     metric: float | None  # the best dev score
     data: TrainingSet
     encoder: SentenceTransformer  # with the last weights
+    begun: dict[str, Any]  # config, rows, models and code, as its checkpoints remember them
 
 
 def finetune(
@@ -95,7 +96,8 @@ def finetune(
     run.accelerator.end_training()  # not after a mistake: the group may wait for one who has gone
     last = run.checkpoints / name_of(run.step)
     best = run.checkpoints / name_of(run.best.get("step", run.step))
-    return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.whole)
+    score = run.best.get("value")
+    return Trained(last, best, run.step, score, run.batches.data, run.whole, run.begun)
 
 
 def prepare(

@@ -25,7 +25,8 @@ from tercet.stages.mining import remine_stage
 from tercet.stages.students import write_student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
-from tercet.train.output import is_finished, one_run_in, refuse_other_run
+from tercet.train.output import one_run_in, refuse_other_run
+from tercet.train.resuming import is_finished
 from tercet.train.teacher import resolve_teachers
 from tercet.versions import installed_versions
 
@@ -201,6 +202,7 @@ def _summary(trained: Trained) -> dict[str, Any]:
         "checkpoint": trained.best.name,
         "steps": trained.steps,
         "dev": trained.metric,
+        "begun": trained.begun,
         "data": {
             "rows": len(data),
             "distinct queries": len(data.queries),
