@@ -321,17 +321,20 @@ def test_queries_without_an_answer_are_learnt_as_queries(
     assert sorted(np.concatenate(drawn)) == list(range(len(NAMES) + 1))
 
 
+def forbid_forward_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("a forward pass")
+
+    monkeypatch.setattr(SentenceTransformer, "forward", never)
+
+
 def test_a_teacher_encodes_once(
     tiny_model: Path, wide: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tiny_model, wide, pairs, tmp_path)
     rows = read_rows(config.data)
     load_teacher(config, rows, CPU)
-
-    def never(*_: Any, **__: Any) -> None:
-        raise AssertionError("a forward pass")
-
-    monkeypatch.setattr(SentenceTransformer, "forward", never)
+    forbid_forward_passes(monkeypatch)
     load_teacher(config, rows, CPU)
 
 
@@ -487,7 +490,9 @@ def test_a_recipe_is_run_as_it_is_typed(
         assert re.search(r"student: [\d,]+ of [\d,]+ parameters", err), err
 
 
-def test_a_plan_is_that_of_the_student(run: Run, tiny_model: Path, pairs: Path) -> None:
+def test_a_plan_is_that_of_the_student(
+    run: Run, tiny_model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = [f"model.path={tiny_model}", f"data.train={pairs}", f"distil.teacher={tiny_model}"]
     config = load("tiny", [*words, "output=out", "student.layers=[0]"])
     with stages.with_student(config) as planned:
@@ -497,3 +502,5 @@ def test_a_plan_is_that_of_the_student(run: Run, tiny_model: Path, pairs: Path) 
     status, out, err = run("plan", "tiny", *words, "output=out", "student.layers=[0]")
     assert status == 0 and "steps" in out, err
     assert not Path("out").exists()
+    forbid_forward_passes(monkeypatch)
+    load_teacher(config, read_rows(config.data), CPU)  # the run finds what the plan has encoded

@@ -63,7 +63,10 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="With --device: of each machine.")] = 1,
     sharded: Annotated[bool, typer.Option(help="With --device: FSDP instead of DDP.")] = False,
 ) -> None:
-    """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run."""
+    """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run.
+
+    Without --device a teacher and a guide encode their texts, and the run finds the vectors.
+    """
     from tercet.configs import load
 
     settings = load(config, overrides or ())
