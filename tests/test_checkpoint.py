@@ -333,6 +333,13 @@ def test_the_config_of_the_checkpoint_that_is_used_counts(folder: Path, ended: l
     assert finetune(config, allow_changed=allowed).last == folder / "step-00000006"
 
 
+def test_the_config_of_a_damaged_one_does_not_count(folder: Path, ended: list[str]) -> None:
+    other = load("tiny", [*ended, "loss.temperature=0.1"])
+    flip(finetune(other, allow_changed=["train.steps", "loss"]).last / "trainer.safetensors")
+    assert go_on(ended) == folder / "step-00000006"  # from step 4, of this config
+    assert (folder / "damaged-step-00000006").exists()
+
+
 def test_a_config_that_does_not_work_leaves_nothing_behind(folder: Path, ended: list[str]) -> None:
     config = load("tiny", [*ended, "loss.learn_temperature=true"])
     with pytest.raises(UserError, match="loss.learn_temperature: .* with a fixed one"):

@@ -60,6 +60,13 @@ def test_two_runs_do_not_share_a_folder(run: Run, words: list[str], tmp_path: Pa
     assert status == 0, err
 
 
+def test_a_lock_that_cannot_be_made_is_one_line(run: Run, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    status, _, err = run(*words)
+    assert status == 2 and "run: cannot be written (Is a directory)" in err
+    assert "choose another folder (output)" in err and "TERCET_CACHE" not in err
+
+
 # Finished runs
 
 
@@ -175,7 +182,7 @@ def test_what_no_run_has_written_stays(run: Run, words: list[str], tmp_path: Pat
     for output in (".", str(tmp_path)):
         for more in ([], ["overwrite=true"]):
             status, _, err = run("finetune", "config.yaml", words[3], f"output={output}", *more)
-            assert status == 2 and "config.yaml is not of a run, which would replace it" in err
+            assert status == 2 and "config.yaml is not of a run" in err and "move it away" in err
     recipe.rename(tmp_path / "mine.yaml")
     status, _, err = run("finetune", "mine.yaml", words[3], "output=.", "overwrite=true")
     assert status == 2 and "model is not of a run, which would replace it" in err

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tercet.cache import Held, locked
+from tercet.cache import OUTPUT, Held, locked
 from tercet.configs import Config, is_saved, save
 from tercet.errors import UserError, did_you_mean
 from tercet.files import sha256, writable_folder
 from tercet.processes import on_main
-from tercet.train.checkpoint import MANIFEST, STATE, checkpoints_in, read_state
+from tercet.train.checkpoint import MANIFEST, STATE, checkpoints_in, read_state, verify
 from tercet.train.inputs import data_paths, model_paths
 from tercet.train.tracking import WANDB_ID
 
@@ -46,7 +46,8 @@ def one_run_in(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
 
         def take() -> None:
-            if held.enter_context(locked(writable_folder(folder), wait=False)) is Held.NO:
+            place = writable_folder(folder)
+            if held.enter_context(locked(place, wait=False, advice=OUTPUT)) is Held.NO:
                 raise UserError(
                     f"output: another run is at work in {folder}; wait until it has ended, or "
                     "choose another folder"
@@ -160,7 +161,8 @@ def _refuse_strangers(folder: Path) -> None:
     recipe, model = folder / CONFIG, folder / "model"
     if recipe.exists() and not is_saved(recipe):
         raise UserError(
-            f"output: {recipe} is not of a run, which would replace it; choose another folder"
+            f"output: {recipe} is not of a run, which would replace it; choose another folder, "
+            "or move it away"
         )
     if model.exists() and not finished_in(folder):
         raise UserError(
@@ -192,12 +194,18 @@ def config_changes(
 
 
 def _changed(folder: Path, config: Config, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """The same of the newest checkpoint in `folder`; none if no run has got anywhere."""
+    """The same of the newest checkpoint in `folder`; none if no run has got anywhere.
+
+    A damaged one does not count. Its weights, which take long to hash, are looked at only if it is
+    of another config.
+    """
     for checkpoint in reversed(checkpoints_in(folder / "checkpoints")):
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is damaged
             manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
             if manifest["sha256"][STATE] == sha256(checkpoint / STATE):
-                return config_changes(read_state(checkpoint)["config"], config, allowed)
+                changed = config_changes(read_state(checkpoint)["config"], config, allowed)
+                if not changed or verify(checkpoint) is None:
+                    return changed
     return {}
 
 
