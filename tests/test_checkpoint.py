@@ -25,6 +25,7 @@ from tercet.train.checkpoint import (
     newest,
     verify,
 )
+from tercet.train.state import read_state
 from tests.conftest import weights, write_task
 
 NAME = "embeddings.word_embeddings.weight"
@@ -265,6 +266,30 @@ def test_a_damaged_one_is_set_aside_and_halves_are_removed(folder: Path, ended: 
         "damaged-step-00000004",
         *(f"step-0000000{step}" for step in (2, 4, 6)),
     ]
+
+
+def test_state_that_no_run_has_written_is_one_line(folder: Path, ended: list[str]) -> None:
+    """Each of its values left out or of another kind, under a manifest that agrees."""
+    target = folder / "step-00000004"
+    state = read_state(target)
+    batch = state["config"]["batch"]
+    changed = [{k: v for k, v in state.items() if k != gone} for gone in state.keys() - {"beside"}]
+    changed += [state | {key: odd} for key in state for odd in ("x", -1, 0.5, [], True)]
+    changed += [
+        state | {"best": {"step": "4", "value": 0.5}},
+        state | {"mined": {"file": "mined/step-00000000/mined.parquet"}},
+        state | {"micro_tokens": 0},
+        state | {"config": {}},
+        state | {"config": state["config"] | {"batch": {**batch, "keep_tokens": []}}},
+    ]
+    for other in changed:
+        write_json(target / "state.json", other)
+        with pytest.raises(UserError, match="state.json: not what a run writes; delete .*-0+4"):
+            read_state(target)
+    write_json(target / "state.json", changed[0])
+    make_manifest_anew(target)
+    with pytest.raises(UserError, match="state.json: not what a run writes"):
+        go_on(ended)
 
 
 def test_missing_state_of_the_optimizer_is_one_line(folder: Path, ended: list[str]) -> None:

@@ -16,8 +16,9 @@ from tercet.configs import Config, is_saved, save
 from tercet.errors import UserError, did_you_mean
 from tercet.files import sha256, writable_folder
 from tercet.processes import on_main
-from tercet.train.checkpoint import MANIFEST, STATE, checkpoints_in, read_state, verify
+from tercet.train.checkpoint import MANIFEST, checkpoints_in, verify
 from tercet.train.inputs import data_paths, model_paths
+from tercet.train.state import STATE, read_state
 from tercet.train.tracking import WANDB_ID
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"

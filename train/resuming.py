@@ -17,7 +17,7 @@ from tercet.models.hub import cached_folder
 from tercet.models.store import tokenizer_fingerprint
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
-from tercet.train.checkpoint import drop_unfinished, newest, read_state, set_aside
+from tercet.train.checkpoint import drop_unfinished, newest, set_aside
 from tercet.train.inputs import model_paths
 from tercet.train.output import (
     SUMMARY,
@@ -29,6 +29,7 @@ from tercet.train.output import (
     remove_run,
 )
 from tercet.train.rows import read_data
+from tercet.train.state import read_state
 from tercet.versions import code_version
 
 PARTS = {  # of what a run began with, as a complaint calls them
