@@ -35,14 +35,16 @@ class Held(IntEnum):
 
 
 @contextmanager
-def locked(place: Path, *, wait: bool = True, shared: bool = False) -> Iterator[Held]:
+def locked(
+    place: Path, *, wait: bool = True, shared: bool = False, advice: str = CACHE
+) -> Iterator[Held]:
     """Hold the lock of a folder, which is made if it is missing; it dies with its process.
 
     Waits for whoever has it, unless told not to: then it may give `Held.NO`. `shared` lets others
     in who share it too, and keeps out who would have the folder alone: to remove it, say. Raises
-    UserError if the folder cannot be written.
+    UserError, which ends in `advice`, if the folder cannot be written.
     """
-    with disk_errors(place, CACHE):
+    with disk_errors(place, advice):
         file, held = _take(place, wait, shared)
     with file:
         yield held

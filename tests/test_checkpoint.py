@@ -25,6 +25,7 @@ from tercet.train.checkpoint import (
     newest,
     verify,
 )
+from tercet.train.state import read_state
 from tests.conftest import weights, write_task
 
 NAME = "embeddings.word_embeddings.weight"
@@ -267,6 +268,30 @@ def test_a_damaged_one_is_set_aside_and_halves_are_removed(folder: Path, ended: 
     ]
 
 
+def test_state_that_no_run_has_written_is_one_line(folder: Path, ended: list[str]) -> None:
+    """Each of its values left out or of another kind, under a manifest that agrees."""
+    target = folder / "step-00000004"
+    state = read_state(target)
+    batch = state["config"]["batch"]
+    changed = [{k: v for k, v in state.items() if k != gone} for gone in state.keys() - {"beside"}]
+    changed += [state | {key: odd} for key in state for odd in ("x", -1, 0.5, [], True)]
+    changed += [
+        state | {"best": {"step": "4", "value": 0.5}},
+        state | {"mined": {"file": "mined/step-00000000/mined.parquet"}},
+        state | {"micro_tokens": 0},
+        state | {"config": {}},
+        state | {"config": state["config"] | {"batch": {**batch, "keep_tokens": []}}},
+    ]
+    for other in changed:
+        write_json(target / "state.json", other)
+        with pytest.raises(UserError, match="state.json: not what a run writes; delete .*-0+4"):
+            read_state(target)
+    write_json(target / "state.json", changed[0])
+    make_manifest_anew(target)
+    with pytest.raises(UserError, match="state.json: not what a run writes"):
+        go_on(ended)
+
+
 def test_missing_state_of_the_optimizer_is_one_line(folder: Path, ended: list[str]) -> None:
     target = folder / "step-00000004"
     save_file({"something": torch.zeros(1)}, target / "trainer.safetensors")
@@ -331,6 +356,13 @@ def test_the_config_of_the_checkpoint_that_is_used_counts(folder: Path, ended: l
     with pytest.raises(UserError, match=r"was 0.05, now 0.1\).*--allow-changed loss.temperature$"):
         finetune(config, allow_changed=["train.steps"])  # of step 4
     assert finetune(config, allow_changed=allowed).last == folder / "step-00000006"
+
+
+def test_the_config_of_a_damaged_one_does_not_count(folder: Path, ended: list[str]) -> None:
+    other = load("tiny", [*ended, "loss.temperature=0.1"])
+    flip(finetune(other, allow_changed=["train.steps", "loss"]).last / "trainer.safetensors")
+    assert go_on(ended) == folder / "step-00000006"  # from step 4, of this config
+    assert (folder / "damaged-step-00000006").exists()
 
 
 def test_a_config_that_does_not_work_leaves_nothing_behind(folder: Path, ended: list[str]) -> None:

@@ -67,6 +67,9 @@ def test_two_processes_foresee_the_same_run(tiny_model: Path, pairs: Path, tmp_p
     for same in ("rows", "steps", "texts_per_batch", "tokens_per_batch", "truncated_share"):
         assert one[same] == two[same]
     assert two["micro_batches"] < one["micro_batches"]
+    cut = (f"distil.teacher={tiny_model}", "student.layers=[0]")  # one process makes the student
+    student = forecast(2, tmp_path / "student.json", *words, *cut)
+    assert student["processes"] == 2 and student["bytes_per_token"] < two["bytes_per_token"]
 
 
 def test_mined_negatives_are_counted(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ from tercet.models.housekeeping import all_stored, damaged
 from tercet.models.load import refuse_escapes
 from tercet.models.shards import Manifest, begin, finish, open_vectors, unsound, write_shard
 from tercet.report import console_table, store_table
-from tercet.train.checkpoint import MANIFEST, manifest_of, newest, read_state, verify
+from tercet.train.checkpoint import MANIFEST, manifest_of, newest, verify
+from tercet.train.output import config_changes
+from tercet.train.state import read_state
 from tercet.train.tracking import read_log
 
 SECONDS = 5.0  # for one input
@@ -154,7 +156,9 @@ def read_checkpoint_state(data: bytes, folder: Path) -> object:
     written = manifest_of({"state.json": hashlib.sha256(data).hexdigest()})
     (checkpoint / MANIFEST).write_text(json.dumps(written), encoding="utf-8")
     assert newest(folder) == checkpoint
-    return read_state(checkpoint)
+    state = read_state(checkpoint)
+    config_changes(state["config"], parse(YAML.decode(), "a.yaml"), ())
+    return state
 
 
 def read_config(data: bytes, folder: Path) -> object:
@@ -224,7 +228,23 @@ FACTS = Manifest(
     shard_rows=2,
     created="2026-01-01T00:00:00+00:00",
 )
-STATE = b'{"step": 1, "best": {}, "mined": null, "config": {"batch": {"micro_tokens": "auto"}}}'
+STATE = json.dumps(
+    {
+        "step": 1,
+        "best": {"step": 1, "value": 0.5},
+        "skipped": 0,
+        "micro_tokens": 64,
+        "keep_tokens": 0,
+        "processes": 1,
+        "config": parse(YAML.decode(), "a.yaml").model_dump(mode="json"),
+        "beside": {"train.mixed_precision": "no"},
+        "data": {"rows": 3},
+        "models": {},
+        "code": {"source": "x"},
+        "mined": {"file": "mined/step-00000000/mined.parquet", "sha256": "x"},
+        "scaler": None,
+    }
+).encode()
 CHECKPOINT = json.dumps(manifest_of({"state.json": hashlib.sha256(STATE).hexdigest()}))
 MODULES = (
     b'[{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]'

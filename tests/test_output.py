@@ -1,5 +1,6 @@
 """The output folder: one run at a time, not trained twice, deleting nothing of others."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tercet.train import resuming
 from tercet.train.tracking import read_log
 from tests.conftest import Run
 from tests.workers.launch import ROOT, run_jobs
@@ -58,6 +60,13 @@ def test_two_runs_do_not_share_a_folder(run: Run, words: list[str], tmp_path: Pa
     assert status == 0, err
 
 
+def test_a_lock_that_cannot_be_made_is_one_line(run: Run, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    status, _, err = run(*words)
+    assert status == 2 and "run: cannot be written (Is a directory)" in err
+    assert "choose another folder (output)" in err and "TERCET_CACHE" not in err
+
+
 # Finished runs
 
 
@@ -69,12 +78,43 @@ def test_a_finished_run_is_not_trained_again(run: Run, words: list[str], tmp_pat
     assert "output: run holds this run, finished; overwrite=true trains it anew" in err
     for more in (["licence=mit"], ["train.steps=3", "--allow-changed", "train.steps"]):
         status, _, err = run(*words, "train.steps=2", *more)
-        assert status == 2 and "run already holds a finished run" in err
+        assert status == 2 and "the finished run in run had another config" in err
+        assert "run already holds a finished run" in err
     assert everything(tmp_path) == before
-    (tmp_path / "run" / "config.yaml").unlink()
-    assert run(*words, "train.steps=2")[0] == 2  # nobody knows any more what it was
     assert run(*words, "train.steps=1", "overwrite=true")[0] == 0
     assert len(read_log(tmp_path / "run" / "run.jsonl")) == 1
+
+
+def test_a_finished_run_of_something_else_is_refused(
+    run: Run, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the same words: other rows, another guide, other code, or nobody knows what it was."""
+    rows, guide = tmp_path / "rows.jsonl", tmp_path / "guide"
+    shutil.copyfile(words[3].removeprefix("data.train="), rows)
+    shutil.copytree(words[2].removeprefix("model.path="), guide)
+    words = [*words[:3], "data.train=rows.jsonl", "output=run", "train.steps=1"]
+    words.append("loss.false_negatives.guide=guide")
+    assert run(*words)[0] == run(*words)[0] == 0
+
+    def refused(what: str) -> None:
+        status, _, err = run(*words)
+        assert status == 2 and "run already holds a finished run" in err
+        assert f"the finished run in run had another {what}" in err
+
+    whole = rows.read_bytes()
+    rows.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    refused("set of rows")
+    rows.write_bytes(whole)
+    (guide / "config.json").open("a").write("\n")
+    refused("teacher, guide")
+    shutil.copytree(words[2].removeprefix("model.path="), guide, dirs_exist_ok=True)
+    with monkeypatch.context() as later:
+        later.setattr(resuming, "code_version", lambda: {"source": "another"})
+        refused("version of the code")
+    assert run(*words)[0] == 0
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"begun": None}))
+    refused("config")
 
 
 def test_a_launch_and_a_student_that_are_finished(words: list[str], tmp_path: Path) -> None:
@@ -89,8 +129,10 @@ def test_a_launch_and_a_student_that_are_finished(words: list[str], tmp_path: Pa
 
     launch = job("launch", 2)
     cut = ["student.layers=[0]", words[2].replace("model.path", "distil.teacher")]
-    student = job("student", 1, *cut, verb="distil")
-    assert run_jobs([launch, student, launch, student], tmp_path) == [[0, 0], [0], [0, 0], [0]]
+    student = job("student", 2, *cut, verb="distil")
+    assert run_jobs([launch, student, launch, student], tmp_path) == [[0, 0]] * 4
+    facts = json.loads((tmp_path / "student" / "student" / "student.json").read_text())
+    assert facts["after"]["layers"] == 1
     for name in ("launch", "student"):
         (line,) = (tmp_path / f"{name}.0").read_text().splitlines()  # of the second time
         assert "holds this run, finished" in line
@@ -140,7 +182,7 @@ def test_what_no_run_has_written_stays(run: Run, words: list[str], tmp_path: Pat
     for output in (".", str(tmp_path)):
         for more in ([], ["overwrite=true"]):
             status, _, err = run("finetune", "config.yaml", words[3], f"output={output}", *more)
-            assert status == 2 and "config.yaml is not of a run, which would replace it" in err
+            assert status == 2 and "config.yaml is not of a run" in err and "move it away" in err
     recipe.rename(tmp_path / "mine.yaml")
     status, _, err = run("finetune", "mine.yaml", words[3], "output=.", "overwrite=true")
     assert status == 2 and "model is not of a run, which would replace it" in err

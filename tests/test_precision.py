@@ -20,7 +20,7 @@ from tercet.models import encode, load_encoder
 from tercet.train import finetune
 from tercet.train.loop import Run, gradient_of, plan_of, train
 from tercet.train.rows import read_rows
-from tercet.train.setup import _set_up
+from tercet.train.setup import Read, _set_up
 from tercet.train.tracking import read_log
 from tests.conftest import question
 from tests.workers.launch import ROOT, run_jobs
@@ -154,7 +154,7 @@ def scaled(tiny_model: Path, pairs: Path, out: Path, scale: float | None) -> Run
     if scale is not None:
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     rows = read_rows(config.data)
-    run = _set_up(config, accelerator, config.model, rows, rows, {})
+    run = _set_up(config, accelerator, config.model, Read(rows, rows, {}))
     if scale is not None:  # from here on it acts as under fp16; the arithmetic stays in float32
         accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
         accelerator.autocast_handler = AutocastKwargs(enabled=False)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from tercet.configs import load
 from tercet.train import finetune, loop
 from tercet.train.loop import Run, gradient_of, plan_of
 from tercet.train.rows import read_rows
-from tercet.train.setup import _set_up
+from tercet.train.setup import Read, _set_up
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,7 +24,7 @@ def run_of(tiny_model: Path, pairs: Path, out: Path, keep: int, *more: str) -> R
     config = load("tiny", [*where, *options, f"batch.keep_tokens={keep}"])
     out.mkdir(exist_ok=True)
     rows = read_rows(config.data)
-    return _set_up(config, Accelerator(cpu=True), config.model, rows, rows, {})
+    return _set_up(config, Accelerator(cpu=True), config.model, Read(rows, rows, {}))
 
 
 def gradients(run: Run, step: int) -> tuple[list[torch.Tensor], float]:

@@ -24,6 +24,7 @@ from tercet.files import fingerprint, pickled, sha256, whole_folder, write_json
 from tercet.models import load_encoder
 from tercet.progress import say
 from tercet.train.shards import like
+from tercet.train.state import STATE, read_state
 
 
 def save_checkpoint(
@@ -167,21 +168,6 @@ def load_checkpoint(
     return tensors, read_state(checkpoint)
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Its state.json: step, best, sizes, config, fingerprints.
-
-    Raises UserError for one that holds something else: a manifest says nothing of who wrote both.
-    """
-    path = checkpoint / STATE
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):  # also bytes that are no text
-        state = None
-    if not isinstance(state, dict):
-        raise UserError(f"{path} is no JSON object: delete {checkpoint}, it is not a run's")
-    return state
-
-
 def drop_old(folder: Path, step: int, best: int, keep: int) -> None:
     """Keep the checkpoints of `step`, of `best` and the `keep` - 1 newest before `step`.
 
@@ -203,7 +189,7 @@ def drop_rounds(folder: Path, rounds: Path, current: str | None) -> None:
     try:
         for checkpoint in checkpoints_in(folder):
             named.add((read_state(checkpoint)["mined"] or {}).get("file"))
-    except (OSError, UserError, KeyError, AttributeError):
+    except (OSError, UserError):
         return
     for mined in rounds.glob("step-*/mined.parquet"):
         if str(mined.relative_to(rounds.parent)) not in named:
@@ -244,7 +230,6 @@ def restore_optimizer(
 
 FORMAT = 3
 MANIFEST = "manifest.json"
-STATE = "state.json"
 STEP = re.compile(r"step-\d{8,}")
 OTHER_FORMAT = "it is of format"
 TENSORS = "trainer.safetensors"

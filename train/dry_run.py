@@ -47,7 +47,8 @@ class Forecast:
 def forecast(config: Config) -> Forecast:
     """Set the run up in a temporary folder, look at its first batches and time one step.
 
-    Nothing of the run's output folder is read or written, and no weight is changed.
+    Nothing of the run's output folder is read or written, and no weight is changed. A teacher and a
+    guide encode all their texts into the store, where the run finds them.
     """
     with tempfile.TemporaryDirectory() as folder:
         aside = {"output": folder, "tracking": config.tracking.model_copy(update={"wandb": False})}

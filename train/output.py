@@ -11,13 +11,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tercet.cache import Held, locked
-from tercet.configs import Config, is_saved, load, save
+from tercet.cache import OUTPUT, Held, locked
+from tercet.configs import Config, is_saved, save
 from tercet.errors import UserError, did_you_mean
 from tercet.files import sha256, writable_folder
 from tercet.processes import on_main
-from tercet.train.checkpoint import MANIFEST, STATE, checkpoints_in, read_state
+from tercet.train.checkpoint import MANIFEST, checkpoints_in, verify
 from tercet.train.inputs import data_paths, model_paths
+from tercet.train.state import STATE, read_state
 from tercet.train.tracking import WANDB_ID
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
@@ -46,7 +47,8 @@ def one_run_in(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
 
         def take() -> None:
-            if held.enter_context(locked(writable_folder(folder), wait=False)) is Held.NO:
+            place = writable_folder(folder)
+            if held.enter_context(locked(place, wait=False, advice=OUTPUT)) is Held.NO:
                 raise UserError(
                     f"output: another run is at work in {folder}; wait until it has ended, or "
                     "choose another folder"
@@ -65,7 +67,7 @@ def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:
     """
     folder = writable_folder(Path(config.output))
     _refuse_strangers(folder)
-    finished, changed = _finished(folder), _changed(folder, config, allowed)
+    finished, changed = finished_in(folder), _changed(folder, config, allowed)
     if config.overwrite:
         if finished or changed:
             _refuse_to_lose(config)
@@ -77,21 +79,9 @@ def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:
         refuse_changes(config, "config", changed)
 
 
-def is_finished(config: Config) -> bool:
-    """Whether the output folder holds this very run, finished, and it is not to be overwritten."""
-    folder = Path(config.output)
-    if config.overwrite or not _finished(folder) or not (folder / CONFIG).is_file():
-        return False
-    try:
-        was, now = (c.model_dump(mode="json") for c in (load(folder / CONFIG), config))
-    except UserError:  # written by another version, which knew other keys
-        return False
-    return not differences(was, now, ("output", "overwrite"))
-
-
 def clear_output(config: Config) -> None:
     """With `overwrite` remove what a finished run left, and nothing else."""
-    if config.overwrite and _finished(Path(config.output)):
+    if config.overwrite and finished_in(Path(config.output)):
         remove_run(config)
 
 
@@ -154,13 +144,14 @@ def check_allowed(allowed: Sequence[str], config: Config) -> None:
         raise UserError(f"--allow-changed: nothing is called {name!r}; {hint}")
 
 
-def _finished(folder: Path) -> bool:
+def finished_in(folder: Path) -> bool:
+    """Whether a run has ended there, with all that it writes."""
     return (folder / "model").exists() and (folder / SUMMARY).exists()  # written in reverse order
 
 
 def _left_by_run(folder: Path) -> list[Path]:
     """What runs have written, each by a name that nothing else bears; the summary last."""
-    names = ("run.jsonl", WANDB_ID, "mined/cache", *(["model"] if _finished(folder) else []))
+    names = ("run.jsonl", WANDB_ID, "mined/cache", *(["model"] if finished_in(folder) else []))
     checkpoints = (p for p in folder.glob("checkpoints/*") if CHECKPOINT.fullmatch(p.name))
     found = [*folder.glob("mined/step-*"), *folder.glob("nonfinite-step-*.json")]
     return [*checkpoints, *found, *(folder / name for name in names), folder / SUMMARY]
@@ -171,9 +162,10 @@ def _refuse_strangers(folder: Path) -> None:
     recipe, model = folder / CONFIG, folder / "model"
     if recipe.exists() and not is_saved(recipe):
         raise UserError(
-            f"output: {recipe} is not of a run, which would replace it; choose another folder"
+            f"output: {recipe} is not of a run, which would replace it; choose another folder, "
+            "or move it away"
         )
-    if model.exists() and not _finished(folder):
+    if model.exists() and not finished_in(folder):
         raise UserError(
             f"output: {model} is not of a run, which would replace it (no {SUMMARY} beside it); "
             "choose another folder"
@@ -203,12 +195,18 @@ def config_changes(
 
 
 def _changed(folder: Path, config: Config, allowed: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """The same of the newest checkpoint in `folder`; none if no run has got anywhere."""
+    """The same of the newest checkpoint in `folder`; none if no run has got anywhere.
+
+    A damaged one does not count. Its weights, which take long to hash, are looked at only if it is
+    of another config.
+    """
     for checkpoint in reversed(checkpoints_in(folder / "checkpoints")):
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is damaged
             manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
             if manifest["sha256"][STATE] == sha256(checkpoint / STATE):
-                return config_changes(read_state(checkpoint)["config"], config, allowed)
+                changed = config_changes(read_state(checkpoint)["config"], config, allowed)
+                if not changed or verify(checkpoint) is None:
+                    return changed
     return {}
 
 

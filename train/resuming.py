@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, and whether it may: same rows, same code, or said so."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,19 @@ from tercet.models.hub import cached_folder
 from tercet.models.store import tokenizer_fingerprint
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
-from tercet.train.checkpoint import drop_unfinished, newest, read_state, set_aside
+from tercet.train.checkpoint import drop_unfinished, newest, set_aside
 from tercet.train.inputs import model_paths
 from tercet.train.output import (
+    SUMMARY,
     clear_output,
     config_changes,
     differences,
+    finished_in,
     refuse_changes,
     remove_run,
 )
+from tercet.train.rows import read_data
+from tercet.train.state import read_state
 from tercet.versions import code_version
 
 PARTS = {  # of what a run began with, as a complaint calls them
@@ -35,6 +40,8 @@ PARTS = {  # of what a run began with, as a complaint calls them
     "code": "version of the code",
 }
 BY_KEY = ("config", "beside")  # what --allow-changed takes key by key, the others as a whole
+# What a finished run need not share, or what cannot be told before its model is loaded.
+FREE = ("config.output", "config.overwrite", "models.tokenizer")
 
 
 def what_begins(
@@ -46,19 +53,22 @@ def what_begins(
     than the trained one are read by the main process alone. A meeting of all.
     """
     tokenizer = {"tokenizer": tokenizer_fingerprint(encoder.tokenizer)}
-    counted = {
+    return {
+        "config": config.model_dump(mode="json"),
+        "beside": beside,
+        "data": _counted(data),
+        "models": tokenizer | on_main(partial(_models, config)),
+        "code": code_version(),
+    }
+
+
+def _counted(data: TrainingSet) -> dict[str, Any]:
+    return {
         "rows": len(data),
         "queries": len(data.queries),
         "documents": len(data.documents),
         "negatives": len(data.negatives.values),
         "fingerprint": data.fingerprint,
-    }
-    return {
-        "config": config.model_dump(mode="json"),
-        "beside": beside,
-        "data": counted,
-        "models": tokenizer | on_main(partial(_models, config)),
-        "code": code_version(),
     }
 
 
@@ -82,6 +92,38 @@ def _files(path: str, where: str) -> str:
         return found
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json"))
     return fingerprint(part for f in files for part in (str(f.relative_to(folder)), sha256(f)))
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the output folder holds this very run, finished, and it is not to be overwritten.
+
+    Its summary remembers config, code, models and rows; if one is another, that is said. Reads the
+    rows.
+    """
+    folder = Path(config.output)
+    if config.overwrite or not finished_in(folder):
+        return False
+    now: dict[str, Callable[[], Any]] = {  # the quick ones first
+        "config": partial(config.model_dump, mode="json"),
+        "code": code_version,
+        "models": partial(_models, config),
+        "data": lambda: _counted(read_data(config)[1]),
+    }
+    begun = _begun(folder / SUMMARY)
+    for part, found in now.items():
+        if differences({part: begun.get(part)}, {part: found()}, FREE):
+            say(f"output: the finished run in {folder} had another {PARTS[part]}")
+            return False
+    return True
+
+
+def _begun(summary: Path) -> dict[str, Any]:
+    """What the run of a summary began with; nothing if it does not say."""
+    try:
+        begun = json.loads(summary.read_text(encoding="utf-8"))["begun"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return begun if isinstance(begun, dict) else {}
 
 
 def to_resume(config: Config, begun: dict[str, Any], allowed: Sequence[str] = ()) -> Path | None:

@@ -67,6 +67,16 @@ class Trained:
     metric: float | None  # the best dev score
     data: TrainingSet
     encoder: SentenceTransformer  # with the last weights
+    begun: dict[str, Any]  # config, rows, models and code, as its checkpoints remember them
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a run is made of, read before anything is loaded."""
+
+    rows: TrainingSet  # as they are on disk
+    data: TrainingSet  # the same with the mined negatives that the config names
+    beside: dict[str, Any]  # by config key, what its value leaves open
 
 
 def finetune(
@@ -95,7 +105,8 @@ def finetune(
     run.accelerator.end_training()  # not after a mistake: the group may wait for one who has gone
     last = run.checkpoints / name_of(run.step)
     best = run.checkpoints / name_of(run.best.get("step", run.step))
-    return Trained(last, best, run.step, run.best.get("value"), run.batches.data, run.whole)
+    score = run.best.get("value")
+    return Trained(last, best, run.step, score, run.batches.data, run.whole, run.begun)
 
 
 def prepare(
@@ -123,7 +134,8 @@ def prepare(
     rows, data = read_data(config)
     beside = data_beside(config, data) | {"train.mixed_precision": accelerator.mixed_precision}
     start = student or config.model
-    run = _set_up(config, accelerator, start, rows, data, beside, evaluate, remine, allow_changed)
+    read = Read(rows, data, beside)
+    run = _set_up(config, accelerator, start, read, evaluate, remine, allow_changed)
     on_main(lambda: claim_output(config))
     return run
 
@@ -144,17 +156,16 @@ def _set_up(
     config: Config,
     accelerator: Accelerator,
     start: ModelConfig,
-    rows: TrainingSet,
-    data: TrainingSet,
-    beside: dict[str, Any],
+    read: Read,
     evaluate: Evaluate | None = None,
     remine: Remine | None = None,
     allow_changed: Sequence[str] = (),
 ) -> Run:
+    data = read.data
     batches = batches_of(config, data)
     encoder = load_encoder(start)
     refuse_pair(encoder, "model.path")
-    begun = what_begins(config, data, beside, encoder)
+    begun = what_begins(config, data, read.beside, encoder)
     refuse_unlike(begun)  # from here on processes share the work on what each of them has read
     teacher = load_teacher(config, data, accelerator.device)
     if teacher is not None:
@@ -216,7 +227,7 @@ def _set_up(
         teacher=teacher,
         tracker=Tracker(accelerator, config, state.get("step", 0)),
         evaluate=evaluate,
-        refresh=refresher(remine, rows, every) if remine and every else None,
+        refresh=refresher(remine, read.rows, every) if remine and every else None,
         steps=steps,
         eval_every=config.train.eval_every or -(-steps // 10),
         save_every=config.train.save_every or max(50, -(-steps // 10)),
@@ -225,22 +236,34 @@ def _set_up(
         keep_tokens=0,
     )
     if resumed is not None:
-        run.step, run.skipped = state["step"], state["skipped"]
-        run.best = state["best"] if _same_scores(run, state) else {}
-        run.saved = run.step
-        resume(run, rows, state)
-        if learned is not None:
-            if "log_temperature" not in tensors:
-                raise UserError(f"loss.learn_temperature: {resumed} was trained with a fixed one")
-            learned.data.copy_(tensors["log_temperature"])
-        if any(name.startswith(WEIGHTS) for name in tensors):  # its model holds averages
-            restore_weights(encoder, tensors)
-        restore_optimizer(optimizer, parameter_names(run), tensors)
-        if accelerator.scaler is not None and state["scaler"]:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        say(f"resuming after step {run.step} of {run.steps} from {resumed}")
+        _resume(run, read.rows, resumed, tensors, state)
     _set_sizes(run, state)
     return run
+
+
+def _resume(
+    run: Run,
+    rows: TrainingSet,
+    checkpoint: Path,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+) -> None:
+    """Put a run that is set up where its checkpoint left off; the model has its weights already."""
+    run.step, run.skipped = state["step"], state["skipped"]
+    run.best = state["best"] if _same_scores(run, state) else {}
+    run.saved = run.step
+    resume(run, rows, state)
+    if run.log_temperature is not None:
+        if "log_temperature" not in tensors:
+            raise UserError(f"loss.learn_temperature: {checkpoint} was trained with a fixed one")
+        run.log_temperature.data.copy_(tensors["log_temperature"])
+    if any(name.startswith(WEIGHTS) for name in tensors):  # its model holds averages
+        restore_weights(run.encoder, tensors)
+    restore_optimizer(run.optimizer, parameter_names(run), tensors)
+    scaler = run.accelerator.scaler
+    if scaler is not None and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    say(f"resuming after step {run.step} of {run.steps} from {checkpoint}")
 
 
 def _set_sizes(run: Run, state: dict[str, Any]) -> None:

@@ -63,12 +63,16 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="With --device: of each machine.")] = 1,
     sharded: Annotated[bool, typer.Option(help="With --device: FSDP instead of DDP.")] = False,
 ) -> None:
-    """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run."""
+    """A dry run: tokens per batch, memory, micro-batches and time of a fine-tuning run.
+
+    Without --device a teacher and a guide encode their texts, and the run finds the vectors.
+    """
     from tercet.configs import load
 
     settings = load(config, overrides or ())
     if device is None and (nodes, gpus, sharded) != (1, 1, False):
         raise UserError("--nodes, --gpus and --sharded are for machines elsewhere: name --device")
+    from tercet.processes import on_main
     from tercet.progress import is_main_process
     from tercet.report import console_table, forecast_table, predicted_table
     from tercet.stages import with_student
@@ -76,7 +80,7 @@ def plan(
 
     with with_student(settings) as run:
         if device is not None:
-            table = predicted_table(predict(run, nodes, gpus, device, sharded))
+            table = predicted_table(on_main(lambda: predict(run, nodes, gpus, device, sharded)))
         else:
             table = forecast_table(forecast(run))
     if is_main_process():

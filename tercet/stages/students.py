@@ -33,6 +33,11 @@ def student(config: Config) -> Student:
     sizes, and the resolved config as `student.yaml`. Raises UserError under a launcher.
     """
     one_process("student")
+    return write_student(config)
+
+
+def write_student(config: Config) -> Student:
+    """What `student` does, by this process alone: the main one of a run that begins with it."""
     folder = writable_folder(Path(config.output))
     refuse_existing(folder / "model", config.overwrite)
     resolve(config.model.path)

@@ -1,7 +1,7 @@
 """Train, then export: `finetune` and `distil`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +13,7 @@ from tercet.configs import Config, ModelConfig, StudentConfig, load
 from tercet.data import read_task
 from tercet.errors import UserError, about
 from tercet.evaluation import cut_of, known_metric
-from tercet.files import write_json
+from tercet.files import cache_folder, writable_folder, write_json
 from tercet.models import max_length, prompt_of
 from tercet.peers import together
 from tercet.processes import on_main
@@ -22,10 +22,11 @@ from tercet.report import size_line
 from tercet.stages.exporting import export_run
 from tercet.stages.measuring import DEV_DEPTH, scores_of
 from tercet.stages.mining import remine_stage
-from tercet.stages.students import student
+from tercet.stages.students import write_student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
-from tercet.train.output import is_finished, one_run_in, refuse_other_run
+from tercet.train.output import one_run_in, refuse_other_run
+from tercet.train.resuming import is_finished
 from tercet.train.teacher import resolve_teachers
 from tercet.versions import installed_versions
 
@@ -115,7 +116,7 @@ def _student(config: Config, allow_changed: Sequence[str]) -> ModelConfig | None
                 f"output: {config.output} holds a run whose student was made of something else "
                 "(model, student or data); choose another folder or say overwrite=true"
             )
-        made = student(config.model_copy(update={"output": str(folder), "overwrite": True}))
+        made = write_student(config.model_copy(update={"output": str(folder), "overwrite": True}))
         say(f"student: {size_line(made.before, made.after)}")
 
     with together():
@@ -125,13 +126,24 @@ def _student(config: Config, allow_changed: Sequence[str]) -> ModelConfig | None
 
 @contextmanager
 def with_student(config: Config) -> Iterator[Config]:
-    """`config` with its student made, in a folder that goes after the block: for `tercet plan`."""
+    """`config` with its student made, in a folder that goes after the block: for `tercet plan`.
+
+    The main process makes it in the cache, which all processes see.
+    """
     if config.student == StudentConfig():
         yield config
         return
-    with TemporaryDirectory() as folder:
-        student(config.model_copy(update={"output": folder, "overwrite": True}))
-        yield config.model_copy(update={"model": made_student(config, Path(folder) / "model")})
+    with ExitStack() as leaving:
+
+        def make() -> Path:
+            place = writable_folder(cache_folder())
+            folder = leaving.enter_context(TemporaryDirectory(prefix="student-", dir=place))
+            write_student(config.model_copy(update={"output": folder, "overwrite": True}))
+            return Path(folder) / "model"
+
+        with together():
+            path = on_main(make)
+        yield config.model_copy(update={"model": made_student(config, path)})
 
 
 def made_student(config: Config, path: Path) -> ModelConfig:
@@ -190,6 +202,7 @@ def _summary(trained: Trained) -> dict[str, Any]:
         "checkpoint": trained.best.name,
         "steps": trained.steps,
         "dev": trained.metric,
+        "begun": trained.begun,
         "data": {
             "rows": len(data),
             "distinct queries": len(data.queries),

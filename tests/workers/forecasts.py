@@ -12,12 +12,14 @@ from pathlib import Path
 import torch
 
 from tercet.configs import load
+from tercet.stages import with_student
 from tercet.train.dry_run import forecast
 from tests.workers.launch import run_ranks
 
 
 def work(rank: int, out: Path, words: list[str]) -> None:
-    found = forecast(load(words[0], words[1:]))
+    with with_student(load(words[0], words[1:])) as config:
+        found = forecast(config)
     if rank == 0:
         out.write_text(json.dumps(asdict(found)), encoding="utf-8")
 
