@@ -142,10 +142,11 @@ def made_by(work: Work) -> dict[str, Any]:
 
 def done(work: Work) -> dict[str, Any]:
     """Every section that is there."""
+    again = sorted((work.folder / "parts").glob(f"*{SEED}*.json"))
     files = [
         file
         for name in PARTS
-        for file in (file_of(work, name), *sorted((work.folder / "parts").glob(f"{name}{SEED}*.json")))
+        for file in (file_of(work, name), *(f for f in again if first_of(f.stem) == name))
     ]
     return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()}
 

@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-
 from sentence_transformers import SentenceTransformer
 
 from benchmarks.distillation_work import CODE, OTHERS, PAIRS, Work, encoder, test_scores
@@ -84,7 +83,7 @@ def shown(work: Work, models: Mapping[str, str], task: RetrievalTask) -> dict[st
 
 
 def gain_kept(scores: Mapping[str, PerQuery]) -> tuple[float | None, tuple[float, float] | None]:
-    """Which part of the tuned model's gain the merged one has, and its interval; None of no gain."""
+    """Which part of the tuned model's gain the merged one has, and its interval; None if none."""
     base, tuned, merged = (
         np.array([scores[who][query] for query in scores["base"]])
         for who in ("base", "tuned", "merged")

@@ -79,8 +79,8 @@ def _seeds_note(found: Mapping[str, Any]) -> str:
 def _static_note(found: Mapping[str, Any]) -> str:
     return (
         f"nDCG@10 on dev before training: {_listed(found['tables_on_dev'])}. After {TRIAL_EPOCHS} "
-        f"epochs of texts, or as many steps with labels: {_listed(found['trials_on_dev'])}. All tries "
-        f"took {found['choosing_minutes']:.1f} minutes besides those of the training."
+        f"epochs of texts, or as many steps with labels: {_listed(found['trials_on_dev'])}. All "
+        f"tries took {found['choosing_minutes']:.1f} minutes besides those of the training."
     )
 
 

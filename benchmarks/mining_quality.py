@@ -112,7 +112,8 @@ def main() -> None:
 
 def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> Found:
     """Everything about one collection; each step is skipped that left a JSON under the same."""
-    data = folder / f"data-{cut_by(contents(source), asdict(task), getsource(write_data))}" / task.name
+    made_by = cut_by(contents(source), asdict(task), getsource(write_data))
+    data = folder / f"data-{made_by}" / task.name
     if not data.exists():
         write_data(task, source, data)
     test = read_task(data, "test")

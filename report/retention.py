@@ -21,8 +21,8 @@ def retention_note(found: Mapping[str, Any]) -> str:
     """What has to be known to read the table."""
     return (
         f"{found['task']}: {found['queries']:,} queries, {found['documents']:,} documents. "
-        "Shares of and differences from the teacher with their 95 % intervals over queries. Documents per second of "
-        "the model that builds the index, all else of the one that reads queries."
+        "Shares of and differences from the teacher with their 95 % intervals over queries. "
+        "Documents per second of the model that builds the index, all else of the one that reads queries."
     )
 
 

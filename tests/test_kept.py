@@ -71,8 +71,8 @@ def test_settings_data_weights_negatives_and_code_decide(
     other = tmp_path / "other.jsonl"
     for text in ("one", "two"):
         other.write_text(text)
-        for beside in (f"evaluation.dev={other}", f"data.held_out=[{other}]", f"mining.known={other}"):
-            found.add(seen(beside))
+        for key in ("evaluation.dev", "data.held_out", "mining.known"):
+            found.add(seen(f"{key}={other}" if key == "evaluation.dev" else f"{key}=[{other}]"))
     assert len(found) == 13
 
 
