@@ -1,11 +1,11 @@
 """BEIR folders made out of others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tercet.data import RetrievalTask, Texts, read_task
-from tercet.data.beir import HEADER, write_files
-from tercet.files import fingerprint, whole_folder
+from tercet.data.beir import HEADER, splits, write_files
+from tercet.files import fingerprint, sha256, whole_folder
 from tercet.versions import source_version
 
 Grades = Mapping[str, Mapping[str, int]]  # query -> document -> grade
@@ -19,6 +19,12 @@ def cut_by(*how: object) -> str:
     """
     code = (source_version(("data",)), Path(__file__).read_bytes())
     return fingerprint([*code, *map(repr, how)])[:12]
+
+
+def contents(*paths: Path) -> str:
+    """12 hex digits that change with any of these files, and with any file of these folders."""
+    files = [f for path in paths for f in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return fingerprint(f"{file.name} {sha256(file)}" for file in files if file.is_file())[:12]
 
 
 def write_collection(
@@ -70,23 +76,38 @@ def write_with_dev(source: Path, folder: Path, small: int | None = None) -> None
     write_collection(folder, corpus, asked, splits)
 
 
-def write_halves(
-    source: Path, folder: Path, documents: tuple[int, int], small: int | None = None
-) -> None:
-    """The test split of `source` in halves: every other query to choose by, the rest to report.
+def write_halves(source: Path, folder: Path, documents: int, small: int | None = None) -> None:
+    """`<folder>-choose`: what a choice is guarded by; `<folder>-report`: what is reported of it.
 
-    `<folder>-choose` and `<folder>-report` have at most so many `documents` besides the answers of
-    their queries. `small`: so many queries of each.
+    To choose by are as many training queries of `source` as it has test queries, evenly drawn, or
+    every other test query if it has no others; their answers have at most so many `documents`
+    beside them. To report are the other test queries, with all documents. `small`: so many queries
+    of each, and documents beside their answers.
     """
-    task = read_task(source, "test")
-    corpus = dict(zip(task.documents.ids, task.documents.texts, strict=True))
-    asked = dict(zip(task.queries.ids, task.queries.texts, strict=True))
-    for part, first, limit in (("choose", 0, documents[0]), ("report", 1, documents[1])):
-        ids = task.queries.ids[first::2][:small]
-        grades = {q: task.qrels[q] for q in ids}
-        wanted = {d for judged in grades.values() for d in judged}
-        others = [d for d in corpus if d not in wanted]
-        kept = set(others[:: max(1, len(others) // limit)][:limit])
-        chosen = {d: t for d, t in corpus.items() if d in wanted or d in kept}
-        out = folder.with_name(f"{folder.name}-{part}")
-        write_collection(out, chosen, {q: asked[q] for q in ids}, {"test": grades})
+    guard = test = read_task(source, "test")
+    every = test.queries.ids
+    if "train" in splits(source):
+        guard = read_task(source, "train")
+        some = guard.queries.ids[:: max(1, len(guard.queries) // len(every))][: len(every)]
+    else:
+        some, every = every[::2], every[1::2]
+    _write_part(folder, "choose", guard, some[:small], small or documents)
+    _write_part(folder, "report", test, every[:small], small)
+
+
+def _write_part(
+    folder: Path, part: str, task: RetrievalTask, ids: Sequence[str], limit: int | None
+) -> None:
+    """Queries of a task, and `limit` documents besides their answers (None: all of them)."""
+    corpus, asked = (
+        dict(zip(side.ids, side.texts, strict=True)) for side in (task.documents, task.queries)
+    )
+    grades = {q: task.qrels[q] for q in ids}
+    wanted = {d for judged in grades.values() for d in judged}
+    others = [d for d in corpus if d not in wanted]
+    if limit is not None:
+        others = others[:: max(1, len(others) // limit)][:limit]
+    kept = wanted.union(others)
+    out = folder.with_name(f"{folder.name}-{part}")
+    shown = {d: text for d, text in corpus.items() if d in kept}
+    write_collection(out, shown, {q: asked[q] for q in ids}, {"test": grades})

@@ -3,9 +3,11 @@
 all-MiniLM-L6-v2 is the teacher throughout. Students learn from the texts of a collection's
 training split, without labels unless they are said to be tuned, and are scored on its test split;
 whatever is chosen is chosen on a dev part of the training queries. Settings are those of the
-recipes in configs/. Parts (`--only PART ...`):
+recipes in configs/. Parts (`--only PART ...`; the first and the third also under other seeds,
+`--seeds N`):
 
-three_code, three_debian  three of six layers on code_nl2bash, debian_desc
+three_code                three of six layers on code_nl2bash
+three_debian              the same on debian_desc
 two_code                  two of six layers on code_nl2bash
 static_code               a static student on code_nl2bash
 vocabulary_code           the teacher with 12,000 tokens on code_nl2bash
@@ -28,12 +30,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.collections import contents
 from benchmarks.distillation_aims import aims
 from benchmarks.distillation_merge import merge
 from benchmarks.distillation_static import RECIPE, choose, static_config
 from benchmarks.distillation_work import (
     CODE,
     DEBIAN,
+    OTHERS,
+    PAIRS,
     Work,
     at_one_length,
     common,
@@ -44,14 +49,14 @@ from benchmarks.kept import kept_json, mined, trained, weights
 from benchmarks.machine import RESULTS, machine, measured_here, refuse_published
 from tercet import stages
 from tercet.configs import Config, load
-from tercet.data import read_task, with_mined
+from tercet.data import read_task
 from tercet.evaluation.retention import TEACHER, retention, summary
 from tercet.evaluation.speed import rates
 from tercet.files import fingerprint, write_json
 from tercet.models import EMBEDDED, Size, default_device, max_length, pair_models, resolve
 from tercet.progress import say
 from tercet.report.retention import retention_plot
-from tercet.train.rows import read_rows
+from tercet.train.rows import read_data
 from tercet.train.teacher import load_teacher
 from tercet.versions import installed_versions, whole_source
 
@@ -60,13 +65,15 @@ STUDENTS = {  # part -> collection, recipe
     "three_debian": (DEBIAN, "distil_many"),
     "two_code": (CODE, "distil_2layer"),
 }
+SEEDED = ("three_code", "two_code")  # also trained under other seeds than the recipes'
+SEED = "_seed"  # between the name of such a part and its seed
 STATIC = "static_code"
 TUNED = {  # part -> whom, and what the recipe distil_kl is told: 16,384 rows of many
     "tuned_code": ("three_code", ()),
     "tuned_debian": ("three_debian", ("train.steps=128",)),
 }
-PROGRAM = ("collections", "distillation", "distillation_merge", "distillation_static")
-PROGRAM += ("distillation_work", "kept")
+PROGRAM = ("collections", "distillation", "distillation_aims", "distillation_merge")
+PROGRAM += ("distillation_static", "distillation_work", "kept")
 
 
 def main() -> None:
@@ -77,6 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="of every measurement of speed")
+    parser.add_argument("--seeds", type=int, default=1, help=f"of {' and '.join(SEEDED)}")
     parser.add_argument("--small", type=int, help="so many queries a split: to try it out")
     asked = parser.parse_args()
     if asked.small:
@@ -84,21 +92,36 @@ def main() -> None:
     os.environ["TERCET_CACHE"] = str(asked.work / "cache")
     folder = asked.work / f"small-{asked.small}" if asked.small else asked.work
     work = Work(asked.shared, folder, asked.small, asked.rounds)
-    for name in asked.only:
+    for name in (n for first in asked.only for n in (first, *others(first, asked.seeds))):
         part(work, name)
         write_json(asked.out / "distillation.json", done(work))
     found = done(work)
     if "retention" in found:
         retention_plot(found["retention"], asked.out / "distillation.svg")
-    if old := [name for name, section in found.items() if section.get("made_by") != made_by(work)]:
+    now = made_by(work)
+    if old := [name for name, section in found.items() if section.get("made_by") != now]:
         say(f"of other code, options or processor, to be run again: {', '.join(old)}")
 
 
 def part(work: Work, name: str) -> dict[str, Any]:
     """The section of one part; computed if it is not there, or was made by anything else."""
     say(f"part {name}")
-    measured = lambda: measured_here(PARTS[name](work, name))  # noqa: E731
+
+    def measured() -> dict[str, Any]:
+        found = PARTS[first_of(name)](work, name)
+        return measured_here(found | {"targets": aims(first_of(name), found)})
+
     return kept_json(file_of(work, name), measured, made_by(work))
+
+
+def others(name: str, seeds: int) -> list[str]:
+    """The parts that are the same under other seeds, to make `seeds` of them."""
+    return [f"{name}{SEED}{seed}" for seed in range(1, seeds)] if name in SEEDED else []
+
+
+def first_of(name: str) -> str:
+    """The part whose like under another seed `name` is."""
+    return name.partition(SEED)[0]
 
 
 def made_by(work: Work) -> dict[str, Any]:
@@ -111,19 +134,21 @@ def made_by(work: Work) -> dict[str, Any]:
         "small": work.small,
         "rounds": work.rounds,
         "dims": list(work.dims),
+        "data": contents(*(work.shared / name for name in (CODE, *OTHERS, PAIRS))),
         "packages": installed_versions(),
         **{name: here[name] for name in ("processor", "threads")},
     }
 
 
 def done(work: Work) -> dict[str, Any]:
-    """Every section that is there, with what it aims at."""
-    found = {}
-    for name in PARTS:
-        if (file := file_of(work, name)).exists():
-            section = json.loads(file.read_text(encoding="utf-8"))
-            found[name] = section | {"targets": aims(name, section)}
-    return found
+    """Every section that is there."""
+    again = sorted((work.folder / "parts").glob(f"*{SEED}*.json"))
+    files = [
+        file
+        for name in PARTS
+        for file in (file_of(work, name), *(f for f in again if first_of(f.stem) == name))
+    ]
+    return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()}
 
 
 def file_of(work: Work, name: str) -> Path:
@@ -135,18 +160,26 @@ def file_of(work: Work, name: str) -> Path:
 
 def aligned(work: Work, name: str) -> dict[str, Any]:
     """Cut, train on texts alone, score both ways."""
-    data, recipe = STUDENTS[name]
-    return judged(work, name, data, config_of(work, name)) | {"recipe": recipe}
+    first = first_of(name)
+    data, recipe = STUDENTS[first]
+    speed = None if name == first else part(work, first)["speed"]  # the numbers alone differ
+    return judged(work, name, data, config_of(work, name), speed) | {"recipe": recipe}
 
 
 def static(work: Work, name: str) -> dict[str, Any]:
     """Choose on dev how the table is made and how it learns, train it, score it."""
+    teacher_seconds(work, load(RECIPE, common(work.data(CODE), work.run(name))))  # before any try
     choice = choose(work, name)
-    return judged(work, name, CODE, static_config(work, name, choice)) | {
+    tables, trials = (
+        {" ".join(how): one["ndcg"] for how, one in tries.items()}
+        for tries in (choice.tables, choice.trials)
+    )
+    return judged(work, name, CODE, config_of(work, name)) | {
         "recipe": RECIPE,
         "settings": choice.settings,
-        "tables_on_dev": {" ".join(how): score for how, score in choice.tables.items()},
-        "trials_on_dev": {" ".join(how): score for how, score in choice.trials.items()},
+        "tables_on_dev": tables,
+        "trials_on_dev": trials,
+        "choosing_minutes": choice.seconds / 60,
     }
 
 
@@ -214,9 +247,11 @@ PARTS: dict[str, Callable[[Work, str], dict[str, Any]]] = {
 def config_of(work: Work, name: str) -> Config:
     """How a student learns that is not tuned."""
     if name == STATIC:
-        return static_config(work, name, choose(work, name))
-    data, recipe = STUDENTS[name]
-    return load(recipe, common(work.whole(data), work.run(name)))
+        return static_config(work, name)
+    first, _, seed = name.partition(SEED)
+    data, recipe = STUDENTS[first]
+    words = [f"train.seed={seed}"] if seed else []
+    return load(recipe, [*common(work.whole(data), work.run(name)), *words])
 
 
 def model_of(work: Work, name: str) -> str:
@@ -226,8 +261,7 @@ def model_of(work: Work, name: str) -> str:
 
 def teacher_seconds(work: Work, config: Config) -> float:
     """How long the teacher's vectors took, of the first run that needed them."""
-    rows = read_rows(config.data)
-    data = rows if config.data.mined is None else with_mined(rows, config.data.mined)
+    _, data = read_data(config)
 
     def teach() -> dict[str, Any]:
         start = time.perf_counter()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from benchmarks.collections import cut_by, write_halves, write_with_dev
+from benchmarks.collections import contents, cut_by, write_halves, write_with_dev
 from tercet import stages
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask
@@ -18,7 +18,6 @@ CODE, DEBIAN = "code_nl2bash", "debian_desc"
 OTHERS = ("scifact", "cranfield", "stackfaq", DEBIAN)
 PAIRS = "stsb_en/test.tsv"  # sentences that people have scored
 GUARD_DOCUMENTS = 800  # besides the answers, of a collection that guards the choice of a merge
-REPORT_DOCUMENTS = 10_000  # the same of one that the merge is reported on
 HASTY = "batch.micro_tokens=2048"  # fits a CPU's caches
 
 
@@ -38,17 +37,17 @@ class Work:
 
     def data(self, name: str) -> Path:
         """A collection whose training split has given a part to a dev split."""
-        folder = self._cut() / name
+        folder = self._cut(name) / name
         if not folder.exists():
             write_with_dev(self.shared / name, folder, self.small)
         return folder
 
     def halves(self, name: str) -> tuple[Path, Path]:
-        """A part of a collection's test queries to choose by, and the rest to report."""
-        folder = self._cut() / name
+        """Queries of a collection to choose by, and others to report."""
+        folder = self._cut(name) / name
         choose, report = (folder.with_name(f"{name}-{half}") for half in ("choose", "report"))
         if not report.exists():
-            write_halves(self.shared / name, folder, self._limits(), self.small)
+            write_halves(self.shared / name, folder, GUARD_DOCUMENTS, self.small)
         return choose, report
 
     def run(self, name: str) -> Path:
@@ -59,11 +58,9 @@ class Work:
         """The file of one try."""
         return self.folder / "tries" / f"{name}-{'-'.join(how)}.json"
 
-    def _limits(self) -> tuple[int, int]:
-        return self.small or GUARD_DOCUMENTS, self.small or REPORT_DOCUMENTS
-
-    def _cut(self) -> Path:
-        return self.folder / f"data-{cut_by(self.small, self._limits())}"
+    def _cut(self, name: str) -> Path:
+        how = contents(self.shared / name), GUARD_DOCUMENTS, self.small
+        return self.folder / f"data-{cut_by(*how)}"
 
 
 def common(data: Path, run: Path) -> list[str]:
@@ -88,15 +85,9 @@ def at_one_length(models: Mapping[str, SentenceTransformer]) -> Mapping[str, Sen
     return models
 
 
-def per_query(model: SentenceTransformer, task: RetrievalTask) -> dict[str, float]:
-    """nDCG@10 of each query, with vectors that are not kept."""
-    values = stages.scores_of(model, task)[MAIN_METRIC]
-    return dict(zip(task.qrels, values.tolist(), strict=True))
-
-
 def test_scores(
     work: Work, name: str, model: SentenceTransformer, task: RetrievalTask
 ) -> dict[str, float]:
-    """The same of a test split, with vectors that are kept for the next model beside it."""
+    """nDCG@10 of each query, with vectors that are kept for the next model beside it."""
     result = stages.evaluate_model(model, name, task, work.folder / "evaluated")
     return result.scores[MAIN_METRIC]

@@ -5,12 +5,12 @@ under other settings, by other code. A training that was stopped goes on if noth
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.collections import contents
 from tercet import stages
 from tercet.configs import Config
 from tercet.files import fingerprint, sha256, write_json
@@ -43,11 +43,13 @@ def made_of(config: Config) -> dict[str, Any]:
     models = [config.model.path, *(teacher.path for teacher in config.distil.teacher)]
     models += [config.mining.rescore.model] if config.mining.rescore.model else []
     mined = config.data.mined
+    beside = [config.evaluation.dev, *config.data.held_out, *(s.path for s in config.mining.known)]
     return {
         "settings": fingerprint([config.model_dump_json(exclude={"output", "overwrite"})]),
         "data": read_rows(config.data).fingerprint,
         "weights": [weights(resolve(path)) for path in models],
         "mined": None if mined is None else sha256(Path(mined)),
+        "beside": contents(*(Path(path) for path in beside if path is not None)),
         "code": code_version(),
     }
 
@@ -105,13 +107,15 @@ def _timed(run: Path, train: Callable[[], Path]) -> dict[str, Any]:
 
     Of a part that was stopped they count up to the checkpoint that the next one goes on from.
     """
-    if (run / "model").exists():  # finished, but stopped before its time was written
-        shutil.rmtree(run)
-    log = run / "parts.json"
-    before, start = _stopped(run, log), time.time()
-    write_json(log, [*before, {"start": start}])
-    model = train()
-    seconds = sum(part["seconds"] for part in before) + time.time() - start
+    log, model = run / "parts.json", run / "model"
+    if model.exists():  # finished, but stopped before this was written
+        *before, last = json.loads(log.read_text(encoding="utf-8"))
+        start, end = last["start"], model.stat().st_mtime
+    else:
+        before, start = _stopped(run, log), time.time()
+        write_json(log, [*before, {"start": start}])
+        model, end = train(), time.time()
+    seconds = sum(part["seconds"] for part in before) + end - start
     return {"model": str(model), "seconds": seconds, "parts": len(before) + 1}
 
 

@@ -168,20 +168,35 @@ def refuse_trial(parser: argparse.ArgumentParser, asked: argparse.Namespace, *op
 
 
 def target(
-    what: str, got: float, *, least: float = -math.inf, most: float = math.inf
+    what: str,
+    got: float,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    interval: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """What was aimed at before anything was measured, and whether it was met; NaN meets nothing."""
+    """What was aimed at before anything was measured, and whether it was met; NaN meets nothing.
+
+    The aim is for `got` itself; its `interval`, where it has one, says how sure that is.
+    """
     aim = f"at least {least:g}" if most == math.inf else f"at most {most:g}"
-    return {"what": what, "got": got, "aim": aim, "met": bool(least <= got <= most)}
+    found = {"what": what, "got": got, "aim": aim, "met": bool(least <= got <= most)}
+    return found if interval is None else found | {"interval": list(interval)}
 
 
 def targets_note(targets: Sequence[Mapping[str, Any]]) -> str:
     """A sentence about what was aimed at."""
     said = (
-        f"{one['what']} {one['aim']}: {one['got']:.4g}, {'met' if one['met'] else 'missed'}"
+        f"{one['what']} {one['aim']}: {one['got']:.4g}{_ends(one)}, "
+        f"{'met' if one['met'] else 'missed'}"
         for one in targets
     )
     return f"Aims: {'; '.join(said)}."
+
+
+def _ends(one: Mapping[str, Any]) -> str:
+    low, high = one.get("interval", (None, None))
+    return "" if low is None else f" [{low:.4g}, {high:.4g}]"
 
 
 def _status(field: str) -> float:

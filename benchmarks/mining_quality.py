@@ -32,7 +32,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
-from benchmarks.collections import cut_by, write_collection
+from benchmarks.collections import contents, cut_by, write_collection
 from benchmarks.kept import kept_json, made_of, mined, scored_by, weights
 from benchmarks.machine import RESULTS, refuse_published, write_result
 from tercet import stages
@@ -112,7 +112,8 @@ def main() -> None:
 
 def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> Found:
     """Everything about one collection; each step is skipped that left a JSON under the same."""
-    data = folder / f"data-{cut_by(asdict(task), getsource(write_data))}" / task.name
+    made_by = cut_by(contents(source), asdict(task), getsource(write_data))
+    data = folder / f"data-{made_by}" / task.name
     if not data.exists():
         write_data(task, source, data)
     test = read_task(data, "test")

@@ -48,6 +48,7 @@ from tercet.evaluation.significance import (
     effect_size,
     holm,
     randomisation_test,
+    ratio_interval,
 )
 from tercet.evaluation.similarity import cosines, score_similarity
 
@@ -79,6 +80,7 @@ __all__ = [
     "known_metric",
     "metrics_within",
     "randomisation_test",
+    "ratio_interval",
     "ranking_of",
     "read_comparisons",
     "read_result",

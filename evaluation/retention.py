@@ -12,7 +12,12 @@ from tercet.evaluation.compression import coded
 from tercet.evaluation.handover import score_ranking
 from tercet.evaluation.ranking import search
 from tercet.evaluation.retrieval import MAIN_METRIC
-from tercet.evaluation.significance import PerQuery, bootstrap_interval, compare
+from tercet.evaluation.significance import (
+    PerQuery,
+    bootstrap_interval,
+    compare,
+    ratio_interval,
+)
 from tercet.evaluation.speed import rates
 from tercet.mining.search import Rows
 from tercet.models import Role, Size, vectors
@@ -94,14 +99,23 @@ def score(models: Models, variant: Variant, task: RetrievalTask) -> dict[str, fl
 
 
 def summary(scores: PerQuery, teacher: PerQuery) -> dict[str, Any]:
-    """Mean with its interval, share of the teacher's, and the paired difference from it."""
-    values, other = (np.array(list(s.values())) for s in (scores, teacher))
+    """Mean with its interval, share of the teacher's with its own, paired difference from it.
+
+    Intervals are those of the bootstrap over queries, at 95 %. There is no share of a teacher that
+    finds nothing.
+    """
+    other = np.array(list(teacher.values()))
+    values = np.array([scores[query] for query in teacher])
     low, high = bootstrap_interval(values)
+    known = bool(other.any())
+    ends = ratio_interval(other, values) if known else (None, None)
     return {
         "mean": float(values.mean()),
         "low": low,
         "high": high,
-        "share": float(values.mean() / other.mean()) if other.mean() else None,
+        "share": float(values.mean() / other.mean()) if known else None,
+        "share_low": ends[0],
+        "share_high": ends[1],
         "against_teacher": asdict(compare(teacher, scores)),
     }
 

@@ -50,6 +50,23 @@ def bootstrap_intervals(
     return _interval(_resampled_means(scores, draws, seed), level)
 
 
+def ratio_interval(
+    a: Floats, b: Floats, *, level: float = 0.95, draws: int = DRAWS, seed: int = SEED
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of mean(b) / mean(a), both (Q,) scores of the same queries.
+
+    Each draw takes the same queries of both: what makes a query easy for either falls out. Draws
+    in which a's mean is 0 are left out; over all queries it must not be 0.
+
+    >>> ratio_interval(np.array([0.2, 0.8]), np.array([0.1, 0.4]))
+    (0.5, 0.5)
+    """
+    below, above = _resampled_means(np.stack([a, b]), draws, seed).T
+    ratios = above[below != 0] / below[below != 0]
+    low, high = _interval(ratios[:, None], level)[0].tolist()
+    return low, high
+
+
 def mean_over_tasks(
     tasks: Sequence[Floats], *, level: float = 0.95, draws: int = DRAWS, seed: int = SEED
 ) -> tuple[float, float, float]:

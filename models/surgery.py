@@ -23,6 +23,7 @@ from tercet.errors import UserError
 
 Ids = NDArray[np.int64]
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte of a character that the vocabulary has not
+UNUSED = re.compile(r"[\[<]unused\d+[\]>]")  # a place kept free in BERT's and Gemma's vocabularies
 
 
 class Vocabulary:
@@ -74,6 +75,11 @@ class Vocabulary:
     def characters(self) -> set[int]:
         """Ids of the tokens of one character, at the start of a word or inside it."""
         return {place for place, token in self.tokens.items() if len(self._bare(token)) == 1}
+
+    @cached_property
+    def unused(self) -> set[int]:
+        """Ids of places kept free for tokens to come: no text has them."""
+        return {place for place, token in self.tokens.items() if UNUSED.fullmatch(token)}
 
     def parts(self, place: int) -> set[int]:
         """The token itself and, for BPE, every token on the way from its characters to it."""

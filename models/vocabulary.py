@@ -71,7 +71,8 @@ def choose_tokens(
 
     Always: special tokens, bytes, and single characters, all or those that are `used`. Then the
     tokens that occur, most frequent first, each with the tokens that BPE merges on the way to it;
-    and where a target leaves room the first in the vocabulary, which tend to be common.
+    and where a target leaves room the first in the vocabulary, which tend to be common; places
+    that it keeps free (`[unused7]`) come last.
     target: how many stay, or `used`: none that does not occur.
     Raises UserError if that is fewer than always stay.
     """
@@ -85,7 +86,8 @@ def choose_tokens(
             f"tokens, bytes and characters that stay; ask for more{hint}"
         )
     places = np.array(sorted(vocabulary.tokens), dtype=np.int64)
-    for place in places[np.argsort(-counts[places], kind="stable")].tolist():
+    free = np.isin(places, list(vocabulary.unused))
+    for place in places[np.lexsort((places, free, -counts[places]))].tolist():
         if len(kept) == limit or (target == "used" and counts[place] == 0):
             break
         new = vocabulary.parts(place) - kept

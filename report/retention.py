@@ -21,9 +21,20 @@ def retention_note(found: Mapping[str, Any]) -> str:
     """What has to be known to read the table."""
     return (
         f"{found['task']}: {found['queries']:,} queries, {found['documents']:,} documents. "
-        "Difference from the teacher with its 95 % interval over queries. Documents per second of "
-        "the model that builds the index, all else of the one that reads queries."
+        "Shares of and differences from the teacher with their 95 % intervals over queries. "
+        "Documents per second of the model that builds the index, all else of the one that reads queries."
     )
+
+
+def share_cell(found: Mapping[str, Any]) -> str:
+    """The share of the teacher's score with its interval, from what `evaluation.retention` found.
+
+    >>> share_cell({"share": 0.987, "share_low": 0.9702, "share_high": 1.0031})
+    '98.7% [97.0%, 100.3%]'
+    """
+    share, low, high = (found[key] for key in ("share", "share_low", "share_high"))
+    known = percent(share)
+    return known if share is None or low == high else f"{known} [{percent(low)}, {percent(high)}]"
 
 
 def _row(variant: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
@@ -34,7 +45,7 @@ def _row(variant: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
     return {
         "Variant": variant["name"],
         "nDCG@10": f"{variant['mean']:.3f} [{variant['low']:.3f}, {variant['high']:.3f}]",
-        "Of the teacher": percent(variant["share"]),
+        "Of the teacher": share_cell(variant),
         "Difference": f"{delta['mean']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]",
         "Parameters": f"{size['parameters']:,}",
         "MB": f"{size['megabytes']:.1f}",

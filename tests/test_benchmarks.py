@@ -344,6 +344,8 @@ def test_it_is_told_whether_an_aim_was_met() -> None:
     ]
     assert [one["met"] for one in aims] == [False, True, False]
     assert targets_note(aims[:2]) == ("Aims: speed at least 4: 3, missed; size at most 4: 3, met.")
+    kept = target("share", 0.991, least=0.99, interval=(0.98, 1.00123))
+    assert targets_note([kept]) == "Aims: share at least 0.99: 0.991 [0.98, 1.001], met."
 
 
 def test_scoring_is_compared_with_the_peer(tmp_path: Path, one_thread: None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.collections import cut_by
+from benchmarks.collections import contents, cut_by
 from benchmarks.kept import MADE, kept_json, made_of, mined, trained
 from tercet import stages
 from tercet.configs import Config, load
@@ -68,6 +68,12 @@ def test_settings_data_weights_negatives_and_code_decide(
     change_a_weight(model)
     found.add(seen())
     assert len(found) == 7
+    other = tmp_path / "other.jsonl"
+    for text in ("one", "two"):
+        other.write_text(text)
+        for key in ("evaluation.dev", "data.held_out", "mining.known"):
+            found.add(seen(f"{key}={other}" if key == "evaluation.dev" else f"{key}=[{other}]"))
+    assert len(found) == 13
 
 
 def test_a_model_is_trained_once_for_what_decides_it(
@@ -90,6 +96,25 @@ def test_a_model_is_trained_once_for_what_decides_it(
     change_a_weight(model)
     changed = run()
     assert len({first["model"], changed["model"]}) == 2 and len(calls) == len({*calls}) == 3
+
+
+def test_a_training_that_had_ended_is_not_repeated(
+    model: Path, beir: Path, tmp_path: Path
+) -> None:
+    place, asked = tmp_path / "runs" / "a", config(model, beir)
+    first = trained(place, asked, stages.finetune)
+    (made,) = place.parent.rglob(MADE)
+    log = made.with_name("parts.json")
+    began = json.loads(log.read_text(encoding="utf-8"))[0]["start"]
+    log.write_text(json.dumps([{"start": 0, "seconds": 40}, {"start": began}]), encoding="utf-8")
+    made.unlink()  # killed before it was written
+
+    def never(_: Config) -> Path:
+        raise AssertionError("trained again")
+
+    found = trained(place, asked, never)
+    assert found["model"] == first["model"] and found["parts"] == 2
+    assert 40 < found["seconds"] <= 40 + first["seconds"] + 0.1
 
 
 def test_a_training_that_was_stopped_is_no_obstacle_to_other_code(
@@ -161,3 +186,15 @@ def test_a_mined_set_is_whole_or_made_again(model: Path, beir: Path, tmp_path: P
 def test_collections_cut_otherwise_have_another_folder() -> None:
     assert cut_by(8, (8, 8)) == cut_by(8, (8, 8))
     assert len({cut_by(8, (8, 8)), cut_by(None, (800, 10_000)), cut_by(8, (8, 9))}) == 3
+
+
+def test_the_contents_of_folders_change_with_any_file(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    file, seen = tmp_path / "a" / "b" / "c", set[str]()
+    for text in ("one", "two"):
+        file.write_text(text)
+        assert contents(tmp_path / "a") == contents(tmp_path / "a")
+        seen |= {contents(tmp_path / "a"), contents(file, tmp_path / "a")}
+    file.rename(file.with_name("d"))
+    seen |= {contents(tmp_path / "a"), contents(tmp_path / "absent")}
+    assert len(seen) == 6

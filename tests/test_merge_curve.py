@@ -1,6 +1,7 @@
 """`tercet merge --dev`: the line between two models, scored, and the point that is chosen."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 
 from tercet import stages
 from tercet.configs import ModelConfig
-from tercet.data import read_task
+from tercet.data import RetrievalTask, read_task
+from tercet.evaluation import PerQuery
 from tercet.models import encode, load_encoder, merge_models
 from tercet.stages.merging import Point, best_share
 from tests.conftest import NAMES, Run, answer, question, write_lines
@@ -113,5 +115,16 @@ def test_what_makes_no_curve_is_one_line(
 
 def test_python_has_it_too(tiny_model: Path, tuned: Path, tmp_path: Path) -> None:
     dev = write_folder(tmp_path / "near", "dev", 0)
-    curve = stages.merge_curve(str(tiny_model), str(tuned), dev, tmp_path / "m", points=2)
+    words = str(tiny_model), str(tuned), dev, tmp_path / "m"
+    curve = stages.merge_curve(*words, points=2)
     assert [p.share for p in curve.points] == [0, 1] and curve.chosen in (0, 1)
+    asked: list[float] = []
+
+    def score(
+        share: float, model: SentenceTransformer, tasks: Sequence[RetrievalTask]
+    ) -> dict[str, PerQuery]:
+        asked.append(share)
+        return {task.name: stages.per_query(model, task) for task in tasks}
+
+    assert stages.merge_curve(*words, points=2, overwrite=True, score=score) == curve
+    assert asked == [0, 1]

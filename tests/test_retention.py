@@ -8,7 +8,7 @@ import pytest
 
 from tercet.configs import ModelConfig
 from tercet.data import read_task
-from tercet.evaluation.retention import TEACHER, Variant, retention, score
+from tercet.evaluation.retention import TEACHER, Variant, retention, score, summary
 from tercet.models import encode, load_encoder
 from tercet.models.layers import keep_layers
 from tercet.report.retention import retention_note, retention_plot, retention_table
@@ -47,7 +47,13 @@ def test_the_table_says_what_each_variant_scores(
     assert found["variants"][0]["share"] == 1 and found["speed"][TEACHER]["p50_ms"] > 0
     assert found["speed"][TEACHER]["documents_times_faster"] == 1
     assert Variant("small", TEACHER).name == asymmetric["name"]
+    small = found["variants"][names.index("small")]
+    assert small["share_low"] <= small["share"] <= small["share_high"] and small["share"] < 1
     rows = retention_table(found)
+    assert rows[0]["Of the teacher"] == "100.0%"
+    assert f"{small['share']:.1%} [{small['share_low']:.1%}, " in rows[3]["Of the teacher"]
+    nothing = dict.fromkeys(task.qrels, 0.0)
+    assert summary(nothing, nothing)["share_low"] is None
     assert rows[4]["Bytes / document"] == "32" and rows[2]["Bytes / document"] == "32"
     assert rows[4]["Variant"] == "small, 8 dims" and "12 queries" in retention_note(found)
     retention_plot(found, tmp_path / "plot.svg")

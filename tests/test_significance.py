@@ -14,6 +14,7 @@ from tercet.evaluation.significance import (
     holm,
     mean_over_tasks,
     randomisation_test,
+    ratio_interval,
 )
 
 
@@ -47,6 +48,23 @@ def test_the_interval_holds_the_truth_about_95_times_in_100() -> None:
         low, high = bootstrap_interval(generator.beta(2, 1, 100), draws=1000, seed=seed)
         held += low <= 2 / 3 <= high
     assert 0.91 <= held / 400 <= 0.98
+
+
+def test_the_interval_of_a_ratio_holds_the_truth_and_pairs_the_queries() -> None:
+    generator = np.random.default_rng(8)
+    held, widths = 0, []
+    for seed in range(300):
+        a = generator.beta(2, 1, 80)
+        b = np.clip(a * generator.normal(0.9, 0.2, 80), 0, None)
+        low, high = ratio_interval(a, b, draws=800, seed=seed)
+        held += low <= 0.9 <= high
+        apart = ratio_interval(a, generator.permutation(b), draws=800, seed=seed)
+        widths.append((high - low) / (apart[1] - apart[0]))
+    assert 0.91 <= held / 300 <= 0.98
+    assert np.mean(widths) < 0.6  # queries that are hard for both say nothing about the ratio
+    rare = np.zeros(4)
+    rare[0] = 1  # nothing in a third of the draws
+    assert ratio_interval(rare, rare / 2) == (0.5, 0.5)
 
 
 def test_p_of_all_sign_patterns_by_hand() -> None:

@@ -101,6 +101,20 @@ def test_every_merge_leads_to_a_token_that_is_there() -> None:
     assert cut.tokens[cut.ids[word]] == word
 
 
+def test_places_that_are_kept_free_come_last() -> None:
+    words = [*SPECIAL, "[unused0]", "<unused1>", "[unused]", "rare", "common", "never"]
+    model = models.WordLevel({word: place for place, word in enumerate(words)}, "<unk>")
+    vocabulary = Vocabulary(
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), unk_token="<unk>")
+    )
+    counts = np.zeros(len(words), dtype=np.int64)
+    counts[[words.index("rare"), words.index("common")]] = 1, 2
+    kept = [words[i] for i in choose_tokens(vocabulary, counts, 8)]
+    assert kept == [*SPECIAL, "[unused]", "rare", "common", "never"]
+    assert len(choose_tokens(vocabulary, counts, 9)) == 9
+    assert len(choose_tokens(vocabulary, counts, len(words))) == len(words)
+
+
 def test_a_tokenizer_of_another_make_is_refused() -> None:
     class Slow:
         pass

@@ -14,7 +14,7 @@ from tercet.stages.measuring import (
     evaluate_model,
     evaluate_similarity,
     evaluate_stages,
-    scores_of,
+    per_query,
 )
 from tercet.stages.merging import Curve, merge, merge_curve
 from tercet.stages.mining import Mined, mine, space_of
@@ -52,8 +52,8 @@ __all__ = [
     "name_of",
     "onnx_options",
     "pair",
+    "per_query",
     "retain",
-    "scores_of",
     "serve",
     "space_of",
     "student",

@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from tercet.data import Leakage, RetrievalTask, SimilarityTask
 from tercet.evaluation import (
+    MAIN_METRIC,
     PLUS,
     PREDICTIONS,
     Ranking,
@@ -165,6 +166,12 @@ def scores_of(
     queries = encode(encoder, task.queries.texts, "query", **how, title="dev queries")
     documents = encode(encoder, task.documents.texts, "document", **how, title="dev documents")
     return score_ranking(task, search(task, queries, documents, depth))
+
+
+def per_query(encoder: SentenceTransformer, task: RetrievalTask) -> dict[str, float]:
+    """nDCG@10 of each query by its id; as `scores_of`."""
+    values = scores_of(encoder, task)[MAIN_METRIC]
+    return dict(zip(task.qrels, values.tolist(), strict=True))
 
 
 def evaluate_bm25(

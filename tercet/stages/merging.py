@@ -1,6 +1,6 @@
 """Means of models: one, or the best on the line from a base to its tuned self."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,22 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs import ModelConfig
 from tercet.data import RetrievalTask, read_task
 from tercet.errors import UserError
-from tercet.evaluation import MAIN_METRIC, Delta, PerQuery, bootstrap_interval, compare
+from tercet.evaluation import Delta, PerQuery, bootstrap_interval, compare
 from tercet.export import MODULES, export_model, made_card
 from tercet.files import check_replaceable
 from tercet.models import default_device, load_encoder, merge_line, merge_models
 from tercet.processes import one_process
 from tercet.progress import progress
 from tercet.report import curve_table, markdown_table
-from tercet.stages.measuring import scores_of
+from tercet.stages.measuring import per_query
 from tercet.stages.names import name_of, refuse_twice
 
 LEVEL = 0.05  # a loss is one if chance gives as large a difference less often than this
 ENOUGH = 0.9  # of the best gain on dev: what more of the tuned model adds is not worth forgetting
+
+
+# share of the tuned model, that mean, collections -> collection -> every query's nDCG@10
+Score = Callable[[float, SentenceTransformer, Sequence[RetrievalTask]], Mapping[str, PerQuery]]
 
 
 @dataclass(frozen=True)
@@ -103,12 +107,14 @@ def merge_curve(
     points: int = 11,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    score: Score | None = None,
 ) -> Curve:
     """Score `points` means on the line from `base` to `tuned`, and write the best of them.
 
     Which one is best `best_share` says, by nDCG@10 on `dev` and on the folders of `keep`, all of
     them BEIR folders. To `out` go the model, proven, its card with the table, and `results.json`
-    (LM-Cocktail, arXiv:2311.13534, chooses by a dev set as well).
+    (LM-Cocktail, arXiv:2311.13534, chooses by a dev set as well). `score` takes the place of the
+    search that scores a mean: to keep what it found, for a program that may be stopped.
     Raises UserError under a launcher.
     """
     one_process("merge")
@@ -127,7 +133,7 @@ def merge_curve(
     shares = np.linspace(0, 1, points).tolist()
     with progress("merge curve", points) as advance:
         for share, model in zip(shares, line(shares), strict=True):
-            found.append(Point(share, {t.name: _per_query(model, t) for t in tasks}))
+            found.append(Point(share, (score or _searched)(share, model, tasks)))
             advance()
     curve = Curve(tasks[0].name, tuple(found), best_share(found, tasks[0].name))
     (merged,) = line([curve.chosen])
@@ -171,9 +177,10 @@ def is_loss(delta: Delta) -> bool:
     return delta.mean < 0 and delta.p < LEVEL
 
 
-def _per_query(model: SentenceTransformer, task: RetrievalTask) -> dict[str, float]:
-    values = scores_of(model, task)[MAIN_METRIC]
-    return dict(zip(task.qrels, values.tolist(), strict=True))
+def _searched(
+    share: float, model: SentenceTransformer, tasks: Sequence[RetrievalTask]
+) -> dict[str, PerQuery]:
+    return {task.name: per_query(model, task) for task in tasks}
 
 
 def _load(path: str, trust_remote_code: bool) -> SentenceTransformer:
