@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tercet import stages
-from tercet.configs import ModelConfig, load
+from tercet.configs import Config, ModelConfig, load
 from tercet.data import text_hash, with_mined
 from tercet.errors import SAVED, Stopped, UserError
 from tercet.models import encode, load_encoder
@@ -237,6 +237,32 @@ def test_what_is_mined_with_and_around_has_to_stay(
             go(3)
         path.write_text(before)
     assert go(3) == 3
+
+
+def test_steps_that_are_added_within_a_round_are_mined_for(
+    settings: list[str], tmp_path: Path
+) -> None:
+    """The round of step 6 was for 6 and 7; on to 12, step 8 comes before the round of 9."""
+    folder = tmp_path / "run"
+
+    def go(steps: int) -> Config:
+        config = load("tiny", [*settings, f"output={folder}", f"train.steps={steps}"])
+        finetune(config, remine=remine_stage(config), allow_changed=["train.steps"])
+        return config
+
+    go(STEPS)
+    config = go(12)
+    found = sorted(path.parent.name for path in folder.glob("mined/*/mined.parquet"))
+    assert found == [f"step-{step:08d}" for step in (0, 3, 6, 8, 9)]
+    rows = read_rows(config.data)
+    order = batches_of(config, rows)
+    asked = {rows.queries.ids[q] for q in rows.row_query[order(8).rows]}
+    added = pq.read_table(folder / "mined/step-00000008/mined.parquet").to_pylist()
+    assert {row["query_id"] for row in added} == asked
+    state = json.loads((folder / "checkpoints/step-00000012/state.json").read_text())
+    assert (state["mined"]["file"], state["mined"]["until"]) == ("mined/step-00000009/mined.parquet", 12)
+    go(12)  # nothing is added, and nothing mined
+    assert sorted(path.parent.name for path in folder.glob("mined/*/mined.parquet")) == found
 
 
 def cut(text: str) -> str:
