@@ -201,19 +201,25 @@ def test_answers_of_the_dev_set_are_left_alone_wherever_they_stand(
     """A BEIR folder gives the corpus; dev is another folder with some of the same texts."""
     dev = tmp_path / "dev"
     (dev / "qrels").mkdir(parents=True)
-    write_lines(dev / "corpus.jsonl", [{"_id": "x", "text": f"  {answer(5).upper()}"}])
+    texts = {"x": f"  {answer(5).upper()}", "of-test": answer(6), "of-train": answer(7)}
+    write_lines(dev / "corpus.jsonl", ({"_id": id_, "text": text} for id_, text in texts.items()))
     write_lines(dev / "queries.jsonl", [{"_id": "y", "text": "who?"}])
-    (dev / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\ny\tx\t1\n")
+    for split, document in (("dev", "x"), ("test", "of-test"), ("train", "of-train")):
+        lines = f"query-id\tcorpus-id\tscore\ny\t{document}\t1\n"
+        (dev / "qrels" / f"{split}.tsv").write_text(lines)
+    (dev / "qrels" / "none.tsv").write_text("query-id\tcorpus-id\tscore\ny\tof-train\t0\n")
     train = copy_of(beir, tmp_path / "train") / "qrels"
     (train / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n")
-    many = [NO_LIMIT, "mining.negatives=46", f"evaluation.dev={dev}"]
-    mined = stages.mine(config(tmp_path / "train", tiny_model, tmp_path / "a", *many))
-    assert "d5" not in negatives(mined.path)
-    summary = json.loads((tmp_path / "a" / "mining.json").read_text())
-    assert summary["held_out"]["marked"] == 1 and mined.counts.candidates == 2 * 47
-    allowed = [*many, "mining.held_out=true"]
+    many = [NO_LIMIT, "mining.negatives=46"]
+    for name, held in (("dev", f"evaluation.dev={dev}"), ("test", f"data.held_out=[{dev}]")):
+        told = config(tmp_path / "train", tiny_model, tmp_path / name, *many, held)
+        mined = stages.mine(told)
+        assert not {"d5", "d6"} & negatives(mined.path) and "d7" in negatives(mined.path)
+        summary = json.loads((tmp_path / name / "mining.json").read_text())
+        assert summary["held_out"]["marked"] == 2 and mined.counts.candidates == 2 * 46
+    allowed = [*many, f"evaluation.dev={dev}", "mining.held_out=true"]
     mined = stages.mine(config(tmp_path / "train", tiny_model, tmp_path / "b", *allowed))
-    assert "d5" in negatives(mined.path)
+    assert {"d5", "d6"} <= negatives(mined.path)
     kept = Counter(store.kind for store in all_stored())
     assert kept == {"vectors": 2, "candidates": 2}  # searched anew, with the vectors that are there
 

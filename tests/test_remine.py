@@ -239,6 +239,36 @@ def test_what_is_mined_with_and_around_has_to_stay(
     assert go(3) == 3
 
 
+def test_ids_and_what_other_splits_know_have_to_stay(settings: list[str], tmp_path: Path) -> None:
+    """No batch depends on either, the negatives of later rounds do."""
+    data, held = write_task(tmp_path / "data", "train"), write_task(tmp_path / "held", "test")
+    other = "query-id\tcorpus-id\tscore\nq1\td0\t1\n"
+    for folder in (data, held):
+        (folder / "qrels" / "dev.tsv").write_text(other)
+    words = [*settings, f"data.train={data}", f"data.held_out=[{held}]", "mining.refresh_every=2"]
+
+    def go(steps: int) -> int:
+        config = load("tiny", [*words, f"output={tmp_path / 'run'}", f"train.steps={steps}"])
+        return finetune(config, remine=remine_stage(config), allow_changed=["train.steps"]).steps
+
+    go(1)
+    judged, held_too = data / "qrels" / "dev.tsv", held / "qrels" / "dev.tsv"
+    renamed = [data / "corpus.jsonl", data / "qrels" / "train.tsv"]
+    for key, paths, was, now in (
+        ("data.train", [judged], "d0", "d2"),
+        ("data.train", renamed, "d40", "x40"),
+        ("mining.held_out", [held_too], "d0", "d2"),
+    ):
+        before = {path: path.read_text() for path in paths}
+        for path, text in before.items():
+            path.write_text(text.replace(was, now))
+        with pytest.raises(UserError, match=rf"{key}: was \["):
+            go(3)
+        for path, text in before.items():
+            path.write_text(text)
+    assert go(3) == 3
+
+
 def test_steps_that_are_added_within_a_round_are_mined_for(
     settings: list[str], tmp_path: Path
 ) -> None:

@@ -173,7 +173,8 @@ def _asked(config: Config, rows: TrainingSet) -> Asked:
         known = [read_training([source]) for source in config.mining.known]
     if rows.extra:  # texts of data.corpus: nobody knows whom they answer
         rows = rows.with_only(np.arange(len(rows.documents) - rows.extra))
-    held_out = [] if config.mining.held_out else held_out_tasks(config)
+    unseen = {} if config.mining.held_out else held_out_tasks(config, all_splits=True)
+    held_out = [task for tasks in unseen.values() for task in tasks]
     return asked_queries(rows, known, searchable(rows, held_out))
 
 
