@@ -122,7 +122,7 @@ def test_lists_of_ids_in_many_arrays_are_the_same_lists(
     _, whole = written("whole.parquet")
     made, plain = [], pa.array
     monkeypatch.setattr("tercet.mining.table.QUERIES", 7)
-    monkeypatch.setattr(pa, "array", lambda *given, **how: made.append(given) or plain(*given, **how))
+    monkeypatch.setattr(pa, "array", lambda *given: made.append(given) or plain(*given))
     counts, parts = written("parts.parquet")
     assert parts == whole and 0 in {rank for line in whole for rank in line["negative_ranks"]}
     texts = [given[0] for given in made if given[1:] == (pa.string(),)]
@@ -412,7 +412,8 @@ def test_lists_that_are_too_short_are_filled_from_outside_the_candidates() -> No
 def test_what_fills_a_list_keeps_to_the_rules_on_scores(rule: dict[str, float]) -> None:
     """A positive far down the list: much of the corpus scores above it. min_score asks for less."""
     asked, there = many()
-    config = MiningConfig(**{"depth": 8, "negatives": 6, "relative_margin": None} | rule, too_few="fill")  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"depth": 8, "negatives": 6, "relative_margin": None, **rule}
+    config = MiningConfig(**settings, too_few="fill")
     settled = settle(asked, {MODEL: there}, config)
     negatives = settled.negatives
     filled = negatives.ranks == 0

@@ -16,11 +16,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tercet import stages
+from tercet.cache import LOCK, locked
 from tercet.configs import Config, Source, load
 from tercet.data import TrainingSet, read_training, with_mined
 from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.housekeeping import all_stored
+from tercet.stages import mining as mining_stage
 from tercet.train.setup import _guide
 from tests.conftest import NAMES, answer, question, write_lines
 from tests.disk import full_disk
@@ -99,7 +101,8 @@ def launched(
         job("again", 2, "cache-1", tiny_model, "again"),
         job("stricter", 1, "cache-1", tiny_model, "stricter", *stricter),
         job("other", 1, "cache-1", other_model, "other"),
-        job("refused", 2, "cache-1", tiny_model, "one"),
+        job("repeated", 2, "cache-1", tiny_model, "again"),
+        job("refused", 2, "cache-1", tiny_model, "one", "mining.negatives=3"),
     ]
     for world in (1, 2):  # each with a cache of its own: nothing is read from the other
         more = [NO_LIMIT, f"mining.sources=[model,{other_model}]"]
@@ -147,6 +150,7 @@ def test_a_second_run_pays_for_nothing(launched: tuple[Path, dict[str, Any]]) ->
     paid = ("texts", "searches", "pairs")
     assert all(found["one"][name] > 0 for name in paid)
     assert [found["again"][name] for name in paid] == [0, 0, 0]
+    assert found["repeated"] == found["again"]
     for file in ("mined.parquet", "mining.json"):
         assert (folder / "one" / file).read_bytes() == (folder / "again" / file).read_bytes()
 
@@ -320,15 +324,66 @@ def test_a_second_model_may_have_a_prompt_and_a_length_of_its_own(
     assert "the " in (tmp_path / "a" / "mining.html").read_text()
 
 
-def test_a_full_disk_is_one_line(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Everything but the mined set is there from a run before."""
-    stages.mine(config(beir, tiny_model, tmp_path / "a"))
-    with (
-        full_disk(),
-        pytest.raises(UserError, match="b/mined.parquet: cannot be written .*File too"),
-    ):
+@pytest.mark.parametrize(
+    ("room", "file", "left"), [(100, "mine.yaml", set()), (8000, "mined.parquet", {"mine.yaml"})]
+)
+def test_a_full_disk_is_one_line(
+    room: int, file: str, left: set[str], beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Vectors and lists are there from a run before."""
+    mined = stages.mine(config(beir, tiny_model, tmp_path / "a")).path
+    assert mined.with_name("mine.yaml").stat().st_size < 8000 < mined.stat().st_size
+    complaint = pytest.raises(UserError, match=f"b/{file}: cannot be written .*File too")
+    with full_disk(room), complaint:
         stages.mine(config(beir, tiny_model, tmp_path / "b"))
-    assert not list((tmp_path / "b").iterdir())
+    assert {path.name for path in (tmp_path / "b").iterdir()} - {LOCK} == left
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
+
+
+@pytest.mark.parametrize("at", ["mined.parquet", "mining.json", "mining.html"])
+def test_the_same_command_goes_on_after_a_kill_and_ends_after_the_end(
+    at: str, beir: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed as it writes each of its files, alone or over an older set."""
+    plain, lax = Path.replace, config(beir, tiny_model, tmp_path / "run", NO_LIMIT)
+    stages.mine(lax)
+    first = files(tmp_path / "run")
+    strict = config(beir, tiny_model, tmp_path / "run", NO_LIMIT, "mining.negatives=2")
+
+    def dying(path: Path, target: Path) -> Path:
+        if Path(target).name == at:
+            raise KeyboardInterrupt
+        return plain(path, target)
+
+    with pytest.raises(UserError, match="mined.parquet exists; choose another"):
+        stages.mine(strict)
+    assert files(tmp_path / "run") == first
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", dying)
+        stages.mine(strict.model_copy(update={"overwrite": True}))
+    with pytest.raises(UserError, match="mined.parquet exists; choose another"):
+        stages.mine(lax)
+    again = stages.mine(strict)
+    whole = files(tmp_path / "run")
+    assert whole["mined.parquet"] != first["mined.parquet"] and whole.keys() == first.keys()
+    with monkeypatch.context() as patch:
+        patch.setattr(mining_stage, "read_training", lambda *_: pytest.fail("mined again"))
+        assert stages.mine(strict) == again
+    assert files(tmp_path / "run") == whole
+    again.path.write_bytes(again.path.read_bytes()[:-1])
+    assert stages.mine(strict) == again and files(tmp_path / "run") == whole
+
+
+def test_two_at_once_in_one_folder_are_one_too_many(
+    beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    told = config(beir, tiny_model, tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another run is at work in"):
+        stages.mine(told)
+    assert stages.mine(told).path.exists()
 
 
 def test_two_models_are_fused_and_the_second_estimates(

@@ -289,8 +289,8 @@ def test_steps_that_are_added_within_a_round_are_mined_for(
     asked = {rows.queries.ids[q] for q in rows.row_query[order(8).rows]}
     added = pq.read_table(folder / "mined/step-00000008/mined.parquet").to_pylist()
     assert {row["query_id"] for row in added} == asked
-    state = json.loads((folder / "checkpoints/step-00000012/state.json").read_text())
-    assert (state["mined"]["file"], state["mined"]["until"]) == ("mined/step-00000009/mined.parquet", 12)
+    named = json.loads((folder / "checkpoints/step-00000012/state.json").read_text())["mined"]
+    assert (named["file"], named["until"]) == ("mined/step-00000009/mined.parquet", 12)
     go(12)  # nothing is added, and nothing mined
     assert sorted(path.parent.name for path in folder.glob("mined/*/mined.parquet")) == found
 

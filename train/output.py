@@ -80,11 +80,14 @@ def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:
 def is_finished(config: Config) -> bool:
     """Whether the output folder holds this very run, finished, and it is not to be overwritten."""
     folder = Path(config.output)
-    if config.overwrite or not _finished(folder) or not (folder / CONFIG).is_file():
-        return False
+    return not config.overwrite and _finished(folder) and asks_for(folder / CONFIG, config)
+
+
+def asks_for(saved: Path, config: Config) -> bool:
+    """Whether the config in a file, if there is one, is this very config, wherever it writes to."""
     try:
-        was, now = (c.model_dump(mode="json") for c in (load(folder / CONFIG), config))
-    except UserError:  # written by another version, which knew other keys
+        was, now = (c.model_dump(mode="json") for c in (load(saved), config))
+    except UserError:  # missing, or written by another version, which knew other keys
         return False
     return not differences(was, now, ("output", "overwrite"))
 
