@@ -89,3 +89,4 @@ def test_settings_follow_the_size_of_the_corpus() -> None:
     assert (small.lists, small.code_bytes) == (256, 25)  # 39 training vectors for each cell
     assert (large.lists, large.probes, large.code_bytes) == (8_000, 178, 192)
     assert settings_for(1_500, 7).code_bytes == 1
+    assert [settings_for(n, 384).lists for n in (10**8, 10**9)] == [40_000, 65_536]
