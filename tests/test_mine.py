@@ -120,9 +120,15 @@ def test_lists_of_ids_in_many_arrays_are_the_same_lists(
         return [len(line) for line in found["negative_ids"].to_pylist()], found.to_pylist()
 
     _, whole = written("whole.parquet")
-    made, plain = [], pa.array
+    made: list[tuple[Any, ...]] = []
+    plain = pa.array
     monkeypatch.setattr("tercet.mining.table.QUERIES", 7)
-    monkeypatch.setattr(pa, "array", lambda *given: made.append(given) or plain(*given))
+
+    def watched(*given: Any, **how: Any) -> Any:
+        made.append(given)
+        return plain(*given, **how)
+
+    monkeypatch.setattr(pa, "array", watched)
     counts, parts = written("parts.parquet")
     assert parts == whole and 0 in {rank for line in whole for rank in line["negative_ranks"]}
     texts = [given[0] for given in made if given[1:] == (pa.string(),)]
@@ -407,7 +413,7 @@ def test_lists_that_are_too_short_are_filled_from_outside_the_candidates() -> No
 
 @pytest.mark.parametrize(
     "rule",
-    [{"relative_margin": 0.9}, {"absolute_margin": 1.0}, {"max_score": 0.5}, {"min_score": 2.0}],
+    [{"relative_margin": 0.9}, {"absolute_margin": 1.0}, {"max_score": 0.5}, {"min_score": 8.0}],
 )
 def test_what_fills_a_list_keeps_to_the_rules_on_scores(rule: dict[str, float]) -> None:
     """A positive far down the list: much of the corpus scores above it. min_score asks for less."""

@@ -216,10 +216,11 @@ def test_answers_of_the_dev_set_are_left_alone_wherever_they_stand(
     (train / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n")
     many = [NO_LIMIT, "mining.negatives=46"]
     for name, held in (("dev", f"evaluation.dev={dev}"), ("test", f"data.held_out=[{dev}]")):
-        told = config(tmp_path / "train", tiny_model, tmp_path / name, *many, held)
+        out = tmp_path / f"mined-{name}"
+        told = config(tmp_path / "train", tiny_model, out, *many, held)
         mined = stages.mine(told)
         assert not {"d5", "d6"} & negatives(mined.path) and "d7" in negatives(mined.path)
-        summary = json.loads((tmp_path / name / "mining.json").read_text())
+        summary = json.loads((out / "mining.json").read_text())
         assert summary["held_out"]["marked"] == 2 and mined.counts.candidates == 2 * 46
     allowed = [*many, f"evaluation.dev={dev}", "mining.held_out=true"]
     mined = stages.mine(config(tmp_path / "train", tiny_model, tmp_path / "b", *allowed))
