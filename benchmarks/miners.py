@@ -14,7 +14,8 @@ from sentence_transformers.util import cos_sim, mine_hard_negatives, pairwise_co
 
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Ragged, Texts, TrainingSet
-from tercet.mining import MODEL, Space, asked_queries, mine
+from tercet.mining import MODEL, Space, asked_queries, mine, searchable
+from tercet.mining.candidates import Picked
 
 OURS, PEER = "ours", "mine_hard_negatives"
 NEGATIVES = 3  # the peer's default
@@ -49,7 +50,8 @@ class Given:
 def ours(work: Path, cache: Path | None = None, margin: float = 0.95) -> Pairs:
     """Search, choose, write the mined set and its record; read what was written.
 
-    The search is made each time, unless `cache` holds its lists from a time before.
+    Documents are searched in the order of their ids, as `tercet mine` does it. The search is made
+    each time, unless `cache` holds its lists from a time before.
     """
     queries, documents = (np.load(work / name, mmap_mode="r") for name in ("q.npy", "d.npy"))
     row = np.arange(len(queries))
@@ -62,10 +64,11 @@ def ours(work: Path, cache: Path | None = None, margin: float = 0.95) -> Pairs:
         np.array([0, len(row)]),
     )
     config = MiningConfig(negatives=NEGATIVES, depth=DEPTH, relative_margin=margin)
-    spaces = {MODEL: Space(queries, documents, "given")}
+    asked = asked_queries(rows, taken=searchable(rows))
+    spaces = {MODEL: Space(queries, Picked(documents, asked.taken), "given")}
     with TemporaryDirectory(dir=work) as fresh:
         out, kept = work / "mined.parquet", cache or Path(fresh)
-        mine(asked_queries(rows), spaces, config, out, miner="given", cache=kept)
+        mine(asked, spaces, config, out, miner="given", cache=kept)
     mined = pq.read_table(work / "mined.parquet", columns=["query_id", "negative_ids"]).to_pydict()
     lists = zip(mined["query_id"], mined["negative_ids"], strict=True)
     return {(query, negative) for query, negatives in lists for negative in negatives}

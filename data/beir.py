@@ -34,20 +34,37 @@ def read_task(path: str | Path, split: str = "test", complain: Complain = refuse
     id, highest first, whatever their order in the file. Raises UserError at the first mistake
     unless `complain` says otherwise.
     """
+    return read_tasks(path, [split], complain)[0]
+
+
+def read_tasks(
+    path: str | Path, names: Sequence[str], complain: Complain = refuse
+) -> list[RetrievalTask]:
+    """Several splits of a folder as `read_task` gives them, over the same documents.
+
+    It is the first of them that has to have an answer.
+    """
     path = Path(path)
     folder = read_folder(path, complain, empty_documents=True) or Folder(path, {}, {})
-    judged = read_qrels(folder, split, complain) or {}
+    ids = sorted(folder.documents, reverse=True)
+    documents = Texts(ids, [folder.documents[id_] for id_ in ids])
+    tasks = [_task(folder, documents, split, complain) for split in names]
+    if not tasks[0].qrels:
+        missing = f"{path}: no query of split {names[0]!r} has an answer; choose another"
+        complain("no query", missing)
+    return tasks
+
+
+def _task(folder: Folder, documents: Texts, split: str, complain: Complain) -> RetrievalTask:
+    path, judged = folder.path, read_qrels(folder, split, complain) or {}
     qrels = {query: grades for query, grades in judged.items() if max(grades.values()) > 0}
     if len(qrels) < len(judged):
         say(f"{path}: {len(judged) - len(qrels)} queries of {split} have no answer; left out")
-    if not qrels:
-        complain("no query", f"{path}: no query of split {split!r} has an answer; choose another")
     queries = {id_: text for id_, text in folder.queries.items() if id_ in qrels}
-    ids = sorted(folder.documents, reverse=True)
     return RetrievalTask(
         name_of(path),
         split,
-        Texts(ids, [folder.documents[id_] for id_ in ids]),
+        documents,
         Texts(list(queries), list(queries.values())),
         {query: qrels[query] for query in queries},
         unjudged=len(folder.queries) - len(judged),

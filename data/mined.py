@@ -15,7 +15,7 @@ from tercet.errors import UserError
 from tercet.progress import say
 
 COLUMNS = ("query_id", "negative_ids")
-SIDES = ("positive", "negative", "relabelled")
+SIDES = ("positive", "negative", "own", "relabelled")
 SCORED = {f"{side}_ids": f"{side}_rescores" for side in SIDES}
 DROPPED = "dropped"  # the outcome of a query that is not to be trained on
 
@@ -36,12 +36,12 @@ def with_mined(rows: TrainingSet, path: str | Path, *, some: bool = False) -> Tr
     Columns read: query_id (text) and negative_ids (list of texts); where they are there, also
     relabelled_ids, documents that were found to answer the query and become positives of its rows,
     outcome: the rows of a query whose outcome is "dropped" are left out, and a cross-encoder's
-    scores of positives, negatives and relabelled documents, which join `scores`. Queries without
-    mined negatives keep their own; negatives since known as positives are left out; all of this is
-    counted and said, the first not where `some` queries were mined for on purpose. UserError for a
-    document that is not in `rows` (another corpus was mined), for an id that named another text
-    when it was mined (columns query_hash, negative_hashes, ...: `text_key`), and for scores that
-    are not finite or not as many as their documents.
+    scores of positives, negatives, mined or the rows' own, and relabelled documents, which join
+    `scores`. Queries without mined negatives keep their own; negatives since known as positives are
+    left out; all of this is counted and said, the first not where `some` queries were mined for on
+    purpose. UserError for a document that is not in `rows` (another corpus was mined), for an id
+    that named another text when it was mined (columns query_hash, negative_hashes, ...:
+    `text_key`), and for scores that are not finite or not as many as their documents.
     """
     path = Path(path)
     _refuse_other_files(path)

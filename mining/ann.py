@@ -18,6 +18,7 @@ SMALLEST = 10_000  # documents: below, exact search takes seconds and 256 codewo
 BLOCK = 16_384  # documents added at a time
 ASKED = 1_024  # queries searched at a time
 PER_CENTROID = 39  # training vectors; FAISS warns below
+MOST_CELLS = 65_536  # each is compared with every vector that is added
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class AnnSettings:
 def settings_for(documents: int, width: int) -> AnnSettings:
     """Defaults for `documents` vectors of `width`: 4 sqrt(N) cells, as FAISS's guidelines have it.
 
+    Fewer where those would lack training vectors, and `MOST_CELLS` at most.
+
     >>> settings_for(1_000_000, 384).lists, settings_for(1_000_000, 384).code_bytes
     (4000, 96)
     """
-    lists = max(1, min(isqrt(16 * documents), documents // PER_CENTROID))
+    lists = max(1, min(isqrt(16 * documents), documents // PER_CENTROID, MOST_CELLS))
     quarter = max(1, width // 4)
     code_bytes = next(n for n in range(quarter, 0, -1) if width % n == 0)
     return AnnSettings(lists=lists, probes=2 * isqrt(lists), code_bytes=code_bytes)

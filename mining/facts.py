@@ -26,7 +26,7 @@ class Asked:
     taken: Indices  # (D,) where the documents of `rows` stand among those read
     queries: Indices  # (Q,) positions in rows.queries, ascending
     positives: Ragged  # Q lists of documents that answer the query, under any id; none is empty
-    own: Ragged  # Q lists of the negatives that its rows bring along
+    own: Ragged  # Q lists of the negatives that its rows bring along, each once
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -88,11 +88,11 @@ def asked_queries(
     queries = np.unique(rows.row_query)
     positives = _with_rows_of(rows, known).known_positives
     owner = np.searchsorted(queries, rows.row_query)
-    own: list[list[int]] = [[] for _ in queries]
+    own: list[dict[int, None]] = [{} for _ in queries]
     for row, query in enumerate(owner.tolist()):
-        own[query].extend(rows.negatives[row].tolist())
+        own[query].update(dict.fromkeys(rows.negatives[row].tolist()))
     answers = Ragged.of([positives[q] for q in queries])
-    return Asked(rows, read, taken, queries, answers, Ragged.of(own))
+    return Asked(rows, read, taken, queries, answers, Ragged.of([list(found) for found in own]))
 
 
 def searchable(rows: TrainingSet, held_out: Sequence[RetrievalTask] = ()) -> Indices:

@@ -26,6 +26,7 @@ class Rescored:
     scorer: CrossScorer
     candidates: Floats  # (Q, C), NaN where it was not asked
     positives: Floats  # (P,) of `Asked.pairs`
+    own: Floats  # of `Asked.own.values`
 
     def opinion(self, asked: Asked, block: slice) -> Opinion:
         """The same as probabilities, for the queries of `block`."""
@@ -56,18 +57,21 @@ def rescore(
     *,
     folder: Path | None = None,
 ) -> Rescored:
-    """Ask about every positive and the first `depth` unlabelled candidates of each query.
+    """Ask about positives, negatives that rows bring along, and unlabelled candidates.
 
-    labels (Q, C): the verdicts of `select.label`. A meeting of all processes.
+    About the first `depth` of the last, of each query. labels (Q, C): the verdicts of
+    `select.label`. A meeting of all processes.
     """
     queries, columns = np.nonzero(first_unlabelled(labels, depth))
-    owners, positives = asked.pairs
-    documents = np.concatenate([positives, np.asarray(found.positions)[queries, columns]])
-    numbers = np.concatenate([owners, queries])
+    positives, own = asked.pairs, asked.own.take(np.arange(len(asked)))
+    found_too = queries, np.asarray(found.positions)[queries, columns]
+    numbers, documents = (np.concatenate(s) for s in zip(positives, own, found_too, strict=True))
     scores = scores_of(scorer, asked, numbers, documents, folder=folder)
+    ends = np.cumsum([len(positives[0]), len(own[0])])
+    of_positives, of_own, of_found = np.split(scores, ends)
     candidates = np.full(labels.shape, np.nan, dtype=np.float32)
-    candidates[queries, columns] = scores[len(positives) :]
-    return Rescored(scorer, candidates, scores[: len(positives)])
+    candidates[queries, columns] = of_found
+    return Rescored(scorer, candidates, of_positives, of_own)
 
 
 def scores_of(

@@ -1,5 +1,6 @@
 """Which candidates become negatives. Pure: what is known of them in, a verdict on each out."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,15 +87,8 @@ def select(
     """
     verdicts = label(evidence, config) if labels is None else labels.copy()
     _drop(verdicts, "window", ~_in_window(verdicts == KEPT, config.skip, config.depth))
-    scores, lowest = evidence.scores, evidence.lowest[:, None]
-    if config.max_score is not None:
-        _drop(verdicts, "max_score", scores > config.max_score)
-    if config.min_score is not None:
-        _drop(verdicts, "min_score", scores < config.min_score)
-    if config.absolute_margin is not None:
-        _drop(verdicts, "absolute_margin", scores > lowest - config.absolute_margin)
-    if config.relative_margin is not None:
-        _drop(verdicts, "relative_margin", scores > ceiling(lowest, config.relative_margin))
+    for rule, against in limits(evidence.scores, evidence.lowest[:, None], config):
+        _drop(verdicts, rule, against)
     if opinion is not None:
         _judge(verdicts, opinion, config.rescore)
     _drop(verdicts, "surplus", ~_sampled(verdicts == KEPT, evidence, config))
@@ -102,6 +96,23 @@ def select(
         kept = (verdicts == KEPT).sum(axis=1, keepdims=True)
         _drop(verdicts, "too_few", np.broadcast_to(kept < config.negatives, verdicts.shape))
     return verdicts
+
+
+def limits(
+    scores: Floats, lowest_positive: Floats, config: MiningConfig
+) -> Iterator[tuple[str, Bools]]:
+    """The rules on scores that are set, in their order, each with what it speaks against.
+
+    scores of any shape; those of the lowest positives of the same, or one that is broadcast to it.
+    """
+    if config.max_score is not None:
+        yield "max_score", scores > config.max_score
+    if config.min_score is not None:
+        yield "min_score", scores < config.min_score
+    if config.absolute_margin is not None:
+        yield "absolute_margin", scores > lowest_positive - config.absolute_margin
+    if config.relative_margin is not None:
+        yield "relative_margin", scores > ceiling(lowest_positive, config.relative_margin)
 
 
 def ceiling(lowest_positive: Floats, margin: float) -> Floats:
@@ -146,7 +157,7 @@ def rule_text(config: MiningConfig) -> str:
     'random of ranks 1-100, score <= 0.8, score <= 0.95 of lowest positive'
     """
     judge = config.rescore
-    limits = [
+    bounds = [
         ("cosine to positives <= {:g}", config.near_duplicate),
         ("score <= {:g}", config.max_score),
         ("score >= {:g}", config.min_score),
@@ -156,7 +167,7 @@ def rule_text(config: MiningConfig) -> str:
         ("cross-encoder <= {:g}", judge.model and judge.veto_above),
     ]
     start = f"{config.sampling} of ranks {config.skip + 1}-{config.depth}"
-    return ", ".join([start, *(text.format(n) for text, n in limits if n is not None)])
+    return ", ".join([start, *(text.format(n) for text, n in bounds if n is not None)])
 
 
 def _drop(verdicts: NDArray[np.int8], rule: str, against: Bools) -> None:

@@ -21,7 +21,7 @@ from tercet.mining.facts import (
     positive_scores,
 )
 from tercet.mining.rescore import Rescored, rescore, scores_of
-from tercet.mining.select import CODE, label, outside, relabelled, select, vetoed
+from tercet.mining.select import CODE, label, limits, outside, relabelled, select, vetoed
 from tercet.models.cross import CrossScorer
 from tercet.progress import progress
 
@@ -123,9 +123,9 @@ def _with_verdict(
 def _filled(settled: Settled, space: Space, config: MiningConfig, folder: Path | None) -> Settled:
     """With documents from outside the candidates for queries that kept too few.
 
-    What is drawn must neither be like a positive (near_duplicate) nor be forbidden by the
-    cross-encoder; others are drawn in its place, up to `DRAWS` times. A query may still end with
-    too few.
+    What is drawn must not be like a positive (near_duplicate), not score above max_score or a
+    margin, and not be forbidden by the cross-encoder; others are drawn in its place, up to `DRAWS`
+    times. A query may still end with too few.
     """
     asked, negatives = settled.asked, settled.negatives
     banned: dict[int, set[int]] = defaultdict(set)  # of each query, texts that were drawn before
@@ -174,6 +174,9 @@ def _judged(
     if config.near_duplicate is not None:
         like = likeness(drawn.documents[:, None], asked, space, drawn.queries)[:, 0]
         fit &= like <= config.near_duplicate
+    for rule, against in limits(drawn.scores, settled.lowest[drawn.queries], config):
+        if rule != "min_score":  # what is drawn at random is far away, and meant to be
+            fit &= ~against
     if rescored is not None:
         scores = scores_of(rescored.scorer, asked, drawn.queries, drawn.documents, folder=folder)
         drawn = replace(drawn, rescores=scores)

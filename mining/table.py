@@ -1,7 +1,7 @@
 """The mined set as it is written: one row per query, Parquet, with the reasons."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ SCHEMA = pa.schema(
         ("negative_ranks", pa.list_(pa.int32())),  # among all candidates, from 1; 0: filled in
         ("negative_rules", _TEXTS),
         ("negative_rescores", _FLOATS),
+        ("own_ids", _TEXTS),  # the negatives that rows of the query bring along
+        ("own_hashes", _KEYS),
+        ("own_rescores", _FLOATS),
         ("relabelled_ids", _TEXTS),  # new positives, by the cross-encoder's judgement
         ("relabelled_hashes", _KEYS),
         ("relabelled_rescores", _FLOATS),
@@ -36,6 +39,7 @@ SCHEMA = pa.schema(
     ]
 )
 FILLED = "random fill"
+QUERIES = 16_384  # whose ids become one array: Arrow refuses 2 GiB of text in one
 OUTCOMES = ("full", "short", "filled", "dropped")
 
 
@@ -65,26 +69,28 @@ def mined_table(
     """
     asked, negatives = settled.asked, settled.negatives
     relabelled, rescored = settled.with_verdict("relabelled"), settled.rescored
-    total, ids = len(asked), pa.array(asked.documents.ids, pa.string())
-    keys = asked.documents.keys
-    positives = asked.positives.offsets
-    own, new = _offsets(negatives, total), _offsets(relabelled, total)
-    rules = pa.array([rule, FILLED]).take(pa.array((negatives.ranks == 0).astype(np.int8)))
-    columns: dict[str, pa.Array] = {
+    total, ids, keys = len(asked), asked.documents.ids, asked.documents.keys
+    positives, own = asked.positives.offsets, asked.own.offsets
+    mined, new = _offsets(negatives, total), _offsets(relabelled, total)
+    filled = (negatives.ranks == 0).astype(np.int64)
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
         "query_id": pa.array(asked.ids, pa.string()),
         "query_hash": pa.array(asked.rows.queries.keys[asked.queries], pa.uint64()),
         "outcome": pa.array(OUTCOMES).take(pa.array(outcome)),
-        "positive_ids": _lists(positives, ids.take(pa.array(asked.positives.values))),
+        "positive_ids": _texts(positives, ids, asked.positives.values),
         "positive_hashes": _lists(positives, pa.array(keys[asked.positives.values])),
         "positive_score": pa.array(settled.lowest, pa.float32()),
         "positive_rescores": _floats(positives, rescored and rescored.positives),
-        "negative_ids": _lists(own, ids.take(pa.array(negatives.documents))),
-        "negative_hashes": _lists(own, pa.array(keys[negatives.documents])),
-        "negative_scores": _floats(own, negatives.scores),
-        "negative_ranks": _lists(own, pa.array(negatives.ranks, pa.int32())),
-        "negative_rules": _lists(own, rules),
-        "negative_rescores": _floats(own, negatives.rescores),
-        "relabelled_ids": _lists(new, ids.take(pa.array(relabelled.documents))),
+        "negative_ids": _texts(mined, ids, negatives.documents),
+        "negative_hashes": _lists(mined, pa.array(keys[negatives.documents])),
+        "negative_scores": _floats(mined, negatives.scores),
+        "negative_ranks": _lists(mined, pa.array(negatives.ranks, pa.int32())),
+        "negative_rules": _texts(mined, (rule, FILLED), filled),
+        "negative_rescores": _floats(mined, negatives.rescores),
+        "own_ids": _texts(own, ids, asked.own.values),
+        "own_hashes": _lists(own, pa.array(keys[asked.own.values])),
+        "own_rescores": _floats(own, rescored and rescored.own),
+        "relabelled_ids": _texts(new, ids, relabelled.documents),
         "relabelled_hashes": _lists(new, pa.array(keys[relabelled.documents])),
         "relabelled_rescores": _floats(new, relabelled.rescores),
         "miner": pa.array([miner] * total, pa.string()),
@@ -96,6 +102,16 @@ def mined_table(
 
 def _offsets(chosen: Chosen, total: int) -> Indices:
     return np.concatenate([[0], np.cumsum(chosen.counts(total))])
+
+
+def _texts(offsets: Indices, texts: Sequence[str], places: Indices) -> pa.ChunkedArray:
+    """Lists of `texts` by their places, `QUERIES` lists to an array; no other text is copied."""
+    arrays = []
+    for start in range(0, len(offsets) - 1, QUERIES):
+        own = offsets[start : start + QUERIES + 1]
+        named = [texts[place] for place in places[own[0] : own[-1]].tolist()]
+        arrays.append(_lists(own - own[0], pa.array(named, pa.string())))
+    return pa.chunked_array(arrays, _TEXTS)
 
 
 def _lists(offsets: Indices, values: pa.Array) -> pa.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,3 +90,21 @@ def test_settings_follow_the_size_of_the_corpus() -> None:
     assert (small.lists, small.code_bytes) == (256, 25)  # 39 training vectors for each cell
     assert (large.lists, large.probes, large.code_bytes) == (8_000, 178, 192)
     assert settings_for(1_500, 7).code_bytes == 1
+
+
+def test_the_predictions_on_the_page_follow_from_the_settings() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "scale.md").read_text("utf-8")
+    counts = (10**8, 10**9)
+    cells = [settings_for(n, 384).lists for n in counts]
+    flop = [2 * n * c * 384 for n, c in zip(counts, cells, strict=True)]
+    index = [n * (settings_for(n, 384).code_bytes + 8) / 1e9 for n in counts]
+    encoding = [2 * 6 * 12 * 384**2 * 128 * n for n in counts]  # six layers of 12 width^2
+    for words in (
+        " | ".join(f"{c:,}" for c in cells),
+        " | ".join(f"{f / 10 ** int(np.log10(f)):.1f} x 10^{int(np.log10(f))} FLOP" for f in flop),
+        f"{flop[0] / 2e12 / 60:.0f} minutes | {flop[1] / 2e12 / 3600:.1f} hours",
+        " | ".join(f"{gigabytes:.0f} GB" for gigabytes in index),
+        f"{encoding[0] / 1e17:.1f} x 10^17 FLOP | {encoding[1] / 1e18:.1f} x 10^18 FLOP",
+        f"reach {flop[1] / 86_400 / 1e12:.1f} TFLOP/s",
+    ):
+        assert f"{words} " in page

@@ -35,8 +35,9 @@ def test_encoding_is_compared_with_the_peer(
     monkeypatch.setattr(encoding, "SIZES", (4, 8))
     monkeypatch.setattr(encoding, "gemm_peak", lambda: 1e11)
     found = encoding.measure([answer(n) * (1 + n % 3) for n in range(len(NAMES) // 3)], 1)
-    speed, near = found["targets"]
+    speed, stored, near = found["targets"]
     assert (speed["got"], speed["aim"]) == (found["times_faster"], "at least 1.3")
+    assert (stored["got"], stored["aim"]) == (found["times_faster_stored"], "at least 1.3")
     assert near["got"] == found["largest_difference"] <= 1e-5 and near["met"]
     assert 1 <= found["padded_per_real"]["ours"] <= found["padded_per_real"][found["peer"]]
     path = write_result("encoding", found | {"corpus": "names"}, tmp_path)
@@ -187,6 +188,8 @@ def test_search_and_mining_are_compared_with_the_peers(
     assert memory["map_mib"] == pytest.approx((40 + 900) * 384 * 4 / 2**20, rel=1e-3)
     aims = {one["what"]: one["got"] for one in found["search"]["targets"]}
     assert aims["score gap where positions differ"] <= 1e-5
+    by_id = found["search"]["sizes"][-1]["share_of_peak"][mining.BY_ID]
+    assert aims["the same of a store in the order of ids"] == by_id > 0
     assert aims["MiB beside the map"] == memory["total_mib"] - memory["map_mib"]
     few, many = (size["medians"]["ours"] for size in found["search"]["sizes"])
     growth = aims["time per document, the most over the fewest"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -103,6 +104,41 @@ def test_the_summary_beside_it_agrees(tmp_path: Path) -> None:
     one = summary["samples"]["kept"][0]
     assert one["query"] == "my tyre is flat" and one["positive"]["text"] == "Fix a flat tyre"
     assert one["document"] == {"id": "d3", "text": "bake bread", "score": 0.1} and one["rank"] == 5
+
+
+def test_lists_of_ids_in_many_arrays_are_the_same_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow holds at most 2 GiB of text in one array, which 10^8 ids exceed."""
+    asked, there = many()
+    config = MiningConfig(depth=40, negatives=5, too_few="fill", relative_margin=0.5)
+
+    def written(name: str) -> tuple[list[int], list[dict[str, Any]]]:
+        mine(asked, {MODEL: there}, config, tmp_path / name, miner="m")
+        found = pq.read_table(tmp_path / name)
+        assert found.schema == SCHEMA
+        return [len(line) for line in found["negative_ids"].to_pylist()], found.to_pylist()
+
+    _, whole = written("whole.parquet")
+    made: list[tuple[Any, ...]] = []
+    plain = pa.array
+    monkeypatch.setattr("tercet.mining.table.QUERIES", 7)
+
+    def watched(*given: Any, **how: Any) -> Any:
+        made.append(given)
+        return plain(*given, **how)
+
+    monkeypatch.setattr(pa, "array", watched)
+    counts, parts = written("parts.parquet")
+    assert parts == whole and 0 in {rank for line in whole for rank in line["negative_ranks"]}
+    texts = [given[0] for given in made if given[1:] == (pa.string(),)]
+    assert max(map(len, texts)) == len(asked) and len(texts) > 4 * len(asked) // 7  # no corpus
+    for query, line in enumerate(whole):
+        assert line["positive_ids"] == [f"d{d}" for d in asked.positives[query]]
+        assert line["own_ids"] == [f"d{d}" for d in asked.own[query]]
+        assert len(line["negative_rules"]) == counts[query]
+        filled = [rule == "random fill" for rule in line["negative_rules"]]
+        assert filled == [rank == 0 for rank in line["negative_ranks"]]
 
 
 def test_a_query_without_survivors_keeps_its_line_and_is_counted(tmp_path: Path) -> None:
@@ -353,7 +389,7 @@ def test_counting_holds_no_number_for_each_candidate(monkeypatch: pytest.MonkeyP
 
 def test_lists_that_are_too_short_are_filled_from_outside_the_candidates() -> None:
     asked, there = many()
-    settings = {"depth": 30, "negatives": 6, "relative_margin": 0.5}
+    settings = {"depth": 30, "negatives": 6, "relative_margin": None, "max_score": 3.0}
     kept = settle(asked, {MODEL: there}, MiningConfig(**settings)).negatives
     config = MiningConfig(too_few="fill", **settings)
     filled = settle(asked, {MODEL: there}, config)
@@ -373,6 +409,33 @@ def test_lists_that_are_too_short_are_filled_from_outside_the_candidates() -> No
         banned = [filled.found.positions[query], asked.positives[query], asked.own[query]]
         assert not set(same[drawn]) & set(same[np.concatenate(banned)])
         assert len(set(same[negatives.documents[own]])) == 6
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{"relative_margin": 0.9}, {"absolute_margin": 1.0}, {"max_score": 0.5}, {"min_score": 8.0}],
+)
+def test_what_fills_a_list_keeps_to_the_rules_on_scores(rule: dict[str, float]) -> None:
+    """A positive far down the list: much of the corpus scores above it. min_score asks for less."""
+    asked, there = many()
+    settings: dict[str, Any] = {"depth": 8, "negatives": 6, "relative_margin": None, **rule}
+    config = MiningConfig(**settings, too_few="fill")
+    settled = settle(asked, {MODEL: there}, config)
+    negatives = settled.negatives
+    filled = negatives.ranks == 0
+    lowest = settled.lowest[negatives.queries[filled]]
+    highest = {
+        "relative_margin": lowest - 0.1 * np.abs(lowest),
+        "absolute_margin": lowest - 1.0,
+        "max_score": np.full_like(lowest, 0.5),
+        "min_score": np.full_like(lowest, np.inf),
+    }
+    (name,) = rule
+    assert filled.sum() > 50
+    assert (negatives.scores[filled] <= highest[name] + 1e-6).all()
+    products = np.asarray(there.queries) @ np.asarray(there.documents).T
+    refused = products[negatives.queries[filled]] > highest[name][:, None]
+    assert name == "min_score" or refused.mean() > 0.2  # there was much to refuse
 
 
 def test_a_dropped_query_is_not_trained_on(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tercet import stages
+from tercet.cache import LOCK, locked
 from tercet.configs import Config, Source, load
 from tercet.data import TrainingSet, read_training, with_mined
 from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.housekeeping import all_stored
+from tercet.stages import mining as mining_stage
 from tercet.train.setup import _guide
 from tests.conftest import NAMES, answer, question, write_lines
 from tests.disk import full_disk
@@ -99,7 +101,8 @@ def launched(
         job("again", 2, "cache-1", tiny_model, "again"),
         job("stricter", 1, "cache-1", tiny_model, "stricter", *stricter),
         job("other", 1, "cache-1", other_model, "other"),
-        job("refused", 2, "cache-1", tiny_model, "one"),
+        job("repeated", 2, "cache-1", tiny_model, "again"),
+        job("refused", 2, "cache-1", tiny_model, "one", "mining.negatives=3"),
     ]
     for world in (1, 2):  # each with a cache of its own: nothing is read from the other
         more = [NO_LIMIT, f"mining.sources=[model,{other_model}]"]
@@ -147,6 +150,7 @@ def test_a_second_run_pays_for_nothing(launched: tuple[Path, dict[str, Any]]) ->
     paid = ("texts", "searches", "pairs")
     assert all(found["one"][name] > 0 for name in paid)
     assert [found["again"][name] for name in paid] == [0, 0, 0]
+    assert found["repeated"] == found["again"]
     for file in ("mined.parquet", "mining.json"):
         assert (folder / "one" / file).read_bytes() == (folder / "again" / file).read_bytes()
 
@@ -201,19 +205,26 @@ def test_answers_of_the_dev_set_are_left_alone_wherever_they_stand(
     """A BEIR folder gives the corpus; dev is another folder with some of the same texts."""
     dev = tmp_path / "dev"
     (dev / "qrels").mkdir(parents=True)
-    write_lines(dev / "corpus.jsonl", [{"_id": "x", "text": f"  {answer(5).upper()}"}])
+    texts = {"x": f"  {answer(5).upper()}", "of-test": answer(6), "of-train": answer(7)}
+    write_lines(dev / "corpus.jsonl", ({"_id": id_, "text": text} for id_, text in texts.items()))
     write_lines(dev / "queries.jsonl", [{"_id": "y", "text": "who?"}])
-    (dev / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\ny\tx\t1\n")
+    for split, document in (("dev", "x"), ("test", "of-test"), ("train", "of-train")):
+        lines = f"query-id\tcorpus-id\tscore\ny\t{document}\t1\n"
+        (dev / "qrels" / f"{split}.tsv").write_text(lines)
+    (dev / "qrels" / "none.tsv").write_text("query-id\tcorpus-id\tscore\ny\tof-train\t0\n")
     train = copy_of(beir, tmp_path / "train") / "qrels"
     (train / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n")
-    many = [NO_LIMIT, "mining.negatives=46", f"evaluation.dev={dev}"]
-    mined = stages.mine(config(tmp_path / "train", tiny_model, tmp_path / "a", *many))
-    assert "d5" not in negatives(mined.path)
-    summary = json.loads((tmp_path / "a" / "mining.json").read_text())
-    assert summary["held_out"]["marked"] == 1 and mined.counts.candidates == 2 * 47
-    allowed = [*many, "mining.held_out=true"]
+    many = [NO_LIMIT, "mining.negatives=46"]
+    for name, held in (("dev", f"evaluation.dev={dev}"), ("test", f"data.held_out=[{dev}]")):
+        out = tmp_path / f"mined-{name}"
+        told = config(tmp_path / "train", tiny_model, out, *many, held)
+        mined = stages.mine(told)
+        assert not {"d5", "d6"} & negatives(mined.path) and "d7" in negatives(mined.path)
+        summary = json.loads((out / "mining.json").read_text())
+        assert summary["held_out"]["marked"] == 2 and mined.counts.candidates == 2 * 46
+    allowed = [*many, f"evaluation.dev={dev}", "mining.held_out=true"]
     mined = stages.mine(config(tmp_path / "train", tiny_model, tmp_path / "b", *allowed))
-    assert "d5" in negatives(mined.path)
+    assert {"d5", "d6"} <= negatives(mined.path)
     kept = Counter(store.kind for store in all_stored())
     assert kept == {"vectors": 2, "candidates": 2}  # searched anew, with the vectors that are there
 
@@ -314,15 +325,66 @@ def test_a_second_model_may_have_a_prompt_and_a_length_of_its_own(
     assert "the " in (tmp_path / "a" / "mining.html").read_text()
 
 
-def test_a_full_disk_is_one_line(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """Everything but the mined set is there from a run before."""
-    stages.mine(config(beir, tiny_model, tmp_path / "a"))
-    with (
-        full_disk(),
-        pytest.raises(UserError, match="b/mined.parquet: cannot be written .*File too"),
-    ):
+@pytest.mark.parametrize(
+    ("room", "file", "left"), [(100, "mine.yaml", set()), (8000, "mined.parquet", {"mine.yaml"})]
+)
+def test_a_full_disk_is_one_line(
+    room: int, file: str, left: set[str], beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Vectors and lists are there from a run before."""
+    mined = stages.mine(config(beir, tiny_model, tmp_path / "a")).path
+    assert mined.with_name("mine.yaml").stat().st_size < 8000 < mined.stat().st_size
+    complaint = pytest.raises(UserError, match=f"b/{file}: cannot be written .*File too")
+    with full_disk(room), complaint:
         stages.mine(config(beir, tiny_model, tmp_path / "b"))
-    assert not list((tmp_path / "b").iterdir())
+    assert {path.name for path in (tmp_path / "b").iterdir()} - {LOCK} == left
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != LOCK}
+
+
+@pytest.mark.parametrize("at", ["mined.parquet", "mining.json", "mining.html"])
+def test_the_same_command_goes_on_after_a_kill_and_ends_after_the_end(
+    at: str, beir: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed as it writes each of its files, alone or over an older set."""
+    plain, lax = Path.replace, config(beir, tiny_model, tmp_path / "run", NO_LIMIT)
+    stages.mine(lax)
+    first = files(tmp_path / "run")
+    strict = config(beir, tiny_model, tmp_path / "run", NO_LIMIT, "mining.negatives=2")
+
+    def dying(path: Path, target: Path) -> Path:
+        if Path(target).name == at:
+            raise KeyboardInterrupt
+        return plain(path, target)
+
+    with pytest.raises(UserError, match="mined.parquet exists; choose another"):
+        stages.mine(strict)
+    assert files(tmp_path / "run") == first
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", dying)
+        stages.mine(strict.model_copy(update={"overwrite": True}))
+    with pytest.raises(UserError, match="mined.parquet exists; choose another"):
+        stages.mine(lax)
+    again = stages.mine(strict)
+    whole = files(tmp_path / "run")
+    assert whole["mined.parquet"] != first["mined.parquet"] and whole.keys() == first.keys()
+    with monkeypatch.context() as patch:
+        patch.setattr(mining_stage, "read_training", lambda *_: pytest.fail("mined again"))
+        assert stages.mine(strict) == again
+    assert files(tmp_path / "run") == whole
+    again.path.write_bytes(again.path.read_bytes()[:-1])
+    assert stages.mine(strict) == again and files(tmp_path / "run") == whole
+
+
+def test_two_at_once_in_one_folder_are_one_too_many(
+    beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    told = config(beir, tiny_model, tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another run is at work in"):
+        stages.mine(told)
+    assert stages.mine(told).path.exists()
 
 
 def test_two_models_are_fused_and_the_second_estimates(

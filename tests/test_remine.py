@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from tercet import stages
-from tercet.configs import ModelConfig, load
+from tercet.configs import Config, ModelConfig, load
 from tercet.data import text_hash, with_mined
 from tercet.errors import SAVED, Stopped, UserError
 from tercet.models import encode, load_encoder
@@ -237,6 +237,62 @@ def test_what_is_mined_with_and_around_has_to_stay(
             go(3)
         path.write_text(before)
     assert go(3) == 3
+
+
+def test_ids_and_what_other_splits_know_have_to_stay(settings: list[str], tmp_path: Path) -> None:
+    """No batch depends on either, the negatives of later rounds do."""
+    data, held = write_task(tmp_path / "data", "train"), write_task(tmp_path / "held", "test")
+    other = "query-id\tcorpus-id\tscore\nq1\td0\t1\n"
+    for folder in (data, held):
+        (folder / "qrels" / "dev.tsv").write_text(other)
+    words = [*settings, f"data.train={data}", f"data.held_out=[{held}]", "mining.refresh_every=2"]
+
+    def go(steps: int) -> int:
+        config = load("tiny", [*words, f"output={tmp_path / 'run'}", f"train.steps={steps}"])
+        return finetune(config, remine=remine_stage(config), allow_changed=["train.steps"]).steps
+
+    go(1)
+    judged, held_too = data / "qrels" / "dev.tsv", held / "qrels" / "dev.tsv"
+    renamed = [data / "corpus.jsonl", data / "qrels" / "train.tsv"]
+    for key, paths, was, now in (
+        ("data.train", [judged], "d0", "d2"),
+        ("data.train", renamed, "d40", "x40"),
+        ("mining.held_out", [held_too], "d0", "d2"),
+    ):
+        before = {path: path.read_text() for path in paths}
+        for path, text in before.items():
+            path.write_text(text.replace(was, now))
+        with pytest.raises(UserError, match=rf"{key}: was \["):
+            go(3)
+        for path, text in before.items():
+            path.write_text(text)
+    assert go(3) == 3
+
+
+def test_steps_that_are_added_within_a_round_are_mined_for(
+    settings: list[str], tmp_path: Path
+) -> None:
+    """The round of step 6 was for 6 and 7; on to 12, step 8 comes before the round of 9."""
+    folder = tmp_path / "run"
+
+    def go(steps: int) -> Config:
+        config = load("tiny", [*settings, f"output={folder}", f"train.steps={steps}"])
+        finetune(config, remine=remine_stage(config), allow_changed=["train.steps"])
+        return config
+
+    go(STEPS)
+    config = go(12)
+    found = sorted(path.parent.name for path in folder.glob("mined/*/mined.parquet"))
+    assert found == [f"step-{step:08d}" for step in (0, 3, 6, 8, 9)]
+    rows = read_rows(config.data)
+    order = batches_of(config, rows)
+    asked = {rows.queries.ids[q] for q in rows.row_query[order(8).rows]}
+    added = pq.read_table(folder / "mined/step-00000008/mined.parquet").to_pylist()
+    assert {row["query_id"] for row in added} == asked
+    named = json.loads((folder / "checkpoints/step-00000012/state.json").read_text())["mined"]
+    assert (named["file"], named["until"]) == ("mined/step-00000009/mined.parquet", 12)
+    go(12)  # nothing is added, and nothing mined
+    assert sorted(path.parent.name for path in folder.glob("mined/*/mined.parquet")) == found
 
 
 def cut(text: str) -> str:

@@ -210,7 +210,7 @@ def test_what_is_no_judge_is_refused(judge: Path, tmp_path: Path, tiny_model: Pa
         load_scorer(str(tiny_model))
 
 
-def places() -> tuple[Asked, Space]:
+def places(own: list[list[int]] | None = None) -> tuple[Asked, Space]:
     """Each animal's question, its answer labelled; all others are candidates."""
     count = len(NAMES)
     data = TrainingSet(
@@ -218,7 +218,7 @@ def places() -> tuple[Asked, Space]:
         Texts([f"d{i}" for i in range(count)], [answer(i) for i in range(count)]),
         np.arange(count),
         Ragged.of([[i] for i in range(count)]),
-        Ragged.of([[] for _ in range(count)]),
+        Ragged.of(own or [[] for _ in range(count)]),
         np.array([0, count]),
     )
     generator = np.random.default_rng(5)
@@ -275,7 +275,8 @@ def test_its_scores_are_in_the_file_for_every_positive_and_negative(
     import pyarrow.parquet as pq
 
     monkeypatch.setattr("tercet.mining.facts.BLOCK", 7)
-    asked, there = places()
+    curated = [[(i + 1) % len(NAMES), (i + 7) % len(NAMES)] for i in range(len(NAMES))]
+    asked, there = places(curated)
     config = MiningConfig(
         depth=20,
         negatives=6,
@@ -288,7 +289,8 @@ def test_its_scores_are_in_the_file_for_every_positive_and_negative(
     lines = pq.read_table(tmp_path / "m.parquet").to_pylist()
     place = {f"d{i}": i for i in range(len(NAMES))}
     for query, line in enumerate(lines):
-        for side in ("positive", "negative", "relabelled"):
+        assert line["own_ids"] == [f"d{i}" for i in curated[query]]
+        for side in ("positive", "negative", "own", "relabelled"):
             ids, scores = line[f"{side}_ids"], line[f"{side}_rescores"]
             pairs = [(question(query), answer(place[id_])) for id_ in ids]
             assert scores == cross_scores(scorer, pairs).tolist()
@@ -304,7 +306,8 @@ def test_its_scores_are_in_the_file_for_every_positive_and_negative(
     assert bars == np.histogram(likely, np.linspace(0, 1, BINS + 1))[0].tolist()
     hits = above = 0
     for query in range(len(asked)):
-        unlabelled = [d for d in settled.found.positions[query].tolist() if d != query][:8]
+        labelled = {query, *curated[query]}
+        unlabelled = [d for d in settled.found.positions[query].tolist() if d not in labelled][:8]
         pairs = [(question(query), answer(d)) for d in [query, *unlabelled]]
         positive, *others = cross_scores(scorer, pairs).tolist()
         hits, above = hits + len(others), above + sum(p > positive for p in others)

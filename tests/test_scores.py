@@ -136,22 +136,25 @@ def test_a_student_learns_from_scores_alone(tiny_model: Path, tmp_path: Path) ->
     assert (model / "modules.json").exists()
 
 
-def test_own_negatives_without_a_score_are_named_when_mining_comes(
-    tiny_model: Path, judge: Path, tmp_path: Path
+@pytest.mark.parametrize("curated", [True, False])
+def test_mining_scores_what_it_finds_and_the_negatives_of_the_rows(
+    curated: bool, tiny_model: Path, judge: Path, tmp_path: Path
 ) -> None:
-    """Re-mining asks the cross-encoder about what it found, not about the rows' own negatives."""
+    """Before the run and inside it; pairs alone, and rows with negatives of their own."""
     data = scored_pairs(tmp_path / "pairs.jsonl")
     plain = f"data.train=[{{path: {data}, columns: {{COLUMN}}, ignore: [liked, disliked]}}]"
     mining = ["mining.refresh_every=2", f"mining.rescore.model={judge}", "mining.negatives=2"]
     mining += ["mining.relative_margin=null", "mining.rescore.veto_margin=null"]
     own = plain.replace("COLUMN", "negative: negative")
-    with pytest.raises(UserError, match=r"distil.scores: \d+ of \d+ pairs have no score"):
-        stages.distil(config_of(tiny_model, data, tmp_path / "run", own, *mining))
-    mined = plain.replace("COLUMN", "query: query").replace("liked,", "liked, negative,")
-    model = stages.distil(config_of(tiny_model, data, tmp_path / "other", mined, *mining))
-    lines = read_log(tmp_path / "other" / "run.jsonl")
-    assert (model / "modules.json").exists()
-    assert all(np.isfinite(line["loss/listwise_kl"]) for line in lines if "loss" in line)
+    alone = plain.replace("COLUMN", "query: query").replace("liked,", "liked, negative,")
+    words = [own if curated else alone, *mining]
+    before = [word for word in words if "refresh" not in word]
+    mined = stages.mine(config_of(tiny_model, data, tmp_path / "mined", *before)).path
+    for name, more in {"before": [*before, f"data.mined={mined}"], "inside": words}.items():
+        model = stages.distil(config_of(tiny_model, data, tmp_path / name, *more))
+        lines = read_log(tmp_path / name / "run.jsonl")
+        assert (model / "modules.json").exists()
+        assert all(np.isfinite(line["loss/listwise_kl"]) for line in lines if "loss" in line)
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tercet.cache import OUTPUT, Held, locked
-from tercet.configs import Config, is_saved, save
+from tercet.configs import Config, is_saved, load, save
 from tercet.errors import UserError, did_you_mean
 from tercet.files import sha256, writable_folder
 from tercet.processes import on_main
@@ -77,6 +77,15 @@ def refuse_other_run(config: Config, allowed: Sequence[str] = ()) -> None:
         )
     else:
         refuse_changes(config, "config", changed)
+
+
+def asks_for(saved: Path, config: Config) -> bool:
+    """Whether the config in a file, if there is one, is this very config, wherever it writes to."""
+    try:
+        was, now = (c.model_dump(mode="json") for c in (load(saved), config))
+    except UserError:  # missing, or written by another version, which knew other keys
+        return False
+    return not differences(was, now, ("output", "overwrite"))
 
 
 def clear_output(config: Config) -> None:

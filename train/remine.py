@@ -32,14 +32,16 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
     """What the loop calls before each step: mines anew if `every` steps have passed.
 
     Only the queries of the steps up to the next round are mined for. The first round comes
-    before the first step, unless the run begins with a mined set (data.mined).
+    before the first step, unless the run begins with a mined set (data.mined). Steps that were
+    added since a round, when the run went on, get a round of their own.
     """
 
     def refresh(run: Run) -> None:
         begun_with = run.step == 0 and run.config.data.mined is not None
-        if run.step % every or begun_with:
+        mined_for = run.mined is None or run.step < run.mined["until"]
+        if begun_with or (run.step % every and mined_for):
             return
-        steps = range(run.step, min(run.step + every, run.steps))
+        steps = range(run.step, min((run.step // every + 1) * every, run.steps))
         if run.step > run.saved:
             save(run)  # mining may take hours, and a signal in it is heard after it
         if on_any(run.asked_to_stop()):  # the others would tell only in the next step
@@ -55,15 +57,15 @@ def refresher(remine: Remine, rows: TrainingSet, every: int) -> Callable[[Run], 
         remine(encoder, rows, asked, path, run.step // every)
         run.whole.to(place)
         run.accelerator.wait_for_everyone()
-        use(run, rows, name)
-        if run.config.distil.scores == "data":  # negatives of the rows' own were not rescored
+        use(run, rows, name, steps.stop)
+        if run.config.distil.scores == "data":  # own negatives that are held out have no score
             refuse_unscored(run.batches.data, drawn)
 
     return refresh
 
 
-def use(run: Run, rows: TrainingSet, name: str, hashed: str | None = None) -> None:
-    """Take the negatives of a mined set below the output folder for all steps to come.
+def use(run: Run, rows: TrainingSet, name: str, until: int, hashed: str | None = None) -> None:
+    """Take the negatives of a mined set below the output folder for the steps before `until`.
 
     Raises UserError if it is not there any more, or not what it was when `hashed`.
     """
@@ -76,10 +78,11 @@ def use(run: Run, rows: TrainingSet, name: str, hashed: str | None = None) -> No
             "put it back, or start afresh with overwrite=true"
         )
     run.batches = batches_of(run.config, with_mined(rows, path, some=True))
-    run.mined = {"file": name, "sha256": sha256(path)}
+    run.mined = {"file": name, "sha256": sha256(path), "until": until}
 
 
 def resume(run: Run, rows: TrainingSet, state: dict[str, Any]) -> None:
     """Go on with the mined set that a checkpoint names, if it names one."""
     if mined := state.get("mined"):
-        use(run, rows, mined["file"], mined["sha256"])
+        until = mined.get("until", run.step)  # older versions did not tell
+        use(run, rows, mined["file"], until, mined["sha256"])

@@ -1,14 +1,16 @@
 """What a run reads: rows, the order of its batches, cached tokens, and what must stay unseen."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
 from tercet.configs import Config, DataConfig
-from tercet.data import TrainingSet, read_corpus, read_task, read_training, with_mined
+from tercet.data import TrainingSet, read_corpus, read_training, with_mined
 from tercet.data.batch import Batches, TextBatches
+from tercet.data.beir import read_tasks, splits
 from tercet.data.check import overlap
 from tercet.data.order import BLOCK, Order
 from tercet.data.rows import Indices, RetrievalTask
@@ -153,15 +155,21 @@ def tokens_of(encoder: SentenceTransformer, texts: Sequence[str], role: Role) ->
     )
 
 
-def held_out_tasks(config: Config) -> list[RetrievalTask]:
-    """What must stay unseen: the test splits of data.held_out, and the dev set."""
-    tasks = []
-    for folder in config.data.held_out:
-        with about("data.held_out"):
-            tasks.append(read_task(folder))
-    if config.evaluation.dev is not None:
-        with about("evaluation.dev"):
-            tasks.append(read_task(config.evaluation.dev, config.evaluation.dev_split))
+def held_out_tasks(config: Config, *, all_splits: bool = False) -> dict[str, list[RetrievalTask]]:
+    """By config key, what must stay unseen: the test splits of data.held_out, and the dev set.
+
+    With `all_splits` also, under mining.held_out, every other split of those folders but train.
+    """
+    wanted = [("data.held_out", folder, "test") for folder in config.data.held_out]
+    if (dev := config.evaluation.dev) is not None:
+        wanted.append(("evaluation.dev", dev, config.evaluation.dev_split))
+    tasks: dict[str, list[RetrievalTask]] = {"mining.held_out": []}
+    for key, folder, split in wanted:
+        others = [s for s in splits(Path(folder)) if s not in (split, "train")]
+        with about(key):
+            task, *more = read_tasks(folder, [split, *others] if all_splits else [split])
+        tasks.setdefault(key, []).append(task)
+        tasks["mining.held_out"] += more
     return tasks
 
 
@@ -169,17 +177,22 @@ def data_beside(config: Config, data: TrainingSet) -> dict[str, list[str]]:
     """Look for held-out texts in training; by key, fingerprints of data besides the rows.
 
     Only of what steers the run. The dev set chooses the best step; a run that mines as it goes
-    takes nothing for a negative that is known or held out.
+    takes nothing for a negative that is known or held out, and its ties and draws are by id.
     """
-    tasks, count = held_out_tasks(config), len(config.data.held_out)
-    _warn_of_overlap(config, data, tasks)
-    found = {"evaluation.dev": [task.fingerprint for task in tasks[count:]]}
-    if config.mining.refresh_every is not None:
-        if not config.mining.held_out:
-            found["data.held_out"] = [task.fingerprint for task in tasks[:count]]
+    mines = config.mining.refresh_every is not None
+    unseen = mines and not config.mining.held_out
+    tasks = held_out_tasks(config, all_splits=unseen)
+    looked_for = [t for key, some in tasks.items() if key != "mining.held_out" for t in some]
+    _warn_of_overlap(config, data, looked_for)
+    steers = tasks if unseen else {"evaluation.dev": tasks.get("evaluation.dev", [])}
+    found = {key: [task.fingerprint for task in some] for key, some in steers.items()}
+    if mines:
         with about("mining.known"):
             known = [read_training([source]) for source in config.mining.known]
         found["mining.known"] = [rows.fingerprint for rows in known]
+        known_too = (f"{query} {document}" for query, document in data.elsewhere)
+        sides = data.queries.ids, data.documents.ids, known_too  # no batch depends on them
+        found["data.train"] = [fingerprint(side) for side in sides]
     return {key: values for key, values in found.items() if values}
 
 

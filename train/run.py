@@ -54,7 +54,7 @@ class Run:
     skipped: int = 0  # steps left out because something was not finite
     skipped_in_a_row: int = 0
     nonfinite: frozenset[str] = frozenset()  # parameters that were so from the start
-    mined: dict[str, str] | None = None  # file and hash of the set mined inside the run
+    mined: dict[str, Any] | None = None  # file and hash of the set mined inside; its last step + 1
     asked_to_stop: Callable[[], bool] = bool  # whether this process has had a signal
 
     @property

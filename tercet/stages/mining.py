@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from tercet.configs import Config, ModelConfig, RescoreConfig, save
 from tercet.data import TrainingSet, read_training
 from tercet.data.rows import Indices
 from tercet.errors import UserError, about
-from tercet.files import disk_errors, fingerprint, writable_folder, write_text
+from tercet.files import disk_errors, fingerprint, sha256, write_text
 from tercet.mining import BM25 as LEXICAL
 from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries, searchable
 from tercet.mining import mine as mine_asked
@@ -37,12 +38,13 @@ from tercet.peers import together
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.report import mining_page
+from tercet.train.output import asks_for, one_run_in
 from tercet.train.precision import own_forward
 from tercet.train.remine import Remine
 from tercet.train.rows import held_out_tasks
 from tercet.versions import installed_versions
 
-MINED, PAGE = "mined.parquet", "mining.html"
+MINED, PAGE, RECIPE = "mined.parquet", "mining.html", "mine.yaml"
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,37 @@ def mine(config: Config) -> Mined:
     """Mine hard negatives for `config.data.train` with `config.model`.
 
     Writes `<output>/mined.parquet`, `mining.json`, the page `mining.html` and the resolved config
-    as `mine.yaml`. Works under `accelerate launch`; returns the same on every process.
+    as `mine.yaml`. Works under `accelerate launch`; returns the same on every process, at once if
+    this very config was mined for there to the end. What was killed is gone on with.
     """
     folder = Path(config.output)
-    path = folder / MINED
+    with one_run_in(folder):
+        if (mined := on_main(lambda: _mined_before(config))) is not None:
+            say(f"output: {folder} holds this set, finished; overwrite=true mines it anew")
+            return mined
+        return _mine(config, folder / MINED)
+
+
+def _mined_before(config: Config) -> Mined | None:
+    """The set that this config has made in the output folder, if it came to the end: to its page.
+
+    Raises UserError if another one's is there and not to be overwritten.
+    """
+    folder = Path(config.output)
+    path, page = folder / MINED, folder / PAGE
+    if config.overwrite or not path.exists():
+        return None
+    if not asks_for(folder / RECIPE, config):
+        raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is damaged
+        found = json.loads(path.with_name(SUMMARY).read_text(encoding="utf-8"))
+        if page.exists() and found["sha256"] == sha256(path):
+            return Mined(path, MinedCounts(**found["counts"]), page)
+    return None
+
+
+def _mine(config: Config, path: Path) -> Mined:
     with share_mistakes():
-        writable_folder(folder)
-        if path.exists() and not config.overwrite:
-            raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
         models = _mining_models(config)
         scorer = _scorer(config.mining.rescore)
         if not config.data.train:
@@ -81,15 +106,17 @@ def mine(config: Config) -> Mined:
         facts[source] = _facts(settings, encoder)
     made_by = _made_by(rows, facts)
     how = {"miner": facts[MODEL]["fingerprint"], "scorer": scorer, "made_by": made_by}
+    on_main(lambda: _begin(config, path.parent))
     counts = mine_asked(asked, spaces, config.mining, path, **how)
-
-    def write() -> None:
-        with disk_errors(folder, OUTPUT):
-            save(config, folder / "mine.yaml")
-            _write_page(path)
-
-    on_main(write)
+    on_main(lambda: _write_page(path))
     return Mined(path, counts, path.with_name(PAGE))
+
+
+def _begin(config: Config, folder: Path) -> None:
+    """Say whose set the folder is to hold. The page, which ends the work, is of an earlier one."""
+    with disk_errors(folder / RECIPE, OUTPUT):
+        (folder / PAGE).unlink(missing_ok=True)
+        save(config, folder / RECIPE)
 
 
 def remine_stage(config: Config) -> Remine | None:
@@ -132,8 +159,7 @@ def remine_stage(config: Config) -> Remine | None:
         mine_asked(asked, spaces, config.mining, out, **how)
 
         def clear() -> None:
-            with disk_errors(out, OUTPUT):
-                _write_page(out)
+            _write_page(out)
             for folder in ("vectors", "candidates"):
                 shutil.rmtree(cache / folder, ignore_errors=True)
 
@@ -173,7 +199,8 @@ def _asked(config: Config, rows: TrainingSet) -> Asked:
         known = [read_training([source]) for source in config.mining.known]
     if rows.extra:  # texts of data.corpus: nobody knows whom they answer
         rows = rows.with_only(np.arange(len(rows.documents) - rows.extra))
-    held_out = [] if config.mining.held_out else held_out_tasks(config)
+    unseen = {} if config.mining.held_out else held_out_tasks(config, all_splits=True)
+    held_out = [task for tasks in unseen.values() for task in tasks]
     return asked_queries(rows, known, searchable(rows, held_out))
 
 
@@ -196,7 +223,8 @@ def _made_by(rows: TrainingSet, models: Mapping[str, Any]) -> dict[str, Any]:
 def _write_page(mined: Path) -> None:
     """The page beside a mined set, out of its `mining.json`."""
     found = json.loads(mined.with_name(SUMMARY).read_text(encoding="utf-8"))
-    write_text(mined.with_name(PAGE), mining_page(found))
+    with disk_errors(mined.with_name(PAGE), OUTPUT):
+        write_text(mined.with_name(PAGE), mining_page(found))
 
 
 def _mining_models(config: Config) -> dict[str, ModelConfig]:
