@@ -179,6 +179,7 @@ class TeacherConfig(Section):
     prompts: Prompts = Prompts()  # put before the texts; null: the teacher's own
     max_length: Count | None = None  # tokens, special ones included; null: the teacher's own
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
+    trust_remote_code: bool = False
 
 
 class RelationalConfig(Section):
