@@ -127,8 +127,7 @@ def _take(place: Path, name: str, wait: bool, shared: bool) -> tuple[IO[Any], He
 
 
 def _open(path: Path) -> IO[Any] | None:
-    """A file to lock: to be read alone where it is another's; None where there is none and its
-    folder takes none."""
+    """A file to lock, opened only to be read if it is another's; None if it cannot be there."""
     try:
         return path.open("w")
     except OSError as error:

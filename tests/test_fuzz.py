@@ -146,6 +146,8 @@ def listed() -> bytes:
 
 def read_list(data: bytes, folder: Path) -> object:
     """As a second run does that wants the same candidates: a damaged list is made again."""
+    for left in folder.rglob("list.json"):  # perhaps of a newer version, which is refused
+        left.write_bytes(listed())
     searched(folder)
     written = next(folder.rglob("list.json"))
     written.write_bytes(data)
