@@ -41,7 +41,7 @@ def token_cache(
 
     `tokenise` gives the final ids (prompt, special tokens, cut to length) and `key` names all
     that shapes them besides the texts. Two processes may build the same cache at once: the first
-    to finish writes it, and the bytes are equal. One that is not whole, by its hashes, is made again.
+    to finish writes it, and the bytes are equal. One whose hashes do not fit is made again.
     Raises UserError if the disk does not take it.
     """
     place = (folder or cache_folder() / "tokens") / fingerprint([key, *texts])

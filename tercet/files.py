@@ -43,7 +43,7 @@ def pickled(path: Path) -> bool:
 
 
 def refuse_outside(names: Iterable[str | Path], file: str) -> None:
-    """Raise ValueError if `file` names, of what lies beside it, something that may lie elsewhere."""
+    """Raise ValueError if `file` names something that may lie outside its own folder."""
     for name in map(Path, names):
         if name.is_absolute() or ".." in name.parts:
             raise ValueError(f"its {file} names what is outside its folder: {name}")
