@@ -179,6 +179,7 @@ class TeacherConfig(Section):
     prompts: Prompts = Prompts()  # put before the texts; null: the teacher's own
     max_length: Count | None = None  # tokens, special ones included; null: the teacher's own
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
+    trust_remote_code: bool = False
 
 
 class RelationalConfig(Section):
@@ -298,7 +299,9 @@ class MiningConfig(Section):
     index: Literal["exact", "flat", "hnsw", "ivf_flat", "ivf_pq"] = "exact"  # of dense searches
     depth: Count = 100  # candidates looked at per query
     known: Sources = ()  # more pairs whose positives are no negatives: other splits, other files
-    held_out: bool = False  # true: also what answers only queries of data.held_out or the dev folder
+    held_out: bool = (
+        False  # true: also what answers only queries of data.held_out or the dev folder
+    )
     near_duplicate: Annotated[float, Field(ge=-1, le=1)] | None = None  # drop cosines to a positive
     skip: Annotated[int, Field(ge=0)] = 0  # the first ranks left out
     max_score: float | None = None

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from tercet.data.complain import Complain, refuse
 from tercet.errors import UserError
+from tercet.files import refuse_outside
 from tercet.progress import Advance, progress
 
 Row = dict[str, Any]
@@ -220,6 +221,7 @@ def _dataset_rows(path: Path, split: str, skip: Collection[str], complain: Compl
 
     number = 0
     try:
+        _check_files(path)
         table = datasets.load_from_disk(str(path))
         if isinstance(table, datasets.DatasetDict):
             if split not in table:
@@ -248,6 +250,18 @@ def _dataset_rows(path: Path, split: str, skip: Collection[str], complain: Compl
             f"{path}: not readable as a saved dataset after row {number} ({_one_line(error)}); "
             "save it again",
         )
+
+
+def _check_files(saved: Path) -> None:
+    """Raise ValueError if a saved dataset names splits or files outside its folder."""
+    listed, splits = saved / "dataset_dict.json", list[str]()
+    if listed.is_file():
+        splits = json.loads(listed.read_text(encoding="utf-8"))["splits"]
+        refuse_outside(splits, listed.name)
+    for folder in (saved, *(saved / split for split in splits)):
+        if (state := folder / "state.json").is_file():
+            files = json.loads(state.read_text(encoding="utf-8"))["_data_files"]
+            refuse_outside((file["filename"] for file in files), state.name)
 
 
 def kind_of(value: object) -> str:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.cache import CACHE, note_use, save_array
+from tercet.cache import CACHE, changed, keep, note_use, save_array
 from tercet.errors import UserError
-from tercet.files import cache_folder, disk_errors, fingerprint, whole_folder
+from tercet.files import cache_folder, disk_errors, fingerprint, whole_folder, write_json
 from tercet.progress import progress
 
 CHUNK = 8_192  # texts handed to the tokenizer at once
+FILES, HASHES = ("ids.npy", "offsets.npy"), "tokens.json"
 TRIES = 4  # another process may remove the cache while it is opened
 Tokenise = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 
@@ -40,7 +41,7 @@ def token_cache(
 
     `tokenise` gives the final ids (prompt, special tokens, cut to length) and `key` names all
     that shapes them besides the texts. Two processes may build the same cache at once: the first
-    to finish writes it, and the bytes are equal. One that was cut short or removed is made again.
+    to finish writes it, and the bytes are equal. One whose hashes do not fit is made again.
     Raises UserError if the disk does not take it.
     """
     place = (folder or cache_folder() / "tokens") / fingerprint([key, *texts])
@@ -58,8 +59,10 @@ def _opened(place: Path, texts: int) -> TokenCache | None:
     if not place.is_dir():
         return None
     try:
-        ids, offsets = (np.load(place / name, mmap_mode="r") for name in ("ids.npy", "offsets.npy"))
-        if len(offsets) == texts + 1 and int(offsets[-1]) == len(ids):
+        ids, offsets = (np.load(place / name, mmap_mode="r") for name in FILES)
+        keep(place, ids)
+        fits = len(offsets) == texts + 1 and int(offsets[-1]) == len(ids)
+        if fits and not changed(place / HASHES):
             return TokenCache(ids, offsets)
     except (FileNotFoundError, ValueError, EOFError):
         pass
@@ -79,5 +82,6 @@ def _write(folder: Path, texts: Sequence[str], tokenise: Tokenise) -> None:
     offsets = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
-    save_array(folder / "ids.npy", ids)
-    save_array(folder / "offsets.npy", offsets)
+    arrays = zip(FILES, (ids, offsets), strict=True)
+    hashes = {name: save_array(folder / name, array) for name, array in arrays}
+    write_json(folder / HASHES, {"sha256": hashes})

@@ -13,7 +13,7 @@ import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
-from tercet.cache import CACHE, locked, note_use, save_array
+from tercet.cache import CACHE, keep, locked, note_use, save_array
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Indices
 from tercet.errors import UserError
@@ -198,9 +198,11 @@ def _kept(folder: Path, depth: int, prefix: bool, search: Callable[[], _List | N
             with share_mistakes():
                 if found is not None and process_index() == 0:
                     _write(path, found)
-        with share_mistakes():  # the lock is let go when all have mapped the files
+        with share_mistakes():  # until all have mapped the files, and keep them
             note_use(folder)
             scores, positions = (np.load(path / name, mmap_mode="r") for name in _FILES)
+            for array in (scores, positions):
+                keep(folder, array)
             return _List(scores[:, :depth], positions[:, :depth], _facts(path)["recall"])
 
 
@@ -213,7 +215,8 @@ def _stored(folder: Path, depth: int, prefix: bool) -> Path | None:
         if int(path.name) == depth or (prefix and int(path.name) > depth):
             if _is_whole(path):
                 return path
-            shutil.rmtree(path)
+            with disk_errors(path, CACHE):
+                shutil.rmtree(path)
     return None
 
 
@@ -226,8 +229,9 @@ def _is_whole(path: Path) -> bool:
                 f"{path}: written by a newer version of tercet; update it, or remove the folder"
             )
         right = {name: sha256(path / name) for name in _FILES} == facts["sha256"]
-        return right and facts["format"] == FORMAT
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        told = facts["recall"] is None or 0 <= facts["recall"] <= 1
+        return right and told and facts["format"] == FORMAT
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return False
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -30,7 +30,7 @@ Forward = Callable[[Features], dict[str, Tensor]]
 TokenIds = NDArray[np.int32]
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-WINDOW = 8_192  # texts tokenised and length-sorted together: bounds memory on any corpus
+WINDOW = 8_192  # texts handed to a tokenizer at once, which keeps much more of each than its ids
 CPU_TOKENS = 2_048  # padded tokens in one forward pass of one thread: fits a core's caches
 ACCELERATOR_TOKENS = 32_768  # the same where a large product is needed to fill the device
 BATCH_COST = 1 / 32  # of the budget: what a batch costs beside its tokens
@@ -242,6 +242,11 @@ def _forward_of_each_thread(model: SentenceTransformer, threads: int) -> Forward
 
 def tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role) -> list[TokenIds]:
     """Token ids of each text with its prompt and special tokens, cut to the maximum length."""
+    windows = (texts[start : start + WINDOW] for start in range(0, len(texts), WINDOW))
+    return [ids for window in windows for ids in _token_ids(model, window, role)]
+
+
+def _token_ids(model: SentenceTransformer, texts: Sequence[str], role: Role) -> list[TokenIds]:
     prompt = prompt_of(model, role)
     prompted = [prompt + text for text in texts]
     if isinstance(model[0], StaticEmbedding):  # no special tokens, no maximum

@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from tercet.cache import locked
+from tercet.cache import READING, changed, locked
 from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.shards import (
@@ -62,33 +63,49 @@ def all_stored(folder: Path | None = None) -> list[Stored]:
 
 
 def damaged(stores: Sequence[Stored]) -> list[Path]:
-    """Hash every finished shard of `stores`: the files that are missing or changed."""
+    """Hash everything finished in `stores`: the files that are missing or changed."""
     bad: list[Path] = []
     with progress("verify", sum(store.size for store in stores)) as advance:
         for store in stores:
-            if store.manifest is not None:
-                bad += [shard_path(store.place, shard) for shard in _damaged_shards(store)]
-            elif store.state == "unreadable" and is_broken(store.place):
-                bad.append(store.place / MANIFEST)
+            bad += _damaged_files(store)
             advance(store.size)
     return bad
 
 
-def _damaged_shards(store: Stored) -> list[int]:
-    """Its finished shards that are not sound; none if a run is at work on it, which looks itself.
+def _damaged_files(store: Stored) -> list[Path]:
+    """Its files that are not sound; none if a run is at work on it, which looks itself.
 
     A run may have been at work while we looked, so what seems bad is looked at again without one.
     """
-    place, manifest = store.place, store.manifest
     with suppress(FileNotFoundError):  # the whole store is removed while it is looked at
-        if manifest is None or not unsound(place, manifest, _finished(place, manifest)):
-            return []
-        if not place.exists():
-            return []
-        with locked(place, wait=False) as held:
-            latest = read_manifest(place) if held else None
-            return unsound(place, latest, _finished(place, latest)) if latest else []
+        if _unsound_files(store) and store.place.exists():
+            with locked(store.place, wait=False) as held:
+                return _unsound_files(store) if held else []
     return []
+
+
+def _unsound_files(store: Stored) -> list[Path]:
+    place = store.place
+    if store.kind == "vectors":
+        manifest = store.manifest and read_manifest(place)
+        if manifest is None:
+            return [place / MANIFEST] if store.state == "unreadable" and is_broken(place) else []
+        return [shard_path(place, s) for s in unsound(place, manifest, _finished(place, manifest))]
+    if store.kind == "pairs":
+        return [path for path in sorted(place.glob("[!.]*.npz")) if not _is_sound_zip(path)]
+    notes = [*place.glob("[!.]*/list.json"), *place.glob("tokens.json")]
+    return [file for note in notes for file in changed(note)]
+
+
+def _is_sound_zip(path: Path) -> bool:
+    """By the checksums that it holds."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except FileNotFoundError:
+        raise
+    except Exception:  # whatever zipfile makes of changed bytes
+        return False
 
 
 def to_prune(
@@ -116,14 +133,15 @@ def to_prune(
 
 
 def remove(store: Stored) -> bool:
-    """Delete a store; False, and nothing done, if a run is at work on it."""
+    """Delete a store; False, and nothing done, if a run makes it or reads what is in it."""
     place = store.place
-    with locked(place, wait=False) as held:
-        if held:  # out of sight first: who opens the store from now on makes another
+    with locked(place, wait=False) as held, locked(place, name=READING, wait=False) as unread:
+        free = bool(held and unread)
+        if free:  # out of sight first: who opens the store from now on makes another
             place.rename(place.with_name(f".{place.name}.{secrets.token_hex(8)}.gone"))
     for gone in place.parent.glob(".*.gone"):
         shutil.rmtree(gone, ignore_errors=True)
-    return bool(held)
+    return free
 
 
 def read_bytes(text: str, where: str = "--keep-bytes") -> int:

@@ -6,10 +6,10 @@ hashes over when no shard is missing. Every file is written whole or not at all.
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tercet.cache import CACHE, save_array
+from tercet.cache import CACHE, keep, note_use, save_array
 from tercet.errors import UserError
 from tercet.files import DAY, disk_errors, sha256, whole_file, write_json, write_text
 
@@ -258,7 +258,8 @@ def begin(place: Path, facts: Manifest, *, alone: bool) -> Manifest:
     with disk_errors(place, CACHE):
         for partial in place.glob(".*.partial"):
             if alone or _age(partial) > DAY:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):  # gone, or in the folder of another user
+                    partial.unlink()
         found = read_manifest(place)
         if found is not None and _is_of(found, facts):
             return found
@@ -291,14 +292,16 @@ def finish(place: Path, manifest: Manifest) -> Manifest:
             write_manifest(place, manifest)
             for note in notes:
                 note.unlink(missing_ok=True)
-        os.utime(place / MANIFEST)
+    note_use(place / MANIFEST)
     return manifest
 
 
 def open_vectors(place: Path, manifest: Manifest) -> Vectors:
-    """Map the shards of a finished store."""
+    """Map the shards of a finished store, which `tercet store prune` leaves while they are read."""
     maps = [np.load(shard_path(place, s), mmap_mode="r") for s in range(manifest.shards)]
-    return Vectors(maps, (manifest.rows, manifest.dim), manifest.fingerprint)
+    found = Vectors(maps, (manifest.rows, manifest.dim), manifest.fingerprint)
+    keep(place, found)
+    return found
 
 
 def _all_hashes(place: Path, manifest: Manifest) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def vectors(
         with share_mistakes():
             make(manifest)
         manifest = on_main(lambda: finish(place, manifest))
-        with share_mistakes():  # the lock is let go when all have mapped the shards
+        with share_mistakes():  # until all have mapped the shards, and keep them
             return open_vectors(place, manifest)
 
 

@@ -1,14 +1,14 @@
 """What a model may not do to who loads it: run a pickle, or read outside its own folder."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tercet.files import pickled
+from tercet.files import pickled, refuse_outside
 
 ROUTERS = ("router_config.json", "config.json")  # where a Router has, or once had, its settings
 ADVICE = (
@@ -53,17 +53,11 @@ def refuse_escapes(modules: Path) -> None:
     hub's model that is yet to be fetched are not here: the hub's cache takes no such names.
     """
     folders = [str(module["path"]) for module in _json(modules)]
-    _refuse_outside(folders, modules.name)
+    refuse_outside(folders, modules.name)
     for settings in (modules.parent / folder / name for folder in folders for name in ROUTERS):
         found = _json(settings) if settings.is_file() else None
         if isinstance(found, dict) and "types" in found:
-            _refuse_outside(found["types"], settings.name)
-
-
-def _refuse_outside(folders: Iterable[str], file: str) -> None:
-    for folder in map(Path, folders):
-        if folder.is_absolute() or ".." in folder.parts:
-            raise ValueError(f"its {file} names a folder outside it: {folder}")
+            refuse_outside(found["types"], settings.name)
 
 
 def _json(path: Path) -> Any:

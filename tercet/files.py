@@ -2,7 +2,6 @@
 
 import errno
 import functools
-import glob
 import hashlib
 import json
 import os
@@ -43,6 +42,13 @@ def pickled(path: Path) -> bool:
     return start == b"PK\x03\x04" or (len(start) > 1 and start[0] == 0x80 and 2 <= start[1] <= 5)
 
 
+def refuse_outside(names: Iterable[str | Path], file: str) -> None:
+    """Raise ValueError if `file` names something that may lie outside its own folder."""
+    for name in map(Path, names):
+        if name.is_absolute() or ".." in name.parts:
+            raise ValueError(f"its {file} names what is outside its folder: {name}")
+
+
 def fingerprint(parts: Iterable[str | bytes]) -> str:
     """128-bit hex digest of a sequence of parts; moving a boundary between parts changes it.
 
@@ -59,9 +65,15 @@ def fingerprint(parts: Iterable[str | bytes]) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`; fsync and rename it there when the block succeeds."""
+    """Give a temporary name beside `path`; fsync and rename it there when the block succeeds.
+
+    Files of any name that killed processes left half written in that folder are removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    for left in _left_behind(path.parent, ".+", "partial"):
+        with suppress(OSError):  # a folder, another user's, or gone
+            left.unlink()
+    partial = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.partial")
     try:
         yield partial
         _fsync(partial)
@@ -86,8 +98,7 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _put_back(path)
     _sweep(path, "partial")
-    ours = f".{path.name}.{_place()}-{os.getpid()}."
-    partial = Path(tempfile.mkdtemp(prefix=ours, suffix=".partial", dir=path.parent))
+    partial = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=".partial", dir=path.parent))
     try:
         partial.chmod(0o755)  # mkdtemp makes it private; what is written here is for others to read
         yield partial
@@ -110,9 +121,14 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _prefix(path: Path) -> str:
+    """How temporary names of this process beside `path` begin."""
+    return f".{path.name}.{_place()}-{os.getpid()}."
+
+
 def _put_back(path: Path) -> None:
     """If there is no `path`, the last one that a process was killed while replacing."""
-    left = _left_behind(path, "old")
+    left = _left_behind(path.parent, re.escape(path.name), "old")
     if left and not path.exists():
         with suppress(OSError):  # another process was first, or the disk will be complained of
             max(left, key=lambda old: old.stat().st_ctime).rename(path)  # a rename sets ctime
@@ -120,15 +136,18 @@ def _put_back(path: Path) -> None:
 
 def _sweep(path: Path, ending: str) -> None:
     """Remove what processes that are no more left beside `path`."""
-    for left in _left_behind(path, ending):
+    for left in _left_behind(path.parent, re.escape(path.name), ending):
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _left_behind(path: Path, ending: str) -> list[Path]:
-    """Temporary folders beside `path` of processes that are no more, or of others a day old."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.(\w+)-(\d+)\.\w+\.{ending}")
+def _left_behind(folder: Path, name: str, ending: str) -> list[Path]:
+    """What processes that are no more, or of elsewhere a day ago, began to write in `folder`.
+
+    name: of what was to be written, a pattern.
+    """
+    ours = re.compile(rf"\.{name}\.(\w+)-(\d+)\.\w+\.{ending}")
     found = []
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.{ending}"):
+    for left in folder.glob(f".*.{ending}"):
         named = ours.fullmatch(left.name)
         if named is None:
             continue

@@ -21,7 +21,9 @@ PACKAGES = (
     "faiss-cpu",
     "pytrec-eval-terrier",
 )
-STEP = ("configs", "data", "losses", "mining", "models", "train")  # what a step may run
+# What decides a step, a round of mining inside a run and which step is best; "" is the package's
+# own files. Of the stages only some do, but one that mines or trains calls on others.
+STEP = ("", "configs", "data", "evaluation", "losses", "mining", "models", "stages", "train")
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
@@ -52,10 +54,10 @@ def whole_source(package: Path = Path(__file__).parent) -> str:
 
 
 def source_version(folders: Sequence[str]) -> str:
-    """12 hex digits that change with any Python file of these folders of ours."""
+    """12 hex digits that change with any Python file of these folders of ours; "" is the first."""
     parts: list[str | bytes] = []
     for folder in folders:
-        spec = find_spec(f"tercet.{folder}")
+        spec = find_spec(f"tercet.{folder}".rstrip("."))
         for place in (spec and spec.submodule_search_locations) or ():
             for file in sorted(Path(place).glob("*.py")):
                 parts += [file.name, file.read_bytes()]

@@ -75,15 +75,17 @@ def test_other_vectors_never_hit(searches: list[int]) -> None:
     assert np.array_equal(other.positions, np.argsort(-products(space(1)), axis=1)[:, :4])
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "manifest", "nested", "recall"])
 def test_a_damaged_list_is_made_again(damage: str, own_cache: None, searches: list[int]) -> None:
     before = np.array(find(depth=4).scores)
     (folder,) = (cache_folder() / "candidates").glob("*/[!.]*")
-    file = folder / ("list.json" if damage == "manifest" else "scores.npy")
+    file = folder / ("scores.npy" if damage in ("flip", "cut") else "list.json")
     data = bytearray(file.read_bytes())
-    if damage == "flip":
-        data[-3] ^= 1
-    file.write_bytes(data[: len(data) // 2] if damage != "flip" else data)
+    flipped = bytearray([*data[:-3], data[-3] ^ 1, *data[-2:]])
+    half, nested = data[: len(data) // 2], b"[" * 100_000
+    other = data.replace(b'"recall": null', b'"recall": "all"')
+    changed = {"flip": flipped, "cut": half, "manifest": half, "nested": nested, "recall": other}
+    file.write_bytes(changed[damage])
     assert np.array_equal(find(depth=4).scores, before)
     assert searches == [4, 4]
     find(depth=4)

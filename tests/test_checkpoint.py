@@ -243,7 +243,7 @@ def test_a_checkpoint_whose_model_names_folders_outside_is_refused(
     modules = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, [*modules[:-1], modules[-1] | {"path": "../../secret"}])
     make_manifest_anew(target)
-    with pytest.raises(UserError, match="step-00000004: .* names a folder outside it"):
+    with pytest.raises(UserError, match="step-00000004: .* names what is outside its folder"):
         go_on(ended)
 
 

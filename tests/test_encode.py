@@ -1,5 +1,6 @@
 """Our encoder gives what sentence-transformers gives, in the order of the texts."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from tercet.configs import ModelConfig, Prompts
 from tercet.errors import UserError
-from tercet.models import encode, load_encoder, single_encoder, token_batches
+from tercet.models import encode, load_encoder, single_encoder, token_batches, tokenise
 from tercet.models.encode import encode_parts
 
 TEXTS = [
@@ -105,6 +106,24 @@ def test_a_model_in_training_keeps_nothing_that_its_backward_pass_cannot_use(
     for training in (True, False):
         encode(model.train(training), ["a text"], "query")
     assert seen == [False, True]
+
+
+def test_a_tokenizer_gets_a_window_of_texts_at_a_time(
+    model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: what it keeps of each is a hundred bytes a token."""
+    whole, sizes = tokenise(model, TEXTS, "query"), []
+    kind = type(model.tokenizer)
+    plain = kind.__call__
+
+    def noted(self: object, texts: list[str], **how: object) -> object:
+        sizes.append(len(texts))
+        return plain(self, texts, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(kind, "__call__", noted)
+    monkeypatch.setattr(sys.modules[tokenise.__module__], "WINDOW", 4)
+    assert [ids.tolist() for ids in tokenise(model, TEXTS, "query")] == [w.tolist() for w in whole]
+    assert sizes == [4, 2]
 
 
 def test_no_text_gives_no_vector(model: SentenceTransformer) -> None:

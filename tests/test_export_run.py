@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tercet import stages
 from tercet.configs import load
 from tercet.errors import UserError
 from tercet.evaluation import read_result, result_files, write_result
-from tests.conftest import Run, answer
+from tercet.stages import training
+from tercet.train import Trained
+from tercet.train.checkpoint import checkpoints_in
+from tests.conftest import Run, answer, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -74,6 +79,32 @@ def test_a_damaged_checkpoint_is_refused(
         expected = "manifest.json cannot be read"
     status, _, err = run("export", given, "--out", "out")
     assert status == 2 and expected in err and not Path("out").exists()
+
+
+def test_a_run_whose_best_checkpoint_is_damaged_ends_with_its_last(
+    run: Run, tiny_model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = training.train_model
+
+    def damaged(*given: Any, **named: Any) -> Trained:
+        trained = plain(*given, **named)
+        best = checkpoints_in(trained.last.parent)[0]
+        (best / "model" / "model.safetensors").write_bytes(b"half")
+        return replace(trained, best=best, metric=0.5)
+
+    monkeypatch.setattr(training, "train_model", damaged)
+    words = [f"model.path={tiny_model}", f"data.train={pairs}", "output=out", "train.steps=4"]
+    status, _, err = run("finetune", "tiny", *words, "train.save_every=2")
+    assert status == 0, err
+    assert "step-00000002: model/model.safetensors is not what was written; exporting" in err
+    last = weights(Path("out/checkpoints/step-00000004"))
+    found = load_file("out/model/model.safetensors")
+    assert all(torch.equal(found[name], last[name]) for name in found)
+    card = Path("out/model/README.md").read_text(encoding="utf-8")
+    assert "after step\n4" in card or "after step 4" in card
+    assert "the best on the dev set" not in card
+    status, _, err = run("export", "out", "--out", "again")
+    assert status == 2 and "export another checkpoint" in err
 
 
 def config_on(card: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tercet.files import (
     library_errors,
     whole_file,
     whole_folder,
+    write_text,
 )
 from tests.workers.launch import ROOT
 
@@ -76,6 +77,21 @@ def test_a_killed_process_leaves_a_half_that_the_next_one_sweeps(here: Path) -> 
         (partial / "whole").write_text("x")
     assert names(here) == sorted([*others, "out"])
     assert names(Path("out")) == ["whole"]
+
+
+def test_half_a_file_is_swept_by_whatever_is_written_beside_it_next(here: Path) -> None:
+    killed = KILLED.replace("whole_folder", "whole_file").replace('(partial / "half")', "partial")
+    subprocess.run([sys.executable, "-c", killed], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    (half,) = names(here)
+    assert half.startswith(".out.") and half.endswith(".partial") and Path(half).is_file()
+    place, dead = half.removeprefix(".out.").split(".")[0].split("-")
+    kept = [f".out.{place}-{os.getppid()}.x.partial", ".mine.partial"]  # of a live one, of nobody
+    for name in kept:
+        Path(name).write_text("x")
+    folder = f".other.{place}-{dead}.x.partial"  # for who makes that folder
+    Path(folder).mkdir()
+    write_text(Path("another"), "x")
+    assert names(here) == sorted([*kept, folder, "another"])
 
 
 def test_what_other_machines_left_goes_after_a_day(

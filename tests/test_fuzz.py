@@ -33,9 +33,12 @@ from hypothesis import strategies as st
 
 from tercet.configs import Source
 from tercet.configs.load import parse
+from tercet.configs.schema import MiningConfig
 from tercet.data import TrainingSet, read_task, read_training, with_mined
 from tercet.errors import UserError
 from tercet.evaluation import read_result
+from tercet.mining import MODEL, Space
+from tercet.mining.candidates import Candidates, find_candidates
 from tercet.models.housekeeping import all_stored, damaged
 from tercet.models.load import refuse_escapes
 from tercet.models.shards import Manifest, begin, finish, open_vectors, unsound, write_shard
@@ -117,6 +120,43 @@ def read_beir(part: str) -> Callable[[bytes, Path], object]:
         return read_task(folder)
 
     return read
+
+
+def read_beir_rows(data: bytes, folder: Path) -> object:
+    """As rows to train on."""
+    (folder / "qrels").mkdir(exist_ok=True)
+    parts = {"corpus.jsonl": CORPUS, "queries.jsonl": QUERIES, "qrels/train.tsv": data}
+    for name, content in parts.items():
+        (folder / name).write_bytes(content)
+    return read_training([Source(path=str(folder))])
+
+
+def searched(folder: Path) -> Candidates:
+    spaces = {MODEL: Space(VECTORS, VECTORS, "eye")}
+    texts = ["a", "b", "c"]
+    config = MiningConfig(negatives=1, depth=2)
+    return find_candidates(spaces, texts, texts, config, folder=folder / "lists")
+
+
+@functools.cache
+def listed() -> bytes:
+    """What `find_candidates` writes beside its arrays."""
+    with tempfile.TemporaryDirectory() as name:
+        searched(Path(name))
+        return next(Path(name).rglob("list.json")).read_bytes()
+
+
+def read_list(data: bytes, folder: Path) -> object:
+    """As a second run does that wants the same candidates: a damaged list is made again."""
+    for left in folder.rglob("list.json"):  # perhaps of a newer version, which is refused
+        left.write_bytes(listed())
+    searched(folder)
+    written = next(folder.rglob("list.json"))
+    written.write_bytes(data)
+    found = searched(folder)
+    if written.read_bytes() != data:
+        raise UserError("made again")
+    return found
 
 
 def read_mined(data: bytes, folder: Path) -> object:
@@ -214,6 +254,7 @@ def read_run_log(data: bytes, folder: Path) -> object:
     return lines
 
 
+VECTORS = np.eye(3, dtype=np.float32)
 FACTS = Manifest(
     fingerprint="5f0e",
     model="runs/a/model",
@@ -270,6 +311,8 @@ READERS: dict[str, tuple[Callable[[bytes, Path], object], bytes]] = {
     "beir corpus": (read_beir("corpus.jsonl"), CORPUS),
     "beir queries": (read_beir("queries.jsonl"), QUERIES),
     "beir qrels": (read_beir("qrels/test.tsv"), QRELS),
+    "beir rows": (read_beir_rows, QRELS),
+    "list": (read_list, b""),
     "config": (read_config, YAML),
     "checkpoint": (read_checkpoint, CHECKPOINT.encode()),
     "state": (read_checkpoint_state, STATE),
@@ -459,6 +502,8 @@ def fuzz(reader: str, count: int, tmp_path: Path, seed: int) -> int:
 
 def valid(reader: str) -> bytes:
     """The file that is mutated."""
+    if reader == "list":
+        return listed()
     names = {"dataset": "data-00000-of-00001.arrow", "dataset state": "state.json"}
     names["dataset info"] = "dataset_info.json"
     return saved_dataset()[names[reader]] if reader in names else READERS[reader][1]
@@ -491,7 +536,7 @@ def _encode(text: str) -> bytes:
 
 def inputs(reader: str, long: bool) -> tuple[int, int]:
     """How many mutations a form of the test reads, and how many of hypothesis' bytes."""
-    if reader.startswith("dataset"):  # the library takes milliseconds to open one
+    if reader.startswith(("dataset", "list")):  # which take milliseconds to open, or to write
         return (2_000, 200) if long else (30, 10)
     return (7_000, 1_000) if long else (100, 25)
 

@@ -108,6 +108,31 @@ def test_blank_lines_are_passed_over_but_counted(tmp_path: Path) -> None:
     assert "line 4, column 'query': the number 3" in complaint(path)
 
 
+@pytest.mark.parametrize("kind", ["dataset", "datasetdict"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_saved_dataset_reads_no_file_outside_its_folder(
+    kind: str, absolute: bool, tmp_path: Path
+) -> None:
+    path = write_as(kind, tmp_path)
+    folder = path / "train" if kind == "datasetdict" else path
+    file = next(folder.glob("*.arrow"))
+    outside = file.rename(tmp_path / "outside.arrow")
+    state = json.loads((folder / "state.json").read_text())
+    way = outside if absolute else Path(*[".."] * len(folder.relative_to(tmp_path).parts))
+    state["_data_files"] = [{"filename": str(way if absolute else way / outside.name)}]
+    (folder / "state.json").write_text(json.dumps(state))
+    assert len(datasets.load_from_disk(str(folder))) == len(ROWS)  # the library follows it
+    assert "its state.json names what is outside its folder" in complaint(path)
+
+
+def test_nor_has_it_splits_elsewhere(tmp_path: Path) -> None:
+    path = write_as("datasetdict", tmp_path)
+    (path / "train").rename(tmp_path / "train")
+    (path / "dataset_dict.json").write_text('{"splits": ["../train"]}')
+    told = complaint(path, split="../train")
+    assert "its dataset_dict.json names what is outside its folder: ../train" in told
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

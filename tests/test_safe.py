@@ -64,15 +64,36 @@ def test_no_pickle_is_loaded_whoever_asks(tmp_path: Path) -> None:
     assert torch.load(path, weights_only=True)["a"] == 0
 
 
-def test_code_that_comes_with_a_model_is_not_run(model: Path) -> None:
+@pytest.fixture
+def mark(model: Path) -> Path:
+    """A file that the model's own code writes when it is run."""
     modules = json.loads((model / "modules.json").read_text())
     modules[-1]["type"] = "evil.Module"
     (model / "modules.json").write_text(json.dumps(modules))
     mark = model / "mark"
     (model / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Module: pass\n")
+    return mark
+
+
+def test_code_that_comes_with_a_model_is_not_run(model: Path, mark: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded"):
         load_encoder(ModelConfig(path=str(model)))
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("distil", "distil.teacher"), ("mine", "mining.sources")]
+)
+def test_trust_in_a_model_is_not_trust_in_the_others(
+    command: str, key: str, run: Run, model: Path, mark: Path, tiny_model: Path, pairs: Path
+) -> None:
+    """One that is trusted by itself shows that its code would have been run."""
+    words = [command, "tiny", f"model.path={tiny_model}", f"data.train={pairs}", "output=out"]
+    words += ["model.trust_remote_code=true", "train.steps=1"]
+    status, _, err = run(*words, f"{key}={model}")
+    assert status == 2 and f"{key}: {model} cannot be loaded" in err and not mark.exists()
+    status, _, err = run(*words, f"{key}=[{{path: {model}, trust_remote_code: true}}]")
+    assert status == 2 and f"{key}: {model} cannot be loaded" in err and mark.exists()
 
 
 @pytest.mark.parametrize("name", ["../other", "/etc", "a/../../b"])
@@ -80,7 +101,7 @@ def test_a_model_cannot_name_folders_outside_it(model: Path, name: str) -> None:
     modules = json.loads((model / "modules.json").read_text())
     modules[-1]["path"] = name
     (model / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UserError, match="names a folder outside it"):
+    with pytest.raises(UserError, match="names what is outside its folder"):
         load_encoder(ModelConfig(path=str(model)))
 
 
@@ -92,7 +113,7 @@ def test_nor_can_the_routes_of_a_pair(model: Path, name: str, settings: str) -> 
     routes = {"types": {name: kind}, "structure": {"query": [name]}, "parameters": {}}
     (model / "modules.json").write_text(json.dumps([router]))
     (model / settings).write_text(json.dumps(routes))
-    with pytest.raises(UserError, match=f"its {settings} names a folder outside it"):
+    with pytest.raises(UserError, match=f"its {settings} names what is outside its folder"):
         load_encoder(ModelConfig(path=str(model)))
 
 
@@ -101,7 +122,9 @@ def test_nor_can_a_cross_encoder(judge: Path, tmp_path: Path) -> None:
     modules = json.loads((folder / "modules.json").read_text())
     modules[-1]["path"] = "../other"
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UserError, match="mining.rescore.model: .* names a folder outside it"):
+    with pytest.raises(
+        UserError, match="mining.rescore.model: .* names what is outside its folder"
+    ):
         load_scorer(str(folder))
 
 

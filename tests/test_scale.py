@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,25 +124,42 @@ def test_float32_is_not_priced_at_the_peak_of_half_precision(work: Workload) -> 
         assert 1e13 < device.single < device.half / 2
 
 
+def launched(
+    program: list[str], world: int, model: Path, pairs: Path, folder: Path
+) -> dict[str, Any]:
+    """What `benchmarks.scale.count_here` writes in so many processes of `program`."""
+    (folder / "pairs.jsonl").write_bytes(pairs.read_bytes())
+    command = ["torch.distributed.run", "--standalone", f"--nproc_per_node={world}", *program]
+    quiet = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-m", *command, str(folder), str(model)],
+        env=os.environ | quiet,
+        check=True,
+        timeout=200,
+    )
+    return json.loads((folder / f"{world}.json").read_text())
+
+
+def test_what_shards_send_is_predicted(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """Weights gathered forward and backward, gradients scattered: FSDP's own calls are counted."""
+    program = ["-m", "tests.workers.sharded_bytes"]
+    found = launched(program, 2, tiny_model, pairs, tmp_path)
+    counted, predicted = found["counted"], found["predicted"]
+    assert predicted["sent"] == pytest.approx(counted["sent"], rel=0.05)
+    weights = 4 * shape_of(SentenceTransformer(str(tiny_model), device="cpu")).trained
+    assert counted["sent"] > 3 * weights / 2  # forward, backward, gradient; of two processes
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_predictions_are_what_processes_count(
     world: int, tiny_model: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "pairs.jsonl").write_bytes(pairs.read_bytes())
     program = (
         "import sys, pathlib; from benchmarks import scale; scale.BATCH = 16; "
         "scale.count_here(pathlib.Path(sys.argv[1]), sys.argv[2], 64)"
     )
     (tmp_path / "rank.py").write_text(program)
-    command = ["torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
-    quiet = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [sys.executable, "-m", *command, str(tmp_path / "rank.py"), str(tmp_path), str(tiny_model)],
-        env=os.environ | quiet,
-        check=True,
-        timeout=200,
-    )
-    found = json.loads((tmp_path / f"{world}.json").read_text())
+    found = launched([str(tmp_path / "rank.py")], world, tiny_model, pairs, tmp_path)
     counted, predicted = found["counted"], found["predicted"]
     for key in ("tokens", "padded"):
         assert predicted[key] == counted[key]

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tercet import peers
 from tercet.configs import load
 from tercet.errors import LOST, SAVED, Stopped
 from tercet.train import finetune, loop
@@ -30,23 +32,29 @@ def options(tiny_model: Path, pairs: Path) -> list[str]:
     return [*where, f"train.steps={STEPS}", "train.dropout=0.2", "train.save_every=50"]
 
 
+def job_in(out: Path, settings: list[str], name: str, world: int, **fault: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "world": world,
+        "recipe": str(ROOT / "configs" / "tiny.yaml"),
+        "set": [f"output={out / name}", *settings],
+        "said": str(out / f"{name}."),
+        "fault": fault or None,
+        "command": bool(fault),
+        "may_fail": bool(fault),
+    }
+
+
+def seconds_after(out: Path, name: str, rank: int) -> float:
+    """From the last step that was logged, which another process died after, to a last word."""
+    return (out / f"{name}.{rank}").stat().st_mtime - (out / name / "run.jsonl").stat().st_mtime
+
+
 @pytest.fixture(scope="module")
 def ended(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Where the runs are, and by name how each of their processes ended."""
     out = tmp_path_factory.mktemp("stops")
-
-    def job(name: str, world: int, again: bool = False, **fault: Any) -> dict[str, Any]:
-        return {
-            "name": name,
-            "world": world,
-            "recipe": str(ROOT / "configs" / "tiny.yaml"),
-            "set": [f"output={out / name}", *options(tiny_model, pairs)],
-            "said": str(out / f"{name}."),
-            "fault": fault or None,
-            "command": bool(fault),
-            "may_fail": bool(fault),
-        }
-
+    job = partial(job_in, out, options(tiny_model, pairs))
     jobs = [
         job("whole", 1),
         job("whole-two", 2),
@@ -129,6 +137,16 @@ def test_a_process_that_dies_ends_the_others_with_the_reason(
     last = said.strip().splitlines()[-1]
     assert last.startswith("error: process 1 of 2 on ") and why in last
     assert "Traceback" not in said
+    assert seconds_after(out, name, 0) < 30  # of which a stuck one waits for 2, where runs wait 20
+
+
+@pytest.mark.faults
+def test_who_is_stuck_ends_within_a_minute(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
+    """With the time that a run has to end by itself, which the others shorten."""
+    settings = options(tiny_model, pairs)
+    job = job_in(tmp_path, settings, "stuck", 2, kind="stuck", step=3, at=1, grace=peers.GRACE)
+    assert run_jobs([job], tmp_path) == [[LOST, -signal.SIGKILL]]
+    assert peers.GRACE <= seconds_after(tmp_path, "stuck", 0) < 60
 
 
 def test_without_the_main_process_the_others_say_why(ended: Any) -> None:
@@ -136,6 +154,7 @@ def test_without_the_main_process_the_others_say_why(ended: Any) -> None:
     assert found["main-killed"] == [-signal.SIGKILL, LOST]
     last = (out / "main-killed.1").read_text().strip().splitlines()[-1]
     assert last.startswith("error: process 0 of 2 on ") and "ended without a word" in last
+    assert seconds_after(out, "main-killed", 1) < 30
 
 
 def test_the_others_hear_of_a_mistake_before_the_trackers_are_closed(ended: Any) -> None:

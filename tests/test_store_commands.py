@@ -3,8 +3,11 @@
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -12,10 +15,11 @@ import pytest
 from tercet.cache import locked
 from tercet.configs import ModelConfig
 from tercet.configs.schema import MiningConfig
-from tercet.data.tokens import token_cache
+from tercet.data.tokens import TokenCache, token_cache
+from tercet.errors import UserError
 from tercet.mining import MODEL, Space
-from tercet.mining.candidates import find_candidates
-from tercet.models import load_encoder, vectors
+from tercet.mining.candidates import Candidates, find_candidates
+from tercet.models import Vectors, load_encoder, vectors
 from tercet.models.cross import cross_scores, load_scorer
 from tercet.models.housekeeping import Stored, all_stored, damaged, read_bytes, remove, to_prune
 from tests.conftest import Run
@@ -113,14 +117,14 @@ def test_what_is_pruned(kept: Path) -> None:
     assert rows(to_prune(stores, model="another")) == []
 
 
-def use_tokens() -> None:
-    token_cache(TEXTS, lambda texts: [np.zeros(3, np.int32)] * len(texts), "key")
+def use_tokens() -> TokenCache:
+    return token_cache(TEXTS, lambda texts: [np.zeros(3, np.int32)] * len(texts), "key")
 
 
-def use_candidates() -> None:
+def use_candidates() -> Candidates:
     vectors = np.eye(3, dtype=np.float32)
     spaces = {MODEL: Space(vectors, vectors, "eye")}
-    find_candidates(spaces, TEXTS, TEXTS, MiningConfig(negatives=1, depth=2))
+    return find_candidates(spaces, TEXTS, TEXTS, MiningConfig(negatives=1, depth=2))
 
 
 @pytest.mark.parametrize("kind", ["tokens", "candidates", "pairs"])
@@ -171,6 +175,75 @@ def test_a_store_in_use_is_kept(kept: Path) -> None:
         assert held and not remove(store)
     assert store.place.exists()
     assert remove(store) and not store.place.exists()
+
+
+@pytest.mark.parametrize("kind", ["vectors", "tokens", "candidates"])
+def test_what_a_run_reads_is_kept_as_long_as_it_does(kind: str, tiny_model: Path) -> None:
+    def use_vectors() -> Vectors:
+        return vectors(load_encoder(ModelConfig(path=str(tiny_model))), TEXTS, "query")
+
+    use = {"vectors": use_vectors, "tokens": use_tokens, "candidates": use_candidates}[kind]
+    readers = [use(), use()]  # neither waits for the other
+    (store,) = all_stored()
+    while readers:
+        assert not remove(store) and store.place.exists()
+        del readers[0]
+    assert remove(store) and not store.place.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("tokens", "ids.npy"), ("candidates", "scores.npy"), ("pairs", "*.npz")]
+)
+def test_verify_sees_damage_of_every_kind(kind: str, name: str, judge: Path, run: Run) -> None:
+    if kind == "pairs":
+        cross_scores(load_scorer(str(judge)), [(TEXTS[1], TEXTS[0])])
+    else:
+        {"tokens": use_tokens, "candidates": use_candidates}[kind]()
+    assert run("store", "verify")[:2] == (0, "1 stores, 0 damaged files\n")
+    (file,) = all_stored()[0].place.rglob(name)
+    data = bytearray(file.read_bytes())
+    data[data.index(b"NUMPY")] ^= 1
+    file.write_bytes(data)
+    status, out, _ = run("store", "verify")
+    assert (status, out) == (1, f"damaged: {file}\n1 stores, 1 damaged files\n")
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Anybody but root, whom no permission stops."""
+    us = os.geteuid()
+    if us == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(us)
+
+
+@pytest.mark.parametrize("locks", ["left", "missing"])
+def test_what_another_user_has_stored_is_read(
+    locks: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_encoder(ModelConfig(path=str(tiny_model)))
+    with TemporaryDirectory() as cache:  # others may look into it, not so into pytest's
+        Path(cache).chmod(0o755)
+        monkeypatch.setenv("TERCET_CACHE", cache)
+        before = np.array(vectors(model, TEXTS, "query"))
+        use_tokens(), use_candidates()
+        if locks == "missing":
+            for lock in Path(cache).rglob(".lock"):
+                lock.unlink()
+        folders = [path for path in Path(cache).rglob("*") if path.is_dir()]
+        for folder in folders:
+            folder.chmod(0o555)
+        with another_user():
+            assert np.array_equal(vectors(model, TEXTS, "query"), before)
+            assert use_tokens().ids.tolist() == [0] * 9
+            assert use_candidates().positions.shape == (3, 2)
+            with pytest.raises(UserError, match=r"cannot be written \(Permission denied\)"):
+                vectors(model, [*TEXTS, "another"], "query")
+        for folder in folders:
+            folder.chmod(0o755)
 
 
 @pytest.mark.parametrize(

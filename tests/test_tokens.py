@@ -66,14 +66,18 @@ def test_an_interrupted_write_leaves_no_cache() -> None:
     assert letters.asked == len(TEXTS)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "offsets", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "offsets", "missing", "flip", "hashes"])
 def test_a_cache_that_is_not_whole_is_made_again(damage: str) -> None:
     letters = Letters()
     before = token_cache(TEXTS, letters, "key").ids.tolist()
     (place,) = (cache_folder() / "tokens").iterdir()
-    file = place / ("offsets.npy" if damage == "offsets" else "ids.npy")
+    file = place / {"offsets": "offsets.npy", "hashes": "tokens.json"}.get(damage, "ids.npy")
     if damage == "missing":
         file.unlink()
+    elif damage == "flip":  # as many, other tokens
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
     else:
         data = file.read_bytes()
         file.write_bytes(data[:-8] if damage in ("cut", "offsets") else b"")
@@ -118,7 +122,8 @@ def test_two_processes_that_fill_a_cache_at_once_both_read_it(tmp_path: Path) ->
     assert [process.exitcode for process in processes] == [0, 0]
     caches = list(tmp_path.iterdir())  # whole folders, nothing partial beside them
     assert len(caches) == ROUNDS
-    assert all(len(list(cache.iterdir())) == 2 for cache in caches)
+    whole = {"ids.npy", "offsets.npy", "tokens.json", ".reading"}
+    assert all({file.name for file in cache.iterdir()} == whole for cache in caches)
 
 
 def test_the_folder_that_is_there_first_stays(tmp_path: Path) -> None:

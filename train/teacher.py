@@ -81,8 +81,7 @@ def load_teacher(config: Config, data: TrainingSet, device: torch.device) -> Tea
     sides: tuple[list[Known], list[Known]] = ([], [])
     drawn = _drawn(config, data)
     for teacher in config.distil.teacher:
-        trust = config.model.trust_remote_code
-        settings = ModelConfig(**teacher.model_dump(), trust_remote_code=trust)
+        settings = ModelConfig(**teacher.model_dump())
         model = load_encoder(settings, WHERE, fetch=False).to(device)
         sides[0].append(vectors(model, data.queries.texts, "query", title="teacher: queries"))
         sides[1].append(_documents(model, data.documents.texts, drawn))

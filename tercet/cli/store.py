@@ -30,7 +30,7 @@ def store_list() -> None:
 
 @store_app.command("verify")
 def store_verify() -> None:
-    """Hash every shard and name the damaged ones (exit status 1). The next run makes them again."""
+    """Hash all files and name the damaged ones (exit status 1). The next run makes them again."""
     from tercet.models.housekeeping import all_stored, damaged
 
     stores = all_stored()

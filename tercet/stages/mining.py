@@ -229,13 +229,12 @@ def _write_page(mined: Path) -> None:
 
 def _mining_models(config: Config) -> dict[str, ModelConfig]:
     """The models whose vectors mining needs, by source, the one that scores first."""
-    trust = config.model.trust_remote_code
     models = {MODEL: config.model}
     for source in config.mining.sources:
         if isinstance(source, ModelConfig):
             models[source.path] = source
         elif source not in (MODEL, LEXICAL):
-            models[source] = ModelConfig(path=source, trust_remote_code=trust)
+            models[source] = ModelConfig(path=source)
     if config.mining.index != "exact":
         import_faiss(
             f"mining.index: {config.mining.index!r}"

@@ -25,6 +25,7 @@ from tercet.stages.mining import remine_stage
 from tercet.stages.students import write_student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
+from tercet.train.checkpoint import verify
 from tercet.train.output import one_run_in, refuse_other_run
 from tercet.train.resuming import is_finished
 from tercet.train.teacher import resolve_teachers
@@ -77,8 +78,20 @@ def _train(
         if trained.metric is not None:
             kept = f"step {_step_of(trained.best)} of {trained.steps}"
             say(f"best: {kept}, dev {config.evaluation.metric} {trained.metric:.3f}")
-        export_run(run, run / "model")
+        export_run(run, run / "model", checkpoint=_instead_of_best(trained))
     return run / "model"
+
+
+def _instead_of_best(trained: Trained) -> Path | None:
+    """The last checkpoint if the best one was damaged since it was written; None if it was not.
+
+    `tercet export` refuses a damaged one; here the same command would be refused for ever.
+    """
+    damage = verify(trained.best)
+    if damage is None:
+        return None
+    say(f"{trained.best}: {damage}; exporting the last one, {trained.last.name}, in its place")
+    return trained.last
 
 
 def distil(config: Config, allow_changed: Sequence[str] = ()) -> Path:

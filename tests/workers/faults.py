@@ -41,7 +41,7 @@ def inject(rank: int, kind: str, step: int = 0, at: int | None = None, **how: An
     In the step after `step`, except where `how` says when.
     """
     if kind == "stuck":  # the others; one rank dies
-        peers.GRACE = 2.0
+        peers.GRACE = how.get("grace", 2.0)
         other = lambda: time.sleep(600)  # noqa: E731
         return _after_gradient(step, lambda: os.kill(os.getpid(), 9) if rank == at else other())
     if at not in (None, rank):
