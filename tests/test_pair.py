@@ -11,7 +11,15 @@ from sentence_transformers import SentenceTransformer
 from tercet import stages
 from tercet.configs import ModelConfig, load
 from tercet.errors import UserError
-from tercet.models import add_dense, encode, load_encoder, model_fingerprint, route, single_encoder, vectors
+from tercet.models import (
+    add_dense,
+    encode,
+    load_encoder,
+    model_fingerprint,
+    route,
+    single_encoder,
+    vectors,
+)
 from tercet.models.layers import keep_layers
 from tercet.models.store import stores_folder
 from tests.conftest import NAMES, Run, answer, question, write_lines
