@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.modules import (
 
 from tercet.configs import ModelConfig, Prompts
 from tercet.errors import UserError
-from tercet.models import encode, load_encoder, single_encoder, token_batches, tokenise
+from tercet.models import Role, encode, load_encoder, single_encoder, token_batches, tokenise
 from tercet.models.encode import encode_parts
 
 TEXTS = [
@@ -162,7 +162,8 @@ def test_the_number_of_threads_changes_no_bit(model: SentenceTransformer) -> Non
 def test_one_text_is_one_pass_of_the_model_itself_with_all_threads(
     model: SentenceTransformer,
 ) -> None:
-    want = {role: encode(model, TEXTS, role) for role in ("query", "document")}
+    roles: tuple[Role, ...] = ("query", "document")
+    want = {role: encode(model, TEXTS, role) for role in roles}
     passes: list[tuple[int, bool, int]] = []
 
     def note(module: torch.nn.Module, args: Any) -> None:
