@@ -22,7 +22,8 @@ def retention_note(found: Mapping[str, Any]) -> str:
     return (
         f"{found['task']}: {found['queries']:,} queries, {found['documents']:,} documents. "
         "Shares of and differences from the teacher with their 95 % intervals over queries. "
-        "Documents per second of the model that builds the index, all else of the one that reads queries."
+        "Documents per second of the model that builds the index, all else of the one that reads "
+        "queries."
     )
 
 

@@ -98,9 +98,7 @@ def test_a_model_is_trained_once_for_what_decides_it(
     assert len({first["model"], changed["model"]}) == 2 and len(calls) == len({*calls}) == 3
 
 
-def test_a_training_that_had_ended_is_not_repeated(
-    model: Path, beir: Path, tmp_path: Path
-) -> None:
+def test_a_training_that_had_ended_is_not_repeated(model: Path, beir: Path, tmp_path: Path) -> None:
     place, asked = tmp_path / "runs" / "a", config(model, beir)
     first = trained(place, asked, stages.finetune)
     (made,) = place.parent.rglob(MADE)
