@@ -122,7 +122,9 @@ def test_nor_can_a_cross_encoder(judge: Path, tmp_path: Path) -> None:
     modules = json.loads((folder / "modules.json").read_text())
     modules[-1]["path"] = "../other"
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UserError, match="mining.rescore.model: .* names what is outside its folder"):
+    with pytest.raises(
+        UserError, match="mining.rescore.model: .* names what is outside its folder"
+    ):
         load_scorer(str(folder))
 
 

@@ -32,9 +32,7 @@ def options(tiny_model: Path, pairs: Path) -> list[str]:
     return [*where, f"train.steps={STEPS}", "train.dropout=0.2", "train.save_every=50"]
 
 
-def job_in(
-    out: Path, settings: list[str], name: str, world: int, **fault: Any
-) -> dict[str, Any]:
+def job_in(out: Path, settings: list[str], name: str, world: int, **fault: Any) -> dict[str, Any]:
     return {
         "name": name,
         "world": world,
@@ -143,9 +141,7 @@ def test_a_process_that_dies_ends_the_others_with_the_reason(
 
 
 @pytest.mark.faults
-def test_who_is_stuck_ends_within_a_minute(
-    tiny_model: Path, pairs: Path, tmp_path: Path
-) -> None:
+def test_who_is_stuck_ends_within_a_minute(tiny_model: Path, pairs: Path, tmp_path: Path) -> None:
     """With the time that a run has to end by itself, which the others shorten."""
     settings = options(tiny_model, pairs)
     job = job_in(tmp_path, settings, "stuck", 2, kind="stuck", step=3, at=1, grace=peers.GRACE)
