@@ -229,7 +229,8 @@ def test_what_another_user_has_stored_is_read(
         Path(cache).chmod(0o755)
         monkeypatch.setenv("TERCET_CACHE", cache)
         before = np.array(vectors(model, TEXTS, "query"))
-        use_tokens(), use_candidates()
+        use_tokens()
+        use_candidates()
         if locks == "missing":
             for lock in Path(cache).rglob(".lock"):
                 lock.unlink()
