@@ -299,9 +299,7 @@ class MiningConfig(Section):
     index: Literal["exact", "flat", "hnsw", "ivf_flat", "ivf_pq"] = "exact"  # of dense searches
     depth: Count = 100  # candidates looked at per query
     known: Sources = ()  # more pairs whose positives are no negatives: other splits, other files
-    held_out: bool = (
-        False  # true: also what answers only queries of data.held_out or the dev folder
-    )
+    held_out: bool = False  # true: also what only data.held_out and the dev folder ask for
     near_duplicate: Annotated[float, Field(ge=-1, le=1)] | None = None  # drop cosines to a positive
     skip: Annotated[int, Field(ge=0)] = 0  # the first ranks left out
     max_score: float | None = None

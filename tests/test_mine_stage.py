@@ -78,6 +78,7 @@ def launched(
     """The folder of several runs, in processes of their own, and what each counted."""
     folder = tmp_path_factory.mktemp("launched")
     every = [
+        NO_LIMIT,
         "mining.sources=[model,bm25]",
         "mining.depth=20",
         "mining.sampling=softmax",
@@ -88,7 +89,7 @@ def launched(
         "mining.rescore.relabel=true",
         "mining.rescore.relabel_above=0.6",
     ]
-    stricter = ["mining.relative_margin=0.5", "mining.rescore.veto_margin=-0.1"]
+    stricter = ["mining.skip=2", "mining.rescore.veto_margin=-0.1"]
 
     def job(name: str, world: int, cache: str, model: Path, out: str, *more: str) -> dict[str, Any]:
         told = settings(beir, model, folder / out, *every, *more)
