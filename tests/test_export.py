@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
 
 from tercet import stages
 from tercet.configs import ModelConfig
-from tercet.data import Texts
+from tercet.data import Texts, read_task
 from tercet.errors import UserError
 from tercet.evaluation.speed import alternate
 from tercet.export.onnx_card import SCRIPT, onnx_section, without_section
