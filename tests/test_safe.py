@@ -68,10 +68,12 @@ def test_no_pickle_is_loaded_whoever_asks(tmp_path: Path) -> None:
 def mark(model: Path) -> Path:
     """A file that the model's own code writes when it is run."""
     modules = json.loads((model / "modules.json").read_text())
+    package, _, kind = modules[-1]["type"].rpartition(".")
     modules[-1]["type"] = "evil.Module"
     (model / "modules.json").write_text(json.dumps(modules))
     mark = model / "mark"
-    (model / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\nclass Module: pass\n")
+    works = f"from {package} import {kind} as Module\n"
+    (model / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n{works}")
     return mark
 
 
@@ -93,7 +95,7 @@ def test_trust_in_a_model_is_not_trust_in_the_others(
     status, _, err = run(*words, f"{key}={model}")
     assert status == 2 and f"{key}: {model} cannot be loaded" in err and not mark.exists()
     status, _, err = run(*words, f"{key}=[{{path: {model}, trust_remote_code: true}}]")
-    assert status == 2 and f"{key}: {model} cannot be loaded" in err and mark.exists()
+    assert status == 0 and mark.exists(), err
 
 
 @pytest.mark.parametrize("name", ["../other", "/etc", "a/../../b"])
