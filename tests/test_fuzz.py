@@ -456,9 +456,12 @@ def _notice(event: str, given: tuple[Any, ...]) -> None:
         return
     folder, found = WATCHED[-1]
     allowed = (str(folder), os.environ["TERCET_CACHE"], os.devnull)
+    # What removes a tree names its files below an open folder.
+    inside = given[1] if event in ("os.remove", "os.rmdir") else -1
+    base = os.readlink(f"/proc/self/fd/{inside}") if inside >= 0 else ""
     for part in given[: 2 if event == "os.rename" else 1]:
         if isinstance(part, str | bytes | os.PathLike):
-            path = os.path.abspath(os.fsdecode(part))
+            path = os.path.abspath(os.path.join(base, os.fsdecode(part)))
             if not path.startswith(allowed):
                 found.append(f"{event} {path}")
 
