@@ -22,7 +22,6 @@ from tercet.data import TrainingSet, read_training, with_mined
 from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.housekeeping import all_stored
-from tercet.stages import mining as mining_stage
 from tercet.train.setup import _guide
 from tests.conftest import NAMES, answer, question, write_lines
 from tests.disk import full_disk
@@ -346,7 +345,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("at", ["mined.parquet", "mining.json", "mining.html"])
-def test_the_same_command_goes_on_after_a_kill_and_ends_after_the_end(
+def test_the_same_command_goes_on_after_a_kill_and_repeats_the_end(
     at: str, beir: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed as it writes each of its files, alone or over an older set."""
@@ -372,7 +371,7 @@ def test_the_same_command_goes_on_after_a_kill_and_ends_after_the_end(
     whole = files(tmp_path / "run")
     assert whole["mined.parquet"] != first["mined.parquet"] and whole.keys() == first.keys()
     with monkeypatch.context() as patch:
-        patch.setattr(mining_stage, "read_training", lambda *_: pytest.fail("mined again"))
+        patch.setattr("tercet.models.store.encode_parts", lambda *_: pytest.fail("encoded"))
         assert stages.mine(strict) == again
     assert files(tmp_path / "run") == whole
     again.path.write_bytes(again.path.read_bytes()[:-1])

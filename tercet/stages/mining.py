@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from tercet.configs import Config, ModelConfig, RescoreConfig, save
 from tercet.data import TrainingSet, read_training
 from tercet.data.rows import Indices
 from tercet.errors import UserError, about
-from tercet.files import disk_errors, fingerprint, sha256, write_text
+from tercet.files import disk_errors, fingerprint, write_text
 from tercet.mining import BM25 as LEXICAL
 from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries, searchable
 from tercet.mining import mine as mine_asked
@@ -61,33 +60,21 @@ def mine(config: Config) -> Mined:
     """Mine hard negatives for `config.data.train` with `config.model`.
 
     Writes `<output>/mined.parquet`, `mining.json`, the page `mining.html` and the resolved config
-    as `mine.yaml`. Works under `accelerate launch`; returns the same on every process, at once if
-    this very config was mined for there to the end. What was killed is gone on with.
+    as `mine.yaml`. Works under `accelerate launch`; returns the same on every process. The same
+    config in the same folder, killed or finished, pays only for what is in no cache yet.
     """
     folder = Path(config.output)
     with one_run_in(folder):
-        if (mined := on_main(lambda: _mined_before(config))) is not None:
-            say(f"output: {folder} holds this set, finished; overwrite=true mines it anew")
-            return mined
+        on_main(lambda: _refuse_other_set(config))
         return _mine(config, folder / MINED)
 
 
-def _mined_before(config: Config) -> Mined | None:
-    """The set that this config has made in the output folder, if it came to the end: to its page.
-
-    Raises UserError if another one's is there and not to be overwritten.
-    """
+def _refuse_other_set(config: Config) -> None:
+    """Raise UserError if the output folder holds another config's set, not to be overwritten."""
     folder = Path(config.output)
-    path, page = folder / MINED, folder / PAGE
-    if config.overwrite or not path.exists():
-        return None
-    if not asks_for(folder / RECIPE, config):
+    path = folder / MINED
+    if path.exists() and not config.overwrite and not asks_for(folder / RECIPE, config):
         raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # it is damaged
-        found = json.loads(path.with_name(SUMMARY).read_text(encoding="utf-8"))
-        if page.exists() and found["sha256"] == sha256(path):
-            return Mined(path, MinedCounts(**found["counts"]), page)
-    return None
 
 
 def _mine(config: Config, path: Path) -> Mined:
