@@ -113,8 +113,9 @@ def test_a_hub_that_does_not_answer_is_given_up_within_seconds(pairs: Path, tmp_
 
 
 PROGRAM = """
-import _socket, _thread, json, socket, sys, threading, time
+import _socket, _thread, json, signal, socket, sys, threading, time
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell's background job ignores
 def refuse(*_, **__): raise OSError(101, 'Network is unreachable')
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 
