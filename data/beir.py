@@ -50,7 +50,8 @@ def read_tasks(
     documents = Texts(ids, [folder.documents[id_] for id_ in ids])
     tasks = [_task(folder, documents, split, complain) for split in names]
     if not tasks[0].qrels:
-        missing = f"{path}: no query of split {names[0]!r} has an answer; choose another"
+        missing = f"{path}: no query of split {names[0]!r} has a document of grade 1 or more; "
+        missing += f"mend qrels/{names[0]}.tsv or choose another"
         complain("no query", missing)
     return tasks
 
@@ -58,7 +59,7 @@ def read_tasks(
 def _task(folder: Folder, documents: Texts, split: str, complain: Complain) -> RetrievalTask:
     path, judged = folder.path, read_qrels(folder, split, complain) or {}
     qrels = {query: grades for query, grades in judged.items() if max(grades.values()) > 0}
-    if len(qrels) < len(judged):
+    if 0 < len(qrels) < len(judged):
         say(f"{path}: {len(judged) - len(qrels)} queries of {split} have no answer; left out")
     queries = {id_: text for id_, text in folder.queries.items() if id_ in qrels}
     return RetrievalTask(
@@ -135,7 +136,7 @@ def read_folder(
     documents = _texts(corpus, ("title", "text"), complain, empty_documents) if corpus else {}
     empty = sum(not text for text in documents.values())
     if empty:
-        say(f"{path}: {empty} documents have neither title nor text; kept, as empty texts")
+        say(f"{path}: {empty} documents without title and text are kept, as empty texts")
     return Folder(path, documents, _texts(queries, ("text",), complain) if queries else {})
 
 

@@ -70,7 +70,7 @@ def _add_beir(builder: Builder, path: Path, source: Source, complain: Complain) 
     builder.elsewhere += [
         (text_key(folder.queries[q]), documents[d]) for q, d in answered if d in documents
     ]
-    if len(asked) < len(qrels):
+    if 0 < len(asked) < len(qrels):
         say(f"{path}: {len(qrels) - len(asked)} queries of {split} have no answer; left out")
     if not asked:
         complain("no rows", f"{path}: no query of split {split!r} has an answer; choose another")

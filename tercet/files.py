@@ -207,7 +207,8 @@ def writable_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"{path}: cannot write there ({error.strerror}); choose another") from None
+        why = "it is a file" if path.is_file() else error.strerror
+        raise UserError(f"{path}: cannot write there ({why}); choose another") from None
     return path
 
 

@@ -131,7 +131,7 @@ def test_an_empty_document_is_kept_counted_and_said(
     path = folder(tmp_path / "a", [*DOCUMENTS, *empty])
     task = read_task(path)
     assert [task.documents.texts[task.documents.index[id_]] for id_ in ("e1", "e2")] == ["", ""]
-    assert f"{path}: 2 documents have neither title nor text; kept" in capsys.readouterr().err
+    assert f"{path}: 2 documents without title and text are kept" in capsys.readouterr().err
     write_task(task, tmp_path / "again" / "a")
     assert read_task(tmp_path / "again" / "a").documents == task.documents
     for read in (read_folder, lambda path: read_training([Source(path=str(path), split="test")])):
@@ -163,7 +163,7 @@ def test_a_document_given_twice_is_one(tmp_path: Path) -> None:
         (HEADER + "q1\td1\t1\nqx\td1\t1\nqx\td2\t1\n", "line 3: query-id 'qx' is in no text file"),
         (HEADER + "q1\td1\t1\nqx\td1\t1\nqx\td2\t1\n", "(2 such lines)"),
         (HEADER + "q1\tdx\t1\n", "line 2: corpus-id 'dx' is in no text file (1 such lines)"),
-        (HEADER + "q1\td1\t0\n", "no query of split 'test' has an answer"),
+        (HEADER + "q1\td1\t0\n", "no query of split 'test' has a document of grade 1"),
     ],
 )
 def test_a_mistake_in_the_judgements_is_named(qrels: str, expected: str, tmp_path: Path) -> None:

@@ -240,6 +240,9 @@ def test_models_of_other_dimensions_are_said_to_be(
     assert f"dimensions differ (tiny 32, {EVIL} {WIDTH}): compare quality at equal bytes" in err
     status, _, err = run("compare", comparison.models[0], "--data", comparison.folders[0])
     assert status == 2 and "enough" in err and "dimensions differ" not in err
+    words = ("compare", comparison.models[0], "--data", comparison.folders[0], "--dims", "8,4096")
+    status, _, err = run(*words)
+    assert status == 2 and "error: --dims: 4096 shortens nothing; give less than 32" in err
 
 
 def test_no_number_stands_outside_the_tables(comparison: Comparison) -> None:

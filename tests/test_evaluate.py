@@ -91,16 +91,20 @@ def test_the_least_depth_tells_what_it_can(
 
 
 def test_less_memory_than_one_block_takes_is_refused(
-    run: Run, tiny_model: Path, pets: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tiny_model: Path, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = read_task(pets)
     least = len(task.queries) * len(task.documents) * PAIR_BYTES  # all of a small task
     check(task, Search(memory=least))
-    with pytest.raises(UserError, match="^--search-memory: 0 MB do not hold one block .* pets"):
+    with pytest.raises(UserError, match="^--search-memory: .+ MB do not hold one block .* pets"):
         check(task, Search(memory=least - 1))
     monkeypatch.setattr("tercet.stages.scoring.load_encoder", lambda *_: 1 / 0)  # it comes first
-    status, _, err = run("evaluate", tiny_model, "--data", pets, "--search-memory", "1")
+    words = ("evaluate", tiny_model, "--data", pets, "--out", tmp_path / "out")
+    status, _, err = run(*words, "--search-memory", "1")
     assert status == 2 and "--depth 1,000; give 1MB or a lower depth" in err, err
+    assert not (tmp_path / "out").exists()
+    status, _, err = run(*words, "--against", tmp_path / "absent")
+    assert status == 2 and f"error: --against: {tmp_path / 'absent'} does not exist" in err
 
 
 def test_queries_that_are_not_scored_are_counted_aloud(

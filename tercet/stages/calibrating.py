@@ -7,7 +7,14 @@ from tercet.configs import ModelConfig
 from tercet.data import read_corpus
 from tercet.errors import UserError
 from tercet.evaluation.compression import DIMS
-from tercet.models import EMBEDDED, default_device, load_encoder, model_fingerprint, vectors
+from tercet.models import (
+    EMBEDDED,
+    default_device,
+    load_encoder,
+    model_fingerprint,
+    resolve,
+    vectors,
+)
 from tercet.models.quantise import calibrate, truncated, write_ranges
 from tercet.models.routes import gives_unit_vectors
 from tercet.peers import together
@@ -28,6 +35,7 @@ def calibrate_model(
     For the model's full width and every width of `dims` below it. `data` is what `read_corpus`
     takes. Returns the file. Raises UserError for a model that is not a folder of one's own.
     """
+    resolve(model, "model")
     folder = Path(model).expanduser()
     if model == EMBEDDED or not folder.is_dir():
         raise UserError(

@@ -32,7 +32,7 @@ from tercet.peers import together
 from tercet.processes import on_main
 from tercet.progress import say
 from tercet.report.comparison import FORMAT, comparison_page
-from tercet.stages.contestants import Contestant, load_contestant, say_widths, what_it_costs
+from tercet.stages.contestants import Contestant, check_widths, load_contestant, what_it_costs
 from tercet.stages.figures import (
     adjust,
     delta,
@@ -114,7 +114,7 @@ def compare(
         load_contestant(path, name, prompts.get(name, Prompts()), trust_remote_code)
         for path, name in zip(models, names, strict=True)
     ]
-    say_widths(compared)
+    check_widths(compared, dims)
     # Speed first, since measuring it may fail.
     costs = on_main(lambda: [what_it_costs(model, tasks) for model in compared])
     measured = [_measure(task, compared, study, leaked.get(task.name)) for task in tasks]

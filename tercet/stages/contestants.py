@@ -11,6 +11,8 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs import ModelConfig
 from tercet.configs.schema import Prompts
 from tercet.data import RetrievalTask
+from tercet.errors import UserError
+from tercet.evaluation.compression import DIMS
 from tercet.evaluation.efficiency import DOCUMENTS, QUERIES, measure_apart
 from tercet.models import (
     default_device,
@@ -20,6 +22,7 @@ from tercet.models import (
     prompts_of,
     resolve,
 )
+from tercet.models.encode import vector_width
 from tercet.models.quantise import Ranges, read_ranges
 from tercet.progress import say
 
@@ -47,9 +50,15 @@ def load_contestant(
     return Contestant(name, config, encoder, ranges)
 
 
-def say_widths(compared: Sequence[Contestant]) -> None:
-    """Say so if the models' vectors are not of one length."""
-    widths = {model.name: model.encoder.get_embedding_dimension() for model in compared}
+def check_widths(compared: Sequence[Contestant], asked: Sequence[int]) -> None:
+    """Say so if the models' vectors are not of one length.
+
+    Raises UserError if one of the lengths asked for besides the usual ones shortens none of them.
+    """
+    widths = {model.name: vector_width(model.encoder) for model in compared}
+    most = max(widths.values())
+    if too_long := [width for width in asked if width >= most and width not in DIMS]:
+        raise UserError(f"--dims: {too_long[0]} shortens nothing; give less than {most}")
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         say(f"dimensions differ ({listed}): compare quality at equal bytes per vector too")

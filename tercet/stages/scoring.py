@@ -80,7 +80,7 @@ def evaluate(
     paths = (*against, model)
     names = _names(paths, how)
     for path in paths:
-        resolve(path, "model")
+        resolve(path, "model" if path == model else "--against")
     parts = official_parts(official, how, split, check_with_mteb=check_with_mteb)
     tasks = [read_task(folder, split) for folder in folders]
     pairs = [read_similarity(path) for path in similarity]
@@ -88,9 +88,9 @@ def evaluate(
     refuse_twice("tasks", [*{name for name, _ in local}, *official])
     parts += local
     refuse_twice("tasks", [safe_name(f"{name}.{part}") for name, part in parts])
-    _refuse_overwriting(names, parts, out)
     for task in tasks:
         check(task, how)
+    _refuse_overwriting(names, parts, out)
     trained = training_texts(trained_on) if trained_on else None
     second = second_stage(how, trust_remote_code)
     encoders = {
@@ -166,8 +166,8 @@ def _refuse_overwriting(names: Sequence[str], parts: Sequence[tuple[str, str]], 
 
     `parts`: task and split.
     """
-    writable_folder(out)
     with about("--out"):
+        writable_folder(out)
         read_comparisons(out)
         for name in names:
             for task, split in parts:

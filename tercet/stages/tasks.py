@@ -61,7 +61,7 @@ def check(task: RetrievalTask, how: Search = PLAIN) -> None:
     if how.memory < least:
         needed = math.ceil(least / 1e6)
         raise UserError(
-            f"--search-memory: {how.memory / 1e6:,.0f} MB do not hold one block of queries of "
+            f"--search-memory: {how.memory / 1e6:,.3g} MB do not hold one block of queries of "
             f"{task.name} at --depth {how.depth:,}; give {needed}MB or a lower depth"
         )
 
