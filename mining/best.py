@@ -5,6 +5,7 @@ from torch import Tensor
 
 GROUP = 16  # documents whose scores are looked at as one: their largest stands for all
 MOST = 1 << 32  # documents that can be told apart
+PIECE = 1 << 16  # groups or keys worked on at once: copies are of pieces, whatever k is
 
 
 class Best:
@@ -13,7 +14,7 @@ class Best:
     A query's floor is a score it surely has k documents at or above: mostly the k-th best so far.
     Only scores above it are looked at one by one (after d documents a k / d share of the next, in
     any random order): they are found by the peaks of their groups, set aside, and settled when
-    enough have gathered.
+    as many as the answer holds have gathered.
 
     A score and its position are kept as one whole number, the key: the larger key has the larger
     score or, where scores are equal, the lower position.
@@ -30,20 +31,19 @@ class Best:
     def offer(self, scores: Tensor, first: int) -> None:
         """scores (d, Q) of documents first, first + 1, ...; -inf stands for no document.
 
-        d is a multiple of GROUP. The host waits for the device twice, not once for each hit.
+        d is a multiple of GROUP. The host waits for the device a few times, not once for each hit.
         """
-        peaks = scores.view(-1, GROUP, scores.shape[1]).amax(dim=1)
+        peaks = _peaks(scores, GROUP)
         if self._keys.shape[1] < self.k:
-            self._raise_floor(scores, peaks)
-        values, queries, places = self._rising(scores, peaks)
-        if len(values) > 2 * self._enough:  # documents that come ever better
-            self._raise_floor(scores, peaks)
-            values, queries, places = self._rising(scores, peaks)
-        if len(values):
-            self._aside.append((_key(values, places + first), queries))
-            self._gathered += len(values)
-        if self._gathered >= self._enough:
-            self._settle()
+            self._raise_floor(scores)
+        rising = (peaks > self.floor).nonzero()  # groups and queries
+        if len(rising) > self._enough:  # documents that come ever better
+            self._raise_floor(scores)
+            rising = (peaks > self.floor).nonzero()
+        for some in rising.split(PIECE):
+            self._set_aside(scores, some, first)
+            if self._gathered >= self._enough:
+                self._settle()
 
     def found(self) -> tuple[Tensor, Tensor]:
         """Scores (Q, <= k) float32, best first, and positions (Q, <= k) int64 of all so far."""
@@ -51,31 +51,59 @@ class Best:
         keys = self._keys.sort(dim=1, descending=True).values
         return _score(keys), MOST - 1 - keys % MOST
 
+    def _raise_floor(self, scores: Tensor) -> None:
+        """To just below the k-th largest peak of this tile, which k documents reach.
+
+        Of groups so small that hardly more than k documents do: four for each document wanted.
+        """
+        group = GROUP
+        while group > 1 and 4 * group * self.k > len(scores):
+            group //= 2
+        peaks = _peaks(scores, group)
+        if self.k <= len(peaks):
+            reached = peaks.topk(self.k, dim=0, sorted=False).values.amin(dim=0)
+            below = torch.nextafter(reached, torch.full_like(reached, -torch.inf))
+            self.floor = torch.maximum(self.floor, below)
+
+    def _set_aside(self, scores: Tensor, rising: Tensor, first: int) -> None:
+        """The scores above their query's floor in groups `rising` (P, 2)."""
+        places, queries = rising.unbind(1)
+        groups = scores.view(-1, GROUP, scores.shape[1])[places, :, queries]  # (P, GROUP)
+        group, place = (groups > self.floor[queries, None]).nonzero(as_tuple=True)
+        keys = _key(groups[group, place], places[group] * GROUP + place + first)
+        self._aside.append((keys, queries[group].to(torch.int32)))
+        self._gathered += len(keys)
+
     def _settle(self) -> None:
-        """Choose the best of them and what was set aside."""
-        if not self._aside:
+        """Choose the best of them and what was set aside, some queries at a time."""
+        if not self._gathered:
             return
         keys, queries = (torch.cat(part) for part in zip(*self._aside, strict=True))
         self._aside, self._gathered = [], 0
-        pool = torch.cat([self._keys, _by_query(keys, queries, len(self.floor))], dim=1)
-        self._keys = pool.topk(min(self.k, pool.shape[1]), sorted=False).values
+        counts = torch.bincount(queries, minlength=len(self.floor))
+        keys = keys[queries.argsort()]
+        widest = int(counts.max())
+        pooled = self._keys.shape[1] + widest
+        absent = int(_key(torch.tensor(-torch.inf), torch.tensor(MOST - 1)))
+        columns = torch.arange(widest, device=keys.device)
+        settled, start = [], 0
+        for held, count in zip(
+            *(part.split(max(1, PIECE // pooled)) for part in (self._keys, counts)), strict=True
+        ):
+            there = columns < count[:, None]
+            stop = start + int(count.sum())
+            new = keys.new_full(there.shape, absent).masked_scatter_(there, keys[start:stop])
+            pool = torch.cat([held, new], dim=1)
+            settled.append(pool.topk(min(self.k, pooled), sorted=False).values)
+            start = stop
+        self._keys = torch.cat(settled)
         if self._keys.shape[1] == self.k:
             self.floor = _score(self._keys.amin(dim=1))
 
-    def _rising(self, scores: Tensor, peaks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(values, queries, places) of the scores above their query's floor."""
-        places, queries = (peaks > self.floor).nonzero(as_tuple=True)
-        groups = scores.view(-1, GROUP, scores.shape[1])[places, :, queries]  # (P, GROUP)
-        group, place = (groups > self.floor[queries, None]).nonzero(as_tuple=True)
-        return groups[group, place], queries[group], places[group] * GROUP + place
 
-    def _raise_floor(self, scores: Tensor, peaks: Tensor) -> None:
-        """To just below the k-th largest peak of this tile, which k documents reach."""
-        pool = peaks if self.k <= len(peaks) else scores
-        if self.k <= len(pool):
-            reached = pool.topk(self.k, dim=0, sorted=False).values.amin(dim=0)
-            below = torch.nextafter(reached, torch.full_like(reached, -torch.inf))
-            self.floor = torch.maximum(self.floor, below)
+def _peaks(scores: Tensor, group: int) -> Tensor:
+    """The largest of every `group` documents, (d / group, Q)."""
+    return scores.view(-1, group, scores.shape[1]).amax(dim=1) if group > 1 else scores
 
 
 def _key(scores: Tensor, positions: Tensor) -> Tensor:
@@ -97,15 +125,3 @@ def _in_order(bits: Tensor) -> Tensor:
     """Bits of floats as int32 of the same order, and back."""
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
-
-def _by_query(keys: Tensor, queries: Tensor, count: int) -> Tensor:
-    """Flat keys as (count, most of a query); where none is, that of the score -inf."""
-    order = queries.argsort()
-    queries = queries[order]
-    counts = torch.bincount(queries, minlength=count)
-    column = torch.arange(len(queries), device=queries.device)
-    column -= (counts.cumsum(0) - counts)[queries]
-    absent = _key(torch.full((), -torch.inf), torch.tensor(MOST - 1))
-    found = keys.new_full((count, int(counts.max())), int(absent))
-    found[queries, column] = keys[order]
-    return found

@@ -185,10 +185,10 @@ def test_a_query_is_typed_and_hits_are_read_by_keyboard(
     search: Opened, served: SearchServer
 ) -> None:
     page = search.page
-    assert focused(search) == "INPUT"  # without a click
+    page.wait_for_selector("input[name=q]:focus")  # without a click, once the page is drawn
     page.keyboard.type(question(4))
-    page.keyboard.press("Enter")
-    page.wait_for_selector("li.hit")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     assert page.input_value("input[name=q]") == question(4)
     assert len(page.query_selector_all("section")) == 2
     assert len(page.query_selector_all("li.hit")) == 20
@@ -214,8 +214,8 @@ def test_a_query_is_typed_and_hits_are_read_by_keyboard(
 
 def test_an_example_is_a_link_and_hostile_queries_stay_text(search: Opened) -> None:
     page = search.page
-    page.click("main a")
-    page.wait_for_selector("li.hit")
+    with page.expect_navigation():
+        page.click("main a")
     assert page.input_value("input[name=q]") == question(0)
     evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>' + "x" * 300
     page.fill("input[name=q]", evil)

@@ -16,6 +16,7 @@ from tercet.errors import UserError
 from tercet.mining import pair_scores, top_k
 from tercet.mining.best import GROUP, Best
 from tercet.mining.pairs import best_first
+from tercet.mining.search import PAIR_BYTES
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -175,6 +176,26 @@ def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
 
     assert growth(lambda: top_k(queries, mapped, 20, tile=(64, 2_048))) < 80
     assert growth(lambda: queries @ mapped.T) > 300  # what would be seen
+
+
+@pytest.mark.parametrize("order", ["any", "rising", "topics"])
+def test_candidates_take_no_more_memory_than_planned(order: str) -> None:
+    """Nor where each tile is better than those before, or has what a few queries look for."""
+    queries, k, wide = 1_024, 1_000, 8_192
+    generator, found = torch.Generator().manual_seed(16), dict[str, float]()
+    scores = torch.ones(wide, queries)  # in memory before anything is measured
+    best = Best(queries, k, CPU)
+    with peak_anonymous(found, every=0.001):
+        for tile in range(4):
+            scores.uniform_(generator=generator)
+            if order == "rising":
+                scores += tile
+            elif order == "topics":
+                scores[:, tile * 8 : tile * 8 + 8] += 1 + torch.linspace(0, 1, wide)[:, None]
+            best.offer(scores, tile * wide)
+        best.found()
+    peaks = 2 * scores.nbytes / GROUP
+    assert found["extra_anonymous_mib"] * 2**20 <= queries * k * PAIR_BYTES + peaks
 
 
 def test_slices_are_all_it_needs() -> None:
