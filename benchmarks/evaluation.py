@@ -246,7 +246,7 @@ def note(found: dict[str, Any]) -> str:
         f"{found['times_faster'][OURS]:.1f} times faster at the evaluator's depth, with scores of "
         "every query and intervals of all means; the matrix product that both need would by itself "
         f"be {found['times_faster'][PRODUCTS]:.1f} times faster. The "
-        f"{same} metrics that both define alike differ by at most {difference:.0e}. "
+        f"{same} metrics that both define alike differ by at most {difference:.1g}. "
         + targets_note(found["targets"])
     )
 
