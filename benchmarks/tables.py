@@ -148,7 +148,8 @@ def summary(results: dict[str, Result]) -> list[dict[str, str]]:
     if scored := results.get("evaluation"):
         memory = {name: peak["extra_anonymous_mib"] for name, peak in scored["memory"].items()}
         share = memory[evaluation.OURS] / memory[evaluation.PEER]
-        rows.append(_row(evaluation.PEER, scored["times_faster"][evaluation.OURS], share))
+        peer = f"{evaluation.PEER}, depth {evaluation.PEER_DEPTH}"
+        rows.append(_row(peer, scored["times_faster"][evaluation.OURS], share))
     return rows
 
 

@@ -33,9 +33,9 @@ def write_vectors(path: Path, rows: int, seed: int) -> NDArray[np.float32]:
     return np.load(path, mmap_mode="r")
 
 
-def near(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """For each unit vector one at a cosine of about 0.8, as a query is to its answer."""
+def near(vectors: NDArray[np.float32], seed: int, far: float = 0.75) -> NDArray[np.float32]:
+    """For each unit vector one at a cosine of about 1 / sqrt(1 + far ** 2), 0.8 unless told."""
     random = np.random.default_rng(seed)
     noise = random.standard_normal(vectors.shape, dtype=np.float32)
-    moved = vectors + 0.75 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    moved = vectors + far * noise / np.linalg.norm(noise, axis=1, keepdims=True)
     return moved / np.linalg.norm(moved, axis=1, keepdims=True)

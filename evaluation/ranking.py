@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tercet.data.rows import RetrievalTask
 from tercet.evaluation.metrics import Run
-from tercet.mining.search import BLOCK_PAIRS, Rows, shared_top_k, top_k
+from tercet.mining.search import MEMORY, Rows, shared_top_k, top_k
 
 DEPTH = 1_000  # documents of each query that `tercet evaluate` looks at, as MTEB does
 
@@ -29,13 +29,13 @@ def search(
     *,
     skip_self: bool = False,
     together: bool = False,
-    block_pairs: int = BLOCK_PAIRS,
+    memory: int = MEMORY,
 ) -> Ranking:
     """The k documents of largest inner product for each query; row i belongs to position i.
 
     queries (Q, H), documents (D, H); k is clipped to D. `skip_self` leaves out the document that
     has the query's own id, as ArguAna and Quora need. `together` makes it a meeting of all
-    processes, which share the work and all return the same bytes. `block_pairs` bounds memory, as
+    processes, which share the work and all return the same bytes. `memory` bounds its candidates, as
     `top_k` says. Raises UserError for vectors that are not finite.
     """
     for vectors, texts, what in (
@@ -45,7 +45,7 @@ def search(
         if len(vectors) != len(texts):
             raise ValueError(f"{len(vectors)} {what} vectors for {len(texts)} texts")
     find = shared_top_k if together else top_k
-    found = Ranking(*find(queries, documents, k + skip_self, block_pairs=block_pairs))
+    found = Ranking(*find(queries, documents, k + skip_self, memory=memory))
     return without_self(task, found, k) if skip_self else found
 
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 GROUP = 16  # documents whose scores are looked at as one: their largest stands for all
 MOST = 1 << 32  # documents that can be told apart
-PIECE = 1 << 16  # groups or keys worked on at once: copies are of pieces, whatever k is
+PIECE = 1 << 15  # groups that are looked into at once, or keys that are chosen from
 
 
 class Best:
@@ -31,7 +31,7 @@ class Best:
     def offer(self, scores: Tensor, first: int) -> None:
         """scores (d, Q) of documents first, first + 1, ...; -inf stands for no document.
 
-        d is a multiple of GROUP. The host waits for the device a few times, not once for each hit.
+        d is a multiple of GROUP. The host waits for the device twice, and once for each PIECE.
         """
         peaks = _peaks(scores, GROUP)
         if self._keys.shape[1] < self.k:
@@ -54,7 +54,8 @@ class Best:
     def _raise_floor(self, scores: Tensor) -> None:
         """To just below the k-th largest peak of this tile, which k documents reach.
 
-        Of groups so small that hardly more than k documents do: four for each document wanted.
+        Groups are made so small that there are four for each document wanted: few more than k
+        documents pass then.
         """
         group = GROUP
         while group > 1 and 4 * group * self.k > len(scores):
@@ -81,24 +82,22 @@ class Best:
         keys, queries = (torch.cat(part) for part in zip(*self._aside, strict=True))
         self._aside, self._gathered = [], 0
         counts = torch.bincount(queries, minlength=len(self.floor))
+        ends = [0, *counts.cumsum(0).tolist()]
         keys = keys[queries.argsort()]
-        widest = int(counts.max())
-        pooled = self._keys.shape[1] + widest
+        columns = torch.arange(int(counts.max()), device=keys.device)
+        pooled = self._keys.shape[1] + len(columns)
         absent = int(_key(torch.tensor(-torch.inf), torch.tensor(MOST - 1)))
-        columns = torch.arange(widest, device=keys.device)
-        settled, start = [], 0
-        for held, count in zip(
-            *(part.split(max(1, PIECE // pooled)) for part in (self._keys, counts)), strict=True
-        ):
-            there = columns < count[:, None]
-            stop = start + int(count.sum())
-            new = keys.new_full(there.shape, absent).masked_scatter_(there, keys[start:stop])
-            pool = torch.cat([held, new], dim=1)
+        step, settled = max(1, PIECE // pooled), []
+        for start in range(0, len(counts), step):
+            stop = min(start + step, len(counts))
+            there = columns < counts[start:stop, None]
+            new = keys.new_full(there.shape, absent)
+            new.masked_scatter_(there, keys[ends[start] : ends[stop]])
+            pool = torch.cat([self._keys[start:stop], new], dim=1)
             settled.append(pool.topk(min(self.k, pooled), sorted=False).values)
-            start = stop
         self._keys = torch.cat(settled)
-        if self._keys.shape[1] == self.k:
-            self.floor = _score(self._keys.amin(dim=1))
+        if self._keys.shape[1] == self.k:  # of absent ones, too, where fewer have been set aside
+            self.floor = torch.maximum(self.floor, _score(self._keys.amin(dim=1)))
 
 
 def _peaks(scores: Tensor, group: int) -> Tensor:
@@ -124,4 +123,3 @@ def _score(keys: Tensor) -> Tensor:
 def _in_order(bits: Tensor) -> Tensor:
     """Bits of floats as int32 of the same order, and back."""
     return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-

@@ -21,8 +21,8 @@ from tercet.threads import compute_threads
 CPU_TILE = (1_024, 16_384)  # queries, documents
 ACCELERATOR_TILE = (2_048, 32_768)  # enough work for each of the few kernels that a tile takes
 BLOCK_TILES = 64  # tiles of queries that share one pass over the documents,
-BLOCK_PAIRS = 1 << 22  # unless queries times k would exceed this
-PAIR_BYTES = 128  # of memory for each of those pairs while candidates are sorted, at most
+MEMORY = 540_000_000  # bytes that their candidates may take
+PAIR_BYTES = 128  # of these for each query and each of its k documents, at most
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
@@ -50,7 +50,7 @@ def top_k(
     *,
     tile: tuple[int, int] | None = None,
     device: torch.device | str | None = None,
-    block_pairs: int = BLOCK_PAIRS,
+    memory: int = MEMORY,
 ) -> Found:
     """Scores (Q, k) and positions (Q, k) of each query's best documents by inner product.
 
@@ -58,18 +58,18 @@ def top_k(
     block of queries, and memory holds that block's candidates, a tile for each thread and the
     answer. Best first; equal scores stand in the order of their positions. k is clipped to D. A
     product is of at most `tile` (queries, documents), whatever the number of threads. `device`
-    defaults to the accelerator where there is one. A block holds queries whose number times k is at
-    most `block_pairs`, and one tile at least; fewer cost more passes over the documents and change
-    no byte. Raises UserError naming a row that holds NaN, infinity or values so large that a score
+    defaults to the accelerator where there is one. A block holds queries whose candidates take at
+    most `memory` bytes, and one tile at least; less costs more passes over the documents, may leave
+    threads idle and changes no byte. Raises UserError naming a row that holds NaN, infinity or values so large that a score
     would overflow.
     """
     check(queries, documents, k)
     place, span = torch.device(device or default_device()), (0, len(queries))
-    return _search(queries, span, documents, k, tile or default_tile(place), place, block_pairs)
+    return _search(queries, span, documents, k, tile or default_tile(place), place, memory)
 
 
 def shared_top_k(
-    queries: Rows, documents: Rows, k: int, *, block_pairs: int = BLOCK_PAIRS
+    queries: Rows, documents: Rows, k: int, *, memory: int = MEMORY
 ) -> Found:
     """`top_k`, searched by all processes of the launch together; each returns the whole answer.
 
@@ -83,7 +83,7 @@ def shared_top_k(
     first, last = (min(tile[0] * (tiles * r // world), len(queries)) for r in (rank, rank + 1))
     with share_mistakes():
         check(queries, documents, k)
-        found = [_search(queries, (first, last), documents, k, tile, place, block_pairs)]
+        found = [_search(queries, (first, last), documents, k, tile, place, memory)]
     scores, positions = zip(*gather_object(found), strict=True)
     return np.concatenate(scores), np.concatenate(positions)
 
@@ -94,7 +94,7 @@ def default_tile(device: torch.device) -> tuple[int, int]:
 
 
 def least_bytes(queries: int, documents: int, k: int) -> int:
-    """What candidates take at least: a block holds one tile, however few `block_pairs` are."""
+    """What candidates take at least: a block holds one tile, however little `memory` is."""
     high = default_tile(default_device())[0]
     return min(high, queries) * min(k, documents) * PAIR_BYTES
 
@@ -133,13 +133,13 @@ def _search(
     k: int,
     tile: tuple[int, int],
     place: torch.device,
-    block_pairs: int,
+    memory: int,
 ) -> Found:
     """`top_k` for the queries from span[0] to before span[1]."""
     (begin, end), (high, wide), k = span, tile, min(k, len(documents))
     scores = np.empty((end - begin, k), dtype=np.float32)
     positions = np.empty((end - begin, k), dtype=np.int64)
-    block = high * min(BLOCK_TILES, block_pairs // (high * max(k, 1)) or 1)
+    block = high * min(BLOCK_TILES, memory // (high * max(k, 1) * PAIR_BYTES) or 1)
     work = -(-(end - begin) // high) * -(-len(documents) // wide)
     with compute_threads(place) as (pool, threads), progress("search", work) as advance:
         for first in range(begin, end, block):

@@ -16,6 +16,7 @@ from tercet.evaluation.handover import down_to_last_relevant, score_ranking, una
 from tercet.evaluation.metrics import METRICS, cut_of, score_runs
 from tercet.evaluation.ranking import Ranking, in_trec_order, ranking_of, run_of, search
 from tercet.evaluation.retrieval import score_task
+from tercet.mining.search import MEMORY
 
 
 def task_of(queries: int, documents: int, seed: int) -> RetrievalTask:
@@ -177,6 +178,6 @@ def test_less_memory_for_the_search_gives_the_same_bytes() -> None:
     generator = np.random.default_rng(12)
     task = task_of(2_100, 300, 12)
     queries, documents = (generator.normal(size=(n, 8)).astype(np.float32) for n in (2_100, 300))
-    wide, narrow = (search(task, queries, documents, 20, block_pairs=n) for n in (1 << 22, 1))
+    wide, narrow = (search(task, queries, documents, 20, memory=n) for n in (MEMORY, 1))
     assert wide.scores.tobytes() == narrow.scores.tobytes()
     assert wide.positions.tobytes() == narrow.positions.tobytes()

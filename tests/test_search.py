@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.machine import peak_anonymous
 from tercet.errors import UserError
 from tercet.mining import pair_scores, top_k
-from tercet.mining.best import GROUP, Best
+from tercet.mining.best import GROUP, PIECE, Best
 from tercet.mining.pairs import best_first
 from tercet.mining.search import PAIR_BYTES
 
@@ -72,15 +72,18 @@ def test_equals_a_stable_sort_with_ties_across_tiles(
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_streaming_scores_equals_sorting_them(seed: int) -> None:
+def test_streaming_scores_equals_sorting_them(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(seed)
+    monkeypatch.setattr("tercet.mining.best.PIECE", int(random.choice([30, 200, PIECE])))
     queries, documents = int(random.integers(1, 9)), int(random.integers(1, 2_000))
     values = random.choice([3, 30, 100_000])  # few values: nearly all scores tie
     scores = (random.integers(-values, values, (queries, documents)) / 7 - 1).astype(np.float32)
     scores[random.random(scores.shape) < 0.1] = -0.0
-    order = random.choice(["any", "rising", "falling", "clusters"])
+    order = random.choice(["any", "rising", "falling", "clusters", "late"])
     if order == "clusters":  # each query finds all its best documents in one place
         scores += 1e6 * (np.arange(documents) // 300 == random.integers(0, 7, (queries, 1)))
+    elif order == "late":  # half of the queries find nothing for long
+        scores[::2, : documents // 2] = -1e6
     elif order != "any":  # rising: each document is better than all before it
         scores.sort(axis=1)
         scores = scores if order == "rising" else scores[:, ::-1]
@@ -178,7 +181,7 @@ def test_memory_does_not_grow_with_the_documents(tmp_path: Path) -> None:
     assert growth(lambda: queries @ mapped.T) > 300  # what would be seen
 
 
-@pytest.mark.parametrize("order", ["any", "rising", "topics"])
+@pytest.mark.parametrize("order", ["any", "rising", "topics", "ties"])
 def test_candidates_take_no_more_memory_than_planned(order: str) -> None:
     """Nor where each tile is better than those before, or has what a few queries look for."""
     queries, k, wide = 1_024, 1_000, 8_192
@@ -190,6 +193,8 @@ def test_candidates_take_no_more_memory_than_planned(order: str) -> None:
             scores.uniform_(generator=generator)
             if order == "rising":
                 scores += tile
+            elif order == "ties":
+                scores.zero_()
             elif order == "topics":
                 scores[:, tile * 8 : tile * 8 + 8] += 1 + torch.linspace(0, 1, wide)[:, None]
             best.offer(scores, tile * wide)

@@ -44,7 +44,7 @@ def evaluate(
     depth: Annotated[int, typer.Option(help="Documents of each query looked at.")] = 1000,
     search_memory: Annotated[
         str, typer.Option(help="What candidates may take while they are searched for.")
-    ] = "512MB",
+    ] = "540MB",
     predictions: Annotated[bool, typer.Option(help="Write MTEB's predictions too.")] = False,
     check_with_mteb: Annotated[
         bool, typer.Option(help="Also run --data through mteb: the numbers must be the same.")

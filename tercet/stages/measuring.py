@@ -29,7 +29,6 @@ from tercet.evaluation import (
     write_run,
 )
 from tercet.evaluation.bm25 import NAME as BM25
-from tercet.mining.search import PAIR_BYTES
 from tercet.models import Vectors, encode, model_fingerprint, prompt_of, prompts_of, vectors
 from tercet.models.cross import CrossScorer, load_scorer
 from tercet.processes import on_main
@@ -148,7 +147,7 @@ def nearest(task: RetrievalTask, sides: Sides, how: Search) -> Ranking:
         how.depth,
         skip_self=how.skip_self,
         together=True,
-        block_pairs=how.memory // PAIR_BYTES,
+        memory=how.memory,
     )
 
 

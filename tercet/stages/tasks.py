@@ -12,7 +12,7 @@ from tercet.data import Leakage, RetrievalTask, leakage, read_training, with_min
 from tercet.data.leaks import trained_texts
 from tercet.errors import UserError
 from tercet.evaluation import DEPTH, MAIN_METRIC, cut_of
-from tercet.mining.search import BLOCK_PAIRS, PAIR_BYTES, least_bytes
+from tercet.mining.search import MEMORY, least_bytes
 from tercet.progress import say
 from tercet.train.rows import read_rows
 
@@ -23,7 +23,7 @@ class Search:
 
     depth: int = DEPTH  # documents a query
     skip_self: bool = False  # leave out the document that has the query's own id
-    memory: int = BLOCK_PAIRS * PAIR_BYTES  # bytes for the candidates of the queries under way
+    memory: int = MEMORY  # bytes for the candidates of the queries under way
     predictions: bool = False  # also write them as MTEB does
     rerank: str | None = None  # a cross-encoder that reads the first documents again
     rerank_depth: int = 100  # how many of them
