@@ -16,8 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 NAMES = [a + b + c for a in ("ba", "do", "ki", "lu") for b in ("me", "na", "ri") for c in "xsgt"]
 PLACES = ["forest", "river", "desert", "city", "cave", "meadow", "harbour", "valley"]
 LONGEST = (  # files of tests, by what they take
-    *("benchmarks", "compare", "browser", "store_processes", "processes", "parity", "room"),
+    *("compare", "browser", "store_processes", "processes", "parity", "room"),
     *("stops", "kills", "average", "forecast", "offline", "remine", "distil", "mine_stage"),
+    *("benchmark_encoding", "benchmark_inference", "benchmark_comparison"),
 )
 Run = Callable[..., tuple[int, str, str]]  # words typed -> status, stdout, stderr
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
