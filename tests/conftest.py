@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 NAMES = [a + b + c for a in ("ba", "do", "ki", "lu") for b in ("me", "na", "ri") for c in "xsgt"]
 PLACES = ["forest", "river", "desert", "city", "cave", "meadow", "harbour", "valley"]
 LONGEST = (  # files of tests, by what they take
-    *("benchmarks", "compare", "browser", "store_processes", "processes", "parity", "room"),
+    *("compare", "browser", "store_processes", "processes", "parity", "room"),
     *("stops", "kills", "average", "forecast", "offline", "remine", "distil", "mine_stage"),
+    *("benchmark_encoding", "benchmark_inference", "benchmark_comparison"),
 )
 Run = Callable[..., tuple[int, str, str]]  # words typed -> status, stdout, stderr
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -36,15 +37,21 @@ def write_lines(path: Path, rows: Iterable[dict]) -> Path:
     return path
 
 
-def write_task(folder: Path, split: str = "dev") -> Path:
-    """All questions and answers as a BEIR folder."""
+def write_beir(folder: Path, judged: Mapping[str, Iterable[tuple[int, int]]]) -> Path:
+    """All questions and answers as a BEIR folder; of each split, who is answered by what."""
     (folder / "qrels").mkdir(parents=True)
     numbers = range(len(NAMES))
     write_lines(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": answer(n)} for n in numbers))
     write_lines(folder / "queries.jsonl", ({"_id": f"q{n}", "text": question(n)} for n in numbers))
-    lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in numbers)]
-    (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for split, pairs in judged.items():
+        lines = "".join(f"q{q}\td{d}\t1\n" for q, d in pairs)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
     return folder
+
+
+def write_task(folder: Path, split: str = "dev") -> Path:
+    """A BEIR folder with the answer to every question."""
+    return write_beir(folder, {split: [(n, n) for n in range(len(NAMES))]})
 
 
 def weights(checkpoint: Path) -> dict[str, Any]:
@@ -128,17 +135,9 @@ def few_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     """48 animals, 36 for training; every third of their questions has the next answer as well."""
-    folder = tmp_path / "animals"
-    (folder / "qrels").mkdir(parents=True)
-    count = range(len(NAMES))
-    write_lines(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": answer(n)} for n in count))
-    write_lines(folder / "queries.jsonl", ({"_id": f"q{n}", "text": question(n)} for n in count))
     pairs = [(n, d) for n in range(36) for d in (n, n + 1 if n % 3 == 0 else n)]
-    splits = {"train": dict.fromkeys(pairs), "test": dict.fromkeys((n, n) for n in range(36, 48))}
-    for split, rows in splits.items():
-        lines = "".join(f"q{n}\td{d}\t1\n" for n, d in rows)
-        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
-    return folder
+    tested = [(n, n) for n in range(36, 48)]
+    return write_beir(tmp_path / "animals", {"train": dict.fromkeys(pairs), "test": tested})
 
 
 @pytest.fixture
@@ -203,16 +202,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A BEIR folder without judgements: 48 documents and 48 queries."""
-    folder = tmp_path / "animals"
-    folder.mkdir()
-    documents = ({"_id": f"d{n}", "title": "", "text": answer(n)} for n in range(len(NAMES)))
-    write_lines(folder / "corpus.jsonl", documents)
-    queries = ({"_id": f"q{n}", "text": question(n)} for n in range(len(NAMES)))
-    write_lines(folder / "queries.jsonl", queries)
-    (folder / "qrels").mkdir()
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
-    return folder
+    """A BEIR folder of 48 documents and 48 queries, one of which is judged."""
+    return write_beir(tmp_path / "animals", {"test": [(1, 1)]})
 
 
 @pytest.fixture(scope="session")

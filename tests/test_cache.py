@@ -20,7 +20,6 @@ from tercet.files import disk_errors, sha256
 from tercet.models.housekeeping import all_stored, damaged
 from tercet.models.shards import (
     MANIFEST,
-    Manifest,
     begin,
     finish,
     open_vectors,
@@ -29,28 +28,7 @@ from tercet.models.shards import (
     write_shard,
 )
 from tests.disk import full_disk
-
-FACTS = Manifest(
-    fingerprint="f",
-    model="m",
-    model_fingerprint="mf",
-    role="query",
-    prompt="",
-    max_length=8,
-    model_dtype="float32",
-    dtype="float32",
-    dim=3,
-    rows=5,
-    shard_rows=2,
-    created="2026-01-01T00:00:00+00:00",
-)
-ROWS = np.arange(15, dtype=np.float32).reshape(5, 3)
-
-
-def write_all(place: Path, manifest: Manifest) -> None:
-    for shard in range(manifest.shards):
-        rows = manifest.rows_of(shard)
-        write_shard(place, shard, ROWS[rows.start : rows.stop])
+from tests.stores import FACTS, ROWS, write_all
 
 
 class Waiting:

@@ -41,12 +41,13 @@ from tercet.mining import MODEL, Space
 from tercet.mining.candidates import Candidates, find_candidates
 from tercet.models.housekeeping import all_stored, damaged
 from tercet.models.load import refuse_escapes
-from tercet.models.shards import Manifest, begin, finish, open_vectors, unsound, write_shard
+from tercet.models.shards import begin, finish, open_vectors, unsound
 from tercet.report import console_table, store_table
 from tercet.train.checkpoint import MANIFEST, manifest_of, newest, verify
 from tercet.train.output import config_changes
 from tercet.train.state import read_state
 from tercet.train.tracking import read_log
+from tests.stores import FACTS, write_all
 
 SECONDS = 5.0  # for one input
 ROWS = [{"query": f"sort {n}", "positive": [f"xs.sort({n})", "ü\u2028"]} for n in range(3)]
@@ -220,9 +221,7 @@ def stored() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         manifest = begin(place, FACTS, alone=True)
-        for shard in range(manifest.shards):
-            rows = len(manifest.rows_of(shard))
-            write_shard(place, shard, np.ones((rows, manifest.dim), dtype=np.float32))
+        write_all(place, manifest)
         finish(place, manifest)
         return {file.name: file.read_bytes() for file in place.iterdir()}
 
@@ -255,20 +254,6 @@ def read_run_log(data: bytes, folder: Path) -> object:
 
 
 VECTORS = np.eye(3, dtype=np.float32)
-FACTS = Manifest(
-    fingerprint="5f0e",
-    model="runs/a/model",
-    model_fingerprint="31c4",
-    role="query",
-    prompt="query: ",
-    max_length=64,
-    model_dtype="float32",
-    dtype="float32",
-    dim=4,
-    rows=5,
-    shard_rows=2,
-    created="2026-01-01T00:00:00+00:00",
-)
 STATE = json.dumps(
     {
         "step": 1,

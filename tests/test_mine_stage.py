@@ -23,7 +23,7 @@ from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.housekeeping import all_stored
 from tercet.train.setup import _guide
-from tests.conftest import NAMES, answer, question, write_lines
+from tests.conftest import answer, question, write_beir, write_lines
 from tests.disk import full_disk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,17 +34,8 @@ NO_LIMIT = "mining.relative_margin=null"
 @pytest.fixture(scope="session")
 def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 animals: 30 are asked for in train, 8 in dev (2 of them in train as well), 12 in test."""
-    folder = tmp_path_factory.mktemp("beir")
-    count = range(len(NAMES))
-    write_lines(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": answer(n)} for n in count))
-    write_lines(folder / "queries.jsonl", ({"_id": f"q{n}", "text": question(n)} for n in count))
-    (folder / "qrels").mkdir()
-    for split, numbers in SPLITS.items():
-        lines = [f"q{n}\td{n}\t1\n" for n in numbers]
-        (folder / "qrels" / f"{split}.tsv").write_text(
-            "query-id\tcorpus-id\tscore\n" + "".join(lines)
-        )
-    return folder
+    judged = {split: [(n, n) for n in numbers] for split, numbers in SPLITS.items()}
+    return write_beir(tmp_path_factory.mktemp("beir"), judged)
 
 
 @pytest.fixture(scope="session")

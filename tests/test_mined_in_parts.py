@@ -6,25 +6,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import NAMES, Run, answer, question, write_lines
+from tests.conftest import NAMES, Run, write_beir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "scale.md"
 TRAINED, HELD_OUT = range(0, 24), range(24, 36)  # questions; documents from 36 on answer none
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """Animals as a BEIR folder of two splits."""
-    folder = tmp_path / "corpus"
-    (folder / "qrels").mkdir(parents=True)
-    count = range(len(NAMES))
-    write_lines(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": answer(n)} for n in count))
-    write_lines(folder / "queries.jsonl", ({"_id": f"q{n}", "text": question(n)} for n in count))
-    for split, numbers in (("train", TRAINED), ("test", HELD_OUT)):
-        lines = "".join(f"q{n}\td{n}\t1\n" for n in numbers)
-        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
-    return folder
 
 
 def negatives(mined: Path) -> dict[str, set[str]]:
@@ -34,7 +20,9 @@ def negatives(mined: Path) -> dict[str, set[str]]:
     return found
 
 
-def test_parts_mined_and_joined_train(corpus: Path, run: Run, tiny_model: Path) -> None:
+def test_parts_mined_and_joined_train(run: Run, tiny_model: Path, tmp_path: Path) -> None:
+    answers = {"train": [(n, n) for n in TRAINED], "test": [(n, n) for n in HELD_OUT]}
+    corpus = write_beir(tmp_path / "corpus", answers)
     section = PAGE.read_text(encoding="utf-8").partition("### Part by part")[2]
     section = section.partition("\n## ")[0]
     split, join = re.findall(r"```python\n(.*?)```", section, re.DOTALL)

@@ -22,7 +22,7 @@ from tercet.models import (
 )
 from tercet.models.layers import keep_layers
 from tercet.models.store import stores_folder
-from tests.conftest import NAMES, Run, answer, question, write_lines
+from tests.conftest import NAMES, Run, answer, question, write_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [question(3), answer(4), "zebra"]
@@ -51,14 +51,7 @@ def static(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("animals") / "animals"
-    (folder / "qrels").mkdir(parents=True)
-    count = range(len(NAMES))
-    write_lines(folder / "corpus.jsonl", ({"_id": f"d{n}", "text": answer(n)} for n in count))
-    write_lines(folder / "queries.jsonl", ({"_id": f"q{n}", "text": question(n)} for n in count))
-    lines = "".join(f"q{n}\td{n}\t1\n" for n in count)
-    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
-    return folder
+    return write_task(tmp_path_factory.mktemp("animals") / "animals", "test")
 
 
 @pytest.mark.parametrize("small", ["student", "static"])
