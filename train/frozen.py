@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import Config, ModelConfig
+from tercet.configs import Config, FrozenModel, ModelConfig
 from tercet.data import TrainingSet
 from tercet.data.rows import Indices
 from tercet.models import are_stored, load_encoder, on_disk, vectors
@@ -31,8 +31,7 @@ def load_teacher(config: Config, data: TrainingSet, device: torch.device) -> Tea
     sides: tuple[list[Known], list[Known]] = ([], [])
     drawn = _drawn(config, data)
     for teacher in config.distil.teacher:
-        settings = ModelConfig(**teacher.model_dump())
-        model = load_encoder(settings, TEACHER, fetch=False).to(device)
+        model = _loaded(teacher, TEACHER, device)
         sides[0].append(vectors(model, data.queries.texts, "query", title="teacher: queries"))
         sides[1].append(_documents(model, data.documents.texts, drawn))
     average = config.distil.combine == "average"
@@ -41,16 +40,18 @@ def load_teacher(config: Config, data: TrainingSet, device: torch.device) -> Tea
 
 def load_guide(config: Config, data: TrainingSet, device: torch.device) -> GuideVectors | None:
     """Its vectors of all texts, from the store where they are there; all processes call it."""
-    path = config.loss.false_negatives.guide
-    if path is None:
+    guide = config.loss.false_negatives.guide
+    if guide is None:
         return None
-    trust = config.model.trust_remote_code
-    settings = ModelConfig(path=path, trust_remote_code=trust)
-    model = load_encoder(settings, GUIDE, fetch=False).to(device)
+    model = _loaded(guide, GUIDE, device)
     return GuideVectors(
         vectors(model, data.queries.texts, "query", title="guide: queries"),
         vectors(model, data.documents.texts, "document", title="guide: documents"),
     )
+
+
+def _loaded(settings: FrozenModel, where: str, device: torch.device) -> SentenceTransformer:
+    return load_encoder(ModelConfig(**settings.model_dump()), where, fetch=False).to(device)
 
 
 def _drawn(config: Config, data: TrainingSet) -> Indices:

@@ -14,7 +14,7 @@ def model_paths(config: Config) -> Iterator[tuple[str, str]]:
     for teacher in config.distil.teacher:
         yield TEACHER, teacher.path
     if guide := config.loss.false_negatives.guide:
-        yield GUIDE, guide
+        yield GUIDE, guide.path
     if scorer := config.mining.rescore.model:
         yield "mining.rescore.model", scorer
     for source in config.mining.source_names:
