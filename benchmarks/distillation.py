@@ -56,8 +56,8 @@ from tercet.files import fingerprint, write_json
 from tercet.models import EMBEDDED, Size, default_device, max_length, pair_models, resolve
 from tercet.progress import say
 from tercet.report.retention import retention_plot
+from tercet.train.frozen import load_teacher
 from tercet.train.rows import read_data
-from tercet.train.teacher import load_teacher
 from tercet.versions import installed_versions, whole_source
 
 STUDENTS = {  # part -> collection, recipe

@@ -86,12 +86,17 @@ class Source(Section):
     licence: str | None = None  # of the data, for the model's card
 
 
+def _section(value: Any) -> Any:
+    """A path stands for a section that has one."""
+    return {"path": value} if isinstance(value, str) else value
+
+
 def _sections(value: Any) -> Any:
-    """A path stands for a section that has one, and one section needs no list."""
+    """The same of several; one section needs no list."""
     values = [value] if isinstance(value, str | Mapping) else value
     if not isinstance(values, list | tuple):
         return values
-    return [{"path": item} if isinstance(item, str) else item for item in values]
+    return [_section(item) for item in values]
 
 
 Sources = Annotated[tuple[Source, ...], BeforeValidator(_sections)]
@@ -120,12 +125,23 @@ class BatchConfig(Section):
     keep_tokens: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"  # graphs kept, per process
 
 
+class FrozenModel(Section):
+    """A model that steers training and is not trained, and how it reads texts."""
+
+    path: str  # "embedded", a folder, or a hub name
+    prompts: Prompts = Prompts()  # put before the texts; null: the model's own
+    max_length: Count | None = None  # tokens, special ones included; null: the model's own
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
+    trust_remote_code: bool = False  # run code that comes with it
+
+
 class FalseNegatives(Section):
     """Which in-batch negatives are left out because they may well be positives."""
 
     known: bool = True  # every positive of the query anywhere in the training data
     margin: float | None = None  # drop scores above the positive's score plus this
-    guide: str | None = None  # a model whose opinion decides (GISTEmbed, arXiv:2402.16829)
+    # a model whose opinion decides (GISTEmbed, arXiv:2402.16829); a path stands for a section
+    guide: Annotated[FrozenModel | None, BeforeValidator(_section)] = None
     guide_margin: float = 0.0  # drop if guide score > guide score of the positive minus this
     guide_relative: bool = False  # the margin is a share of the positive's guide score
 
@@ -172,16 +188,6 @@ class LossConfig(Section):
         return self
 
 
-class TeacherConfig(Section):
-    """A model to learn from, and how it reads texts."""
-
-    path: str  # "embedded", a folder, or a hub name
-    prompts: Prompts = Prompts()  # put before the texts; null: the teacher's own
-    max_length: Count | None = None  # tokens, special ones included; null: the teacher's own
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of its weights
-    trust_remote_code: bool = False
-
-
 class RelationalConfig(Section):
     """The weights within the relational term, with the defaults of its paper (arXiv:2412.19048)."""
 
@@ -194,7 +200,7 @@ class RelationalConfig(Section):
 class DistilConfig(Section):
     """Learn from a teacher's vectors: the weight of each term, and what it compares."""
 
-    teacher: tuple[TeacherConfig, ...] = ()  # null: no distillation; a path stands for a section
+    teacher: tuple[FrozenModel, ...] = ()  # null: no distillation; a path stands for a section
     combine: Literal["concatenate", "average"] = "concatenate"  # several teachers' unit vectors
     projection: bool | None = None  # a Dense layer to the teacher's width; null: if align needs it
     infonce: NotNegative = 0.0  # the loss of the section above

@@ -51,8 +51,7 @@ def format_of(path: Path, complain: Complain = refuse) -> str | None:
             f"dataset; name a file in it, or set the source's {FORMATS}",
         )
         return None
-    if not path.exists():
-        complain("missing file", f"{path}: no such file or folder; check the path")
+    if _is_missing(path, complain):
         return None
     for ending, format_ in ENDINGS.items():
         if path.name.lower().endswith(ending):
@@ -83,8 +82,8 @@ def read_rows(
     `split` picks a part of a saved DatasetDict; columns in `skip` need not be read. Complains
     about a file that is missing, unreadable, damaged or without rows.
     """
-    if not path.exists():
-        return complain("missing file", f"{path}: no such file or folder; check the path")
+    if _is_missing(path, complain):
+        return
     if format_ == "jsonl":
         rows = _json_rows(path, complain)
     elif format_ == "csv":
@@ -102,6 +101,8 @@ def read_rows(
 
 def text_lines(path: Path, complain: Complain = refuse) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 text file, unzipped if its name ends in .gz; line ends are kept."""
+    if _is_missing(path, complain):
+        return
     try:
         size = path.stat().st_size
         bar = _bar(f"read {path.name} (MB)", size >> 20, LARGE >> 20)
@@ -124,6 +125,14 @@ def text_lines(path: Path, complain: Complain = refuse) -> Iterator[tuple[int, s
                 yield number, text
     except (OSError, EOFError, zlib.error) as error:
         complain("unreadable file", f"{path}: cannot be read ({_one_line(error)}); copy it again")
+
+
+def _is_missing(path: Path, complain: Complain) -> bool:
+    """Whether nothing is there, which is complained about."""
+    if path.exists():
+        return False
+    complain("missing file", f"{path}: no such file or folder; check the path")
+    return True
 
 
 def _bar(title: str, total: int, least: int) -> AbstractContextManager[Advance]:

@@ -361,6 +361,7 @@ def test_mistakes_are_one_line_and_come_first(
         ((model, "--data", data, "--out", "mine"), "report.html: is there without results.json"),
         ((model, "--data", data, "--out", "drawn"), "plots: is there without results.json"),
         ((model, "--data", data, "--out", "scored"), "animals.test.json: not a result"),
+        ((model, "--data", data, "--out", "mine/report.html"), "cannot write there .it is a file"),
         ((model, "--data", data, "--dims", "8,x"), "--dims: whole numbers above 0"),
         ((model, "--data", data, "--dims", "0"), "--dims: whole numbers above 0"),
         ((model, "--data", data, "--index"), "--index: no collection has 1,000 documents"),
@@ -416,5 +417,22 @@ def test_ranges_are_stored_with_the_model_and_used(
     write_json(model / quantise.FILE, stored)
     status, _, err = run("compare", model, "--data", comparison.folders[0])
     assert status == 2 and "calibrated on other weights" in err
-    status, _, err = run("calibrate", "embedded", "--data", comparison.folders[0])
-    assert status == 2 and "export it to one first" in err
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        ("embedded", "few.txt", "embedded: .* export it to one first"),
+        ("./absent", "few.txt", "model: ./absent does not exist"),
+        ("tny", "few.txt", r"model: tny is no folder.*did you mean 'tiny'\?"),
+        ("tiny", "fw.txt", "fw.txt: no such file"),
+    ],
+)
+def test_a_mistake_in_calibrating_is_one_line(
+    model: str, data: str, said: str, run: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "tiny")
+    (tmp_path / "few.txt").write_text("a text\n")
+    status, _, err = run("calibrate", model, "--data", data)
+    assert status == 2 and err.startswith("error: ") and re.search(said, err), err
+    assert err.count("\n") == 1 and not (tmp_path / "tiny" / quantise.FILE).exists()

@@ -62,6 +62,7 @@ def test_the_resolved_config_reads_back_equal(tmp_path) -> None:
         ),
         ("output: x", ["loss.matryoshka={dims: [4], weights: [1, 2]}"], "2 weights for 1 dims"),
         ("output: x", ["data.train=[{pth: a}]"], "data.train.0.path is missing"),
+        ("output: x", ["loss.false_negatives.guide={dtype: float16}"], "guide.path is missing"),
         ("output: x", ["data.train=[3]"], r"data.train.0: .* got 3 \(by an override\)$"),
         (
             "output: x",

@@ -23,10 +23,10 @@ from tercet.losses import relational
 from tercet.models import add_dense, encode, load_encoder
 from tercet.models.layers import layer_count
 from tercet.models.store import stores_folder
+from tercet.train.frozen import load_teacher
 from tercet.train.objective import objective
 from tercet.train.rows import batches_of, read_rows
 from tercet.train.step import Share
-from tercet.train.teacher import load_teacher
 from tercet.train.tracking import read_log
 from tests.conftest import NAMES, Run, answer, question
 from tests.encoders import save_encoder

@@ -49,11 +49,13 @@ def test_mistakes_are_one_line_and_write_nothing(
 ) -> None:
     own = same_ids(tmp_path / "own", answers_itself=True)
     twin = shutil.copytree(tiny_model, tmp_path / "BM25" / "model")
+    file = pets / "corpus.jsonl"
     for words, said in (
         (("--data", pets, "--depth", 9), "--depth: 9 documents a query do not tell ndcg@10"),
         (("--data", own, "--skip-self"), "own: document 'x0' answers the query of the same id (8"),
         (("--data", pets, "--against", twin), "two models are called 'BM25'"),
         (("--data", pets, "--data", pets), "two tasks are called 'pets.test'"),
+        (("--data", pets, "--out", file), f"--out: {file}: cannot write there (it is a file)"),
         (("--check-with-mteb", "--sts", "x.tsv"), "--check-with-mteb: is of BEIR folders"),
         ((), "nothing to evaluate on"),
     ):

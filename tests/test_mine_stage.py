@@ -22,7 +22,7 @@ from tercet.data import TrainingSet, read_training, with_mined
 from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.housekeeping import all_stored
-from tercet.train.setup import _guide
+from tercet.train.frozen import load_guide
 from tests.conftest import answer, question, write_beir, write_lines
 from tests.disk import full_disk
 
@@ -299,7 +299,7 @@ def test_a_guide_finds_the_vectors_that_mining_has_stored(
     settled = config(beir, tiny_model, tmp_path / "a", NO_LIMIT, guide, *same)
     stages.mine(settled)
     stores = sorted(path.name for path in (cache_folder() / "vectors").iterdir())
-    found = _guide(settled, read_training(settled.data.train), torch.device("cpu"))
+    found = load_guide(settled, read_training(settled.data.train), torch.device("cpu"))
     assert found is not None and len(found.documents) == 30
     assert sorted(path.name for path in (cache_folder() / "vectors").iterdir()) == stores
 

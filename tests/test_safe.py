@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tercet.configs import Config, ModelConfig, load
+from tercet.configs import Config, FrozenModel, ModelConfig, load, save
 from tercet.configs.load import parse
 from tercet.errors import UserError
 from tercet.models import add_dense, load_encoder
@@ -84,7 +84,13 @@ def test_code_that_comes_with_a_model_is_not_run(model: Path, mark: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("command", "key"), [("distil", "distil.teacher"), ("mine", "mining.sources")]
+    ("command", "key"),
+    [
+        ("distil", "distil.teacher"),
+        ("mine", "mining.sources"),
+        ("finetune", "loss.false_negatives.guide"),
+        ("plan", "loss.false_negatives.guide"),
+    ],
 )
 def test_trust_in_a_model_is_not_trust_in_the_others(
     command: str, key: str, run: Run, model: Path, mark: Path, tiny_model: Path, pairs: Path
@@ -94,8 +100,16 @@ def test_trust_in_a_model_is_not_trust_in_the_others(
     words += ["model.trust_remote_code=true", "train.steps=1"]
     status, _, err = run(*words, f"{key}={model}")
     assert status == 2 and f"{key}: {model} cannot be loaded" in err and not mark.exists()
-    status, _, err = run(*words, f"{key}=[{{path: {model}, trust_remote_code: true}}]")
+    status, _, err = run(*words, f"{key}={{path: {model}, trust_remote_code: true}}")
     assert status == 0 and mark.exists(), err
+
+
+def test_trust_in_a_guide_is_not_trust_in_the_next(tmp_path: Path) -> None:
+    guide = "loss.false_negatives.guide"
+    save(load("tiny", [f"{guide}={{path: a, trust_remote_code: true}}"]), tmp_path / "a.yaml")
+    for given, trust in ((f"{guide}=b", False), (f"{guide}.path=b", True)):
+        found = load(tmp_path / "a.yaml", [given]).loss.false_negatives.guide
+        assert found == FrozenModel(path="b", trust_remote_code=trust)
 
 
 @pytest.mark.parametrize("name", ["../other", "/etc", "a/../../b"])

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from tercet.configs import Config
 
 NO_MODELS = ("model", "bm25")  # sources of candidates that are no path
+TEACHER, GUIDE = "distil.teacher", "loss.false_negatives.guide"
 
 
 def model_paths(config: Config) -> Iterator[tuple[str, str]]:
     """Key and path, or name, of each model, whether this run loads it or not."""
     yield "model.path", config.model.path
     for teacher in config.distil.teacher:
-        yield "distil.teacher", teacher.path
+        yield TEACHER, teacher.path
     if guide := config.loss.false_negatives.guide:
-        yield "loss.false_negatives.guide", guide
+        yield GUIDE, guide.path
     if scorer := config.mining.rescore.model:
         yield "mining.rescore.model", scorer
     for source in config.mining.source_names:

@@ -18,23 +18,15 @@ from tercet.configs import Config, ModelConfig
 from tercet.data import TrainingSet
 from tercet.data.rows import Indices
 from tercet.errors import UserError
-from tercet.models import (
-    freeze_unused,
-    load_encoder,
-    on_disk,
-    refuse_pair,
-    resolve,
-    set_dropout,
-    vectors,
-)
+from tercet.models import freeze_unused, load_encoder, refuse_pair, resolve, set_dropout
 from tercet.peers import together
 from tercet.processes import PATIENCE, on_main
 from tercet.progress import say
 from tercet.train.alike import refuse_unlike
 from tercet.train.average import WEIGHTS, Average, restore_weights
 from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
+from tercet.train.frozen import load_guide, load_teacher, refuse_absent
 from tercet.train.loop import forward, plan_of, train
-from tercet.train.objective import GuideVectors
 from tercet.train.optim import adamw, add_temperature, allocate
 from tercet.train.output import check_allowed, claim_output, refuse_other_run
 from tercet.train.precision import compute_as_ddp, refuse_precision
@@ -51,10 +43,8 @@ from tercet.train.sizing import (
     free_bytes,
     least,
 )
-from tercet.train.teacher import add_projection, load_teacher, resolve_teachers
+from tercet.train.teacher import add_projection
 from tercet.train.tracking import Tracker
-
-GUIDE = "loss.false_negatives.guide"
 
 
 @dataclass(frozen=True)
@@ -125,10 +115,8 @@ def prepare(
     )
     check_allowed(allow_changed, config)
     refuse_other_run(config, allow_changed)
-    resolve_teachers(config)
+    refuse_absent(config)
     resolve(config.model.path)  # a missing model should not wait for the data to be read
-    if config.loss.false_negatives.guide is not None:
-        on_disk(config.loss.false_negatives.guide, GUIDE)
     if config.train.ema is not None and config.model.dtype != "float32":
         raise UserError(f"train.ema averages float32 weights; model.dtype is {config.model.dtype}")
     rows, data = read_data(config)
@@ -190,7 +178,7 @@ def _set_up(
             tokens_of(encoder, data.queries.texts, "query"),
             tokens_of(encoder, data.documents.texts, "document"),
         )
-    guide = _guide(config, data, accelerator.device)
+    guide = load_guide(config, data, accelerator.device)
     learned = _log_temperature(config, accelerator)
     every = config.mining.refresh_every
     steps = steps_of(config, batches)
@@ -337,16 +325,3 @@ def _log_temperature(config: Config, accelerator: Accelerator) -> nn.Parameter |
         return None
     start = torch.tensor(config.loss.temperature, device=accelerator.device)
     return nn.Parameter(start.log())
-
-
-def _guide(config: Config, data: TrainingSet, device: torch.device) -> GuideVectors | None:
-    path = config.loss.false_negatives.guide
-    if path is None:
-        return None
-    trust = config.model.trust_remote_code
-    settings = ModelConfig(path=path, trust_remote_code=trust)
-    guide = load_encoder(settings, GUIDE, fetch=False).to(device)
-    return GuideVectors(
-        vectors(guide, data.queries.texts, "query", title="guide: queries"),
-        vectors(guide, data.documents.texts, "document", title="guide: documents"),
-    )

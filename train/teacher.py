@@ -1,4 +1,4 @@
-"""Teachers: vectors of every text, computed once, looked up batch by batch."""
+"""Teachers: their vectors of every text, looked up batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,15 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from tercet.configs import Config, ModelConfig
-from tercet.data import TrainingSet
+from tercet.configs import Config
 from tercet.data.rows import Indices
 from tercet.errors import UserError
-from tercet.models import Vectors, add_dense, are_stored, load_encoder, on_disk, vectors
-from tercet.processes import on_main
+from tercet.models import Vectors, add_dense
 from tercet.progress import say
-
-WHERE = "distil.teacher"
 
 
 @dataclass(frozen=True)
-class _Some:
+class SomeVectors:
     """Vectors of some of the texts, by the positions of all."""
 
     vectors: Vectors
@@ -36,7 +32,7 @@ class _Some:
         return self.vectors[self.places[rows]]
 
 
-Known = Vectors | _Some
+Known = Vectors | SomeVectors
 
 
 class Teacher:
@@ -65,45 +61,6 @@ class Teacher:
         units = [F.normalize(torch.from_numpy(np.ascontiguousarray(v)), dim=1) for v in vectors]
         together = torch.stack(units).mean(dim=0) if self._average else torch.cat(units, dim=1)
         return F.normalize(together, dim=1)
-
-
-def resolve_teachers(config: Config) -> None:
-    """Raise UserError for a teacher that is not on the disk, before anything is read."""
-    for teacher in config.distil.teacher:
-        on_disk(teacher.path, WHERE)
-
-
-def load_teacher(config: Config, data: TrainingSet, device: torch.device) -> Teacher | None:
-    """The vectors of all teachers, from the store where they are there; all processes call it.
-
-    Of the documents only those that the run can draw are encoded, unless all are stored already.
-    """
-    sides: tuple[list[Known], list[Known]] = ([], [])
-    drawn = _drawn(config, data)
-    for teacher in config.distil.teacher:
-        settings = ModelConfig(**teacher.model_dump())
-        model = load_encoder(settings, WHERE, fetch=False).to(device)
-        sides[0].append(vectors(model, data.queries.texts, "query", title="teacher: queries"))
-        sides[1].append(_documents(model, data.documents.texts, drawn))
-    average = config.distil.combine == "average"
-    return Teacher(*sides, average) if config.distil.teacher else None
-
-
-def _drawn(config: Config, data: TrainingSet) -> Indices:
-    """Positions of the documents that batches of this run can hold."""
-    if not config.distil.needs_pairs or config.mining.refresh_every is not None:
-        return np.arange(len(data.documents))
-    return np.unique(np.concatenate([data.positives.values, data.negatives.values]))
-
-
-def _documents(model: SentenceTransformer, texts: Sequence[str], drawn: Indices) -> Known:
-    title = "teacher: documents"
-    if len(drawn) == len(texts) or on_main(lambda: are_stored(model, texts, "document")):
-        return vectors(model, texts, "document", title=title)
-    some = vectors(model, [texts[int(i)] for i in drawn], "document", title=title)
-    places = np.full(len(texts), -1)
-    places[drawn] = np.arange(len(drawn))
-    return _Some(some, places)
 
 
 def add_projection(encoder: SentenceTransformer, width: int, config: Config) -> None:

@@ -26,9 +26,9 @@ from tercet.stages.students import write_student
 from tercet.train import Evaluate, Trained
 from tercet.train import finetune as train_model
 from tercet.train.checkpoint import verify
+from tercet.train.frozen import refuse_absent
 from tercet.train.output import one_run_in, refuse_other_run
 from tercet.train.resuming import is_finished
-from tercet.train.teacher import resolve_teachers
 from tercet.versions import installed_versions
 
 PROOF_TEXTS = 64  # training texts on which an export is compared with its checkpoint
@@ -120,7 +120,7 @@ def _student(config: Config, allow_changed: Sequence[str]) -> ModelConfig | None
     folder = Path(config.output) / "student"
 
     def make() -> None:
-        resolve_teachers(config)
+        refuse_absent(config)
         refuse_other_run(config, allow_changed)
         if _is_made(folder, config) and not config.overwrite:
             return
