@@ -28,5 +28,7 @@ def test_scoring_is_compared_with_the_peer(tmp_path: Path) -> None:
     page = pages["evaluation"]
     assert "differ by at most" in page and evaluation.PRODUCTS in page
     assert "evaluator's time over ours at least 3: " in page
-    assert row["Against sentence-transformers"] == f"{evaluation.PEER}, depth {evaluation.PEER_DEPTH}"
+    assert (
+        row["Against sentence-transformers"] == f"{evaluation.PEER}, depth {evaluation.PEER_DEPTH}"
+    )
     assert row["Memory, ours / theirs"] == "0.20"  # 10 MiB and 50 MiB of growth

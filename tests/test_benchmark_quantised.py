@@ -58,9 +58,7 @@ def test_quantisers_are_compared_on_the_same_vectors() -> None:
         assert name == "bits" or (positions[:, 0] == np.arange(40)).mean() > 0.8, name
 
 
-def test_quantised_vectors_are_those_that_are_compared(
-    tmp_path: Path, tiny_model: Path
-) -> None:
+def test_quantised_vectors_are_those_that_are_compared(tmp_path: Path, tiny_model: Path) -> None:
     """What the table says of int8 and of bits is what `tercet compare` does."""
     pytest.importorskip("faiss", reason="sentence-transformers' own search needs it")
 
