@@ -63,7 +63,7 @@ class _Seen:
 
 def theirs(model: SentenceTransformer, texts: list[str], size: int) -> NDArray[np.float32]:
     """The peer's vectors in the peer's way."""
-    return model.encode(texts, batch_size=size, show_progress_bar=False)
+    return model.encode_document(texts, batch_size=size, show_progress_bar=False)
 
 
 def best_size(model: SentenceTransformer, texts: list[str]) -> tuple[int, dict[str, list[float]]]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from rich import print as show
 
+from benchmarks.inference import int8_note
 from benchmarks.kept import kept_json, trained, weights
 from benchmarks.machine import RESULTS, machine, target, targets_note, write_result
 from tercet import stages
@@ -289,9 +290,13 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
 
 
 def processor(found: dict[str, Any]) -> str:
-    """On what the speeds were measured."""
-    here = found["machine"]
-    return f"{here['processor']}, {here['cores']} cores, {here['threads']} threads."
+    """On what the speeds were measured, and how."""
+    here, *_ = (parity["machine"] for parity in found["exports"].values())
+    return (
+        f"{here['processor']}, {here['cores']} cores, {here['threads']} threads. {int8_note(here)} "
+        "One file was measured after the other, the first with everything cold; where they take "
+        "turns: [benchmarks.md](benchmarks.md#exported-models)."
+    )
 
 
 def main() -> None:

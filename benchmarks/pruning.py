@@ -6,9 +6,11 @@ python -m benchmarks.pruning [--rounds N] [--quick] [--out FOLDER]
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich import print as show
 from sentence_transformers import SentenceTransformer
@@ -35,7 +37,12 @@ from tercet.models import EMBEDDED, load_encoder
 from tercet.models.layers import keep_layers
 from tercet.report.table import console_table, markdown_table
 
-WHOLE, LAYERS = "whole", "half of the layers"
+WHOLE = "whole"
+FEWER = {
+    "5 of 6 layers": (0, 1, 2, 3, 5),
+    "4 of 6 layers": (0, 1, 3, 5),
+    "3 of 6 layers": (0, 2, 4),
+}
 LEAST = 1.05  # times faster: less is noise
 QUERIES = 100  # asked one at a time
 
@@ -69,8 +76,7 @@ CUTS: dict[str, Callable[[SentenceTransformer], None]] = {
     "50 % of the weights zero": lambda model: zero_least(model, 0.5),
     "90 % of the weights zero": lambda model: zero_least(model, 0.9),
     "half of the heads": halve_heads,
-    LAYERS: lambda model: keep_layers(model, "even"),
-}
+} | {name: partial(keep_layers, wanted=kept) for name, kept in FEWER.items()}
 
 
 def graphs(folder: Path) -> dict[str, OnnxEncoder]:
@@ -161,9 +167,9 @@ def verdict(found: dict[str, Any]) -> str:
     """Whether a cut loses less nDCG@10 than fewer layers would at its speed, as docs/decisions.md
     tells it.
 
-    From none to half of the layers, nDCG@10 lost is taken to grow as the time that is saved.
+    Between two numbers of layers, nDCG@10 lost is taken to grow as the time that is saved.
     """
-    cuts = [name for name in found["ndcg@10"] if not name.startswith((WHOLE, LAYERS))]
+    cuts = [name for name in found["ndcg@10"] if not name.startswith((WHOLE, *FEWER))]
     table, paying = [], []
     for name in cuts:
         row, lost = {"Graph": name, "nDCG@10 lost": f"{_lost(found, name):.3f}"}, []
@@ -183,9 +189,11 @@ def verdict(found: dict[str, Any]) -> str:
 
 def _at_equal_speed(found: dict[str, Any], name: str, what: str) -> tuple[float, float]:
     """How many times faster a cut is, and the nDCG@10 that fewer layers would lose for as much."""
-    times, layers = found[f"{what}_times_faster"], f"{LAYERS}, {name.rsplit(', ', 1)[1]}"
-    saved, most = (1 - 1 / times[one] for one in (name, layers))
-    return times[name], _lost(found, layers) * saved / max(most, 1e-9)
+    times, form = found[f"{what}_times_faster"], name.rsplit(", ", 1)[1]
+    layers = sorted((f"{cut}, {form}" for cut in (WHOLE, *FEWER)), key=lambda cut: times[cut])
+    saved = [1 - 1 / times[cut] for cut in layers]
+    lost = [_lost(found, cut) for cut in layers]
+    return times[name], float(np.interp(1 - 1 / times[name], saved, lost))
 
 
 def _lost(found: dict[str, Any], name: str) -> float:
