@@ -276,6 +276,12 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         f"{found['max_length']} tokens, as the demo trains them: of {TASK}'s abstracts the "
         "beginning."
     )
+    of_first, *_ = (parity["machine"] for parity in found["exports"].values())
+    in_turn = (
+        f"{processor(found)} {int8_note(of_first)} One file was measured after the other, the "
+        "first with everything cold; where they take turns: "
+        "[benchmarks.md](benchmarks.md#exported-models)."
+    )
     first = found["round_trips"][0]
     asked = (
         f'{first["documents"]:,} documents and {first["queries"]:,} queries of {TASK}. "Same ten" '
@@ -284,19 +290,15 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
     )
     return {
         "exports": f"{kept}\n\n{quality}\n\n{limits} {targets_note(aims(found))}",
-        "export_speed": f"{speed}\n\n{processor(found)}",
+        "export_speed": f"{speed}\n\n{in_turn}",
         "round_trips": f"{trips}\n\n{asked}",
     }
 
 
 def processor(found: dict[str, Any]) -> str:
-    """On what the speeds were measured, and how."""
-    here, *_ = (parity["machine"] for parity in found["exports"].values())
-    return (
-        f"{here['processor']}, {here['cores']} cores, {here['threads']} threads. {int8_note(here)} "
-        "One file was measured after the other, the first with everything cold; where they take "
-        "turns: [benchmarks.md](benchmarks.md#exported-models)."
-    )
+    """On what the speeds were measured."""
+    here = found["machine"]
+    return f"{here['processor']}, {here['cores']} cores, {here['threads']} threads."
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ def search(
 
     queries (Q, H), documents (D, H); k is clipped to D. `skip_self` leaves out the document that
     has the query's own id, as ArguAna and Quora need. `together` makes it a meeting of all
-    processes, which share the work and all return the same bytes. `memory` bounds its candidates, as
-    `top_k` says. Raises UserError for vectors that are not finite.
+    processes, which share the work and all return the same bytes. `memory` bounds its candidates,
+    as `top_k` says. Raises UserError for vectors that are not finite.
     """
     for vectors, texts, what in (
         (queries, task.queries, "query"),

@@ -60,17 +60,15 @@ def top_k(
     product is of at most `tile` (queries, documents), whatever the number of threads. `device`
     defaults to the accelerator where there is one. A block holds queries whose candidates take at
     most `memory` bytes, and one tile at least; less costs more passes over the documents, may leave
-    threads idle and changes no byte. Raises UserError naming a row that holds NaN, infinity or values so large that a score
-    would overflow.
+    threads idle and changes no byte. Raises UserError naming a row that holds NaN, infinity or
+    values so large that a score would overflow.
     """
     check(queries, documents, k)
     place, span = torch.device(device or default_device()), (0, len(queries))
     return _search(queries, span, documents, k, tile or default_tile(place), place, memory)
 
 
-def shared_top_k(
-    queries: Rows, documents: Rows, k: int, *, memory: int = MEMORY
-) -> Found:
+def shared_top_k(queries: Rows, documents: Rows, k: int, *, memory: int = MEMORY) -> Found:
     """`top_k`, searched by all processes of the launch together; each returns the whole answer.
 
     Every process calls it with the same vectors. The processes' shares are whole tiles of queries,

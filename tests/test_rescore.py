@@ -57,6 +57,13 @@ def some_pairs(count: int = 60) -> list[tuple[str, str]]:
     return [(question(a), " and ".join([answer(b)] * (1 + a % 3))) for a, b in numbers]
 
 
+def test_weights_lie_where_they_do_in_every_process(tiny_model: Path, scorer: CrossScorer) -> None:
+    """Mapped from a file, as one process alone has them, they round products differently."""
+    encoder = load_encoder(ModelConfig(path=str(tiny_model)))
+    for model in (encoder, scorer.model):
+        assert {weight.data_ptr() % 64 for weight in model.parameters()} == {0}
+
+
 def test_scores_are_the_models_logits_pair_by_pair(judge: Path, scorer: CrossScorer) -> None:
     pairs = some_pairs()
     got = cross_scores(scorer, pairs, batch_tokens=200)
