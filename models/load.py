@@ -1,6 +1,8 @@
 """From a path to a SentenceTransformer, the container every stage trains and encodes with."""
 
 import importlib.util
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,6 +186,7 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
                     **here,
                 )
                 return _check_pooling(model, config)
+            _refuse_classifier(path, here)
             body = Transformer(
                 path, model_kwargs=settings, config_kwargs=trust, processor_kwargs=here
             )
@@ -196,6 +199,20 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
         if not fetch and not Path(path).exists():
             reason = f"not all of it is on this disk ({reason}); fetch it: hf download {path}"
         raise UserError(f"{where}: {config.path} cannot be loaded: {reason}") from None
+
+
+def _refuse_classifier(path: str, here: Mapping[str, Any]) -> None:
+    """Raise ValueError for a cross-encoder, whose body would give vectors that mean nothing."""
+    config = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **here)
+    if config is None:
+        return
+    names = json.loads(Path(config).read_text(encoding="utf-8")).get("architectures") or []
+    kind = next((name for name in names if name.endswith("ForSequenceClassification")), None)
+    if kind is not None:
+        raise ValueError(
+            f"it is a cross-encoder or classifier ({kind}), which scores pairs instead of giving "
+            "vectors; choose an embedding model"
+        )
 
 
 def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceTransformer:
