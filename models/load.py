@@ -176,6 +176,7 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
             modules = cached_file(
                 path, "modules.json", _raise_exceptions_for_missing_entries=False, **here
             )
+            _refuse_other_kind(path, modules is not None, here)
             if modules:
                 refuse_escapes(Path(modules))
                 model = SentenceTransformer(
@@ -186,7 +187,6 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
                     **here,
                 )
                 return _check_pooling(model, config)
-            _refuse_classifier(path, here)
             body = Transformer(
                 path, model_kwargs=settings, config_kwargs=trust, processor_kwargs=here
             )
@@ -201,14 +201,19 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
         raise UserError(f"{where}: {config.path} cannot be loaded: {reason}") from None
 
 
-def _refuse_classifier(path: str, here: Mapping[str, Any]) -> None:
-    """Raise ValueError for a cross-encoder, whose body would give vectors that mean nothing."""
-    config = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **here)
-    if config is None:
-        return
-    names = json.loads(Path(config).read_text(encoding="utf-8")).get("architectures") or []
-    kind = next((name for name in names if name.endswith("ForSequenceClassification")), None)
-    if kind is not None:
+def _refuse_other_kind(path: str, has_modules: bool, here: Mapping[str, Any]) -> None:
+    """Raise ValueError for a cross-encoder, whose body would give vectors that mean nothing.
+
+    sentence-transformers writes the kind of its models down; others are known by their class.
+    """
+    name = "config_sentence_transformers.json" if has_modules else "config.json"
+    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **here)
+    settings = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
+    if has_modules:
+        kind = settings.get("model_type") or ""
+    else:
+        kind = (settings.get("architectures") or [""])[0]
+    if kind == "CrossEncoder" or kind.endswith("ForSequenceClassification"):
         raise ValueError(
             f"it is a cross-encoder or classifier ({kind}), which scores pairs instead of giving "
             "vectors; choose an embedding model"

@@ -108,6 +108,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistake: str, run: Run, tiny_m
     assert sorted(Path().rglob("*")) == before
 
 
+def test_a_cross_encoder_with_modules_is_refused(run: Run, judge: Path) -> None:
+    assert (judge / "modules.json").exists()
+    status, _, err = run("export", judge, "--out", "out")
+    assert status == 2 and "it is a cross-encoder or classifier (CrossEncoder)" in err
+
+
 def test_several_processes_are_refused(
     run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
