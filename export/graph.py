@@ -123,9 +123,8 @@ def write_graph(model: SentenceTransformer, path: Path, *, int8: bool = False) -
     """
     inputs = input_names(model)
     static = is_static(model)
-    with_tokens = gives_tokens(model)
-    graph = StaticGraph(model, int8) if static else Graph(model, with_tokens)
-    outputs = [TOKENS, OUTPUT] if with_tokens else [OUTPUT]
+    graph = StaticGraph(model, int8) if static else Graph(model, gives_tokens(model))
+    outputs = output_names(model)
     axes = {name: {0: "batch_size", 1: "sequence_length"} for name in (*inputs, TOKENS)}
     ids, mask = (torch.tensor(rows) for rows in EXAMPLE)
     example = (ids, mask, torch.zeros_like(ids))[: len(inputs)]
@@ -159,6 +158,11 @@ def input_names(model: SentenceTransformer) -> list[str]:
     ):
         names.append("token_type_ids")
     return names
+
+
+def output_names(model: SentenceTransformer) -> list[str]:
+    """What the graph gives, in order."""
+    return [TOKENS, OUTPUT] if gives_tokens(model) else [OUTPUT]
 
 
 def write_tokenizer(model: SentenceTransformer, path: Path) -> None:

@@ -48,11 +48,13 @@ def measure(
     by which any vector's length differs; tasks: nDCG@10 before and after with 95 % intervals, and
     the share lost; megabytes (10 ** 6 bytes); seconds to load; milliseconds of one query,
     tokenisation included; distinct texts encoded per second in batches, when all were once.
+    Raises UserError if a vector is not finite: neither its cosine nor its rank would mean a thing.
     """
     start = time.perf_counter()
     encode = load()
     loaded = time.perf_counter() - start
     vectors = [encode(texts, role) for role, texts in reference.sample.parts]
+    _refuse_nonfinite(name, vectors)
     # Again, as the first pass warms up; distinct, as equal texts cost torch nothing.
     timed = drawn_evenly([text for _, texts in reference.sample.parts for text in texts], BATCHED)
     spent = seconds(lambda: encode(timed, "document"))
@@ -114,10 +116,15 @@ def refuse_unlike(name: str, measured: Measured) -> None:
             f"{name}: the least cosine with the checkpoint's vectors is {found:.6f} (limit "
             f"{LEAST_COSINE}); nothing was written"
         )
-    if not measured["max_stretch"] <= MOST_STRETCH:
+    refuse_stretched(name, measured["max_stretch"])
+
+
+def refuse_stretched(name: str, share: float) -> None:
+    """Raise UserError unless lengths differ by 0.1 % at most."""
+    if not share <= MOST_STRETCH:
         raise UserError(
-            f"{name}: the length of a vector differs from the checkpoint's by "
-            f"{measured['max_stretch']:.2%} (limit {MOST_STRETCH:.1%}); nothing was written"
+            f"{name}: the length of a vector differs from the checkpoint's by {share:.2%} "
+            f"(limit {MOST_STRETCH:.1%}); nothing was written"
         )
 
 
@@ -168,6 +175,16 @@ def _figures(found: Measured) -> dict[str, str]:
         "query p95, ms": f"{found['latency_ms']['p95']:.1f}",
         "texts / s": f"{found['texts_per_second']:,.0f}",
     }
+
+
+def _refuse_nonfinite(name: str, vectors: Sequence[NDArray[np.float32]]) -> None:
+    bad = sum(int((~np.isfinite(rows)).any(axis=1).sum()) for rows in vectors)
+    if bad:
+        total = sum(len(rows) for rows in vectors)
+        raise UserError(
+            f"{name}: {bad:,} of {total:,} vectors are not finite (NaN or infinity); nothing was "
+            "written"
+        )
 
 
 def _results(sample: Sample, vectors: Sequence[NDArray[np.float32]], name: str) -> list[Result]:

@@ -67,8 +67,8 @@ def make_sample(tasks: Sequence[RetrievalTask], texts: Sequence[str], length: in
     model, which also fills up where `tasks` and `texts` are too few.
     """
     chosen = spread(texts, LEAST)
-    given = sum(len(t.queries) + len(t.documents) for t in tasks) + len(chosen)
-    if not tasks or given < LEAST:
+    given = Sample(tuple(tasks), tuple(chosen))
+    if not tasks or given.size < LEAST:
         if any(task.name == STDLIB for task in tasks):
             raise UserError(
                 f"--data: too few texts, and the docstrings that fill up are called {STDLIB!r} as "

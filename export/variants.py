@@ -16,11 +16,9 @@ from tercet.data.rows import RetrievalTask
 from tercet.export.cpu import cpu_name, has_vnni, int8_saturates
 from tercet.export.graph import (
     OPSET,
-    OUTPUT,
-    TOKENS,
-    gives_tokens,
     input_names,
     is_static,
+    output_names,
     write_graph,
     write_tokenizer,
 )
@@ -124,7 +122,7 @@ def _facts(
         "dimensions": int(reference.vectors[0].shape[1]),
         "opset": OPSET,
         "inputs": input_names(model),
-        "outputs": [TOKENS, OUTPUT] if gives_tokens(model) else [OUTPUT],
+        "outputs": output_names(model),
         "texts": {"compared": sample.size, "tasks": [task.name for task in sample.tasks]},
         "limits": {
             "least_cosine": LEAST_COSINE,

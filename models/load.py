@@ -1,6 +1,8 @@
 """From a path to a SentenceTransformer, the container every stage trains and encodes with."""
 
 import importlib.util
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,6 +191,7 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
             modules = cached_file(
                 path, "modules.json", _raise_exceptions_for_missing_entries=False, **here
             )
+            _refuse_other_kind(path, modules is not None, here)
             if modules:
                 refuse_escapes(Path(modules))
                 model = SentenceTransformer(
@@ -211,6 +214,25 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
         if not fetch and not Path(path).exists():
             reason = f"not all of it is on this disk ({reason}); fetch it: hf download {path}"
         raise UserError(f"{where}: {config.path} cannot be loaded: {reason}") from None
+
+
+def _refuse_other_kind(path: str, has_modules: bool, here: Mapping[str, Any]) -> None:
+    """Raise ValueError for a cross-encoder, whose body would give vectors that mean nothing.
+
+    sentence-transformers writes the kind of its models down; others are known by their class.
+    """
+    name = "config_sentence_transformers.json" if has_modules else "config.json"
+    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **here)
+    settings = json.loads(Path(file).read_text(encoding="utf-8")) if file is not None else {}
+    if has_modules:
+        kind = settings.get("model_type") or ""
+    else:
+        kind = (settings.get("architectures") or [""])[0]
+    if kind == "CrossEncoder" or kind.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"it is a cross-encoder or classifier ({kind}), which scores pairs instead of giving "
+            "vectors; choose an embedding model"
+        )
 
 
 def _check_pooling(model: SentenceTransformer, config: ModelConfig) -> SentenceTransformer:

@@ -14,12 +14,14 @@ import pytest
 from numpy.typing import NDArray
 from rich.console import Console
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from tercet import stages
 from tercet.configs import ModelConfig
 from tercet.data import Texts, read_task
 from tercet.errors import UserError
 from tercet.evaluation.speed import alternate
+from tercet.export import export_model
 from tercet.export.onnx_card import SCRIPT, onnx_section, without_section
 from tercet.export.parity import (
     cosine,
@@ -278,6 +280,42 @@ def test_a_model_compared_by_dot_keeps_its_lengths(tiny_model: Path, tmp_path: P
     with pytest.raises(UserError, match=r"m.onnx: the length of a vector .* by 50.00% .limit 0.1%"):
         refuse_unlike("m.onnx", same)
     refuse_unlike("m.onnx", same | {"max_stretch": 1e-4})
+
+
+def test_lengths_are_proven_without_a_graph_too(tiny_model: Path, tmp_path: Path) -> None:
+    """The folder of a model compared by dot, saved with unit vectors: only the lengths differ."""
+
+    class Spoilt(SentenceTransformer):
+        def save(self, path: str, **how: Any) -> None:  # type: ignore[override]
+            unit = SentenceTransformer(modules=[*self, Normalize()], similarity_fn_name="dot")
+            unit.save(path, **how)
+
+    parts = [Transformer(str(tiny_model)), Pooling(32)]
+    plain, spoilt = (
+        kind(modules=parts, device="cpu", similarity_fn_name="dot").eval()
+        for kind in (SentenceTransformer, Spoilt)
+    )
+    assert export_model(plain, tmp_path / "plain", card="# m\n").difference <= 1e-6
+    with pytest.raises(UserError, match=r"out: the length of a vector .* .limit 0.1%"):
+        export_model(spoilt, tmp_path / "out", card="# m\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_vectors_that_are_not_finite_are_refused(bad: float, few_texts: Path) -> None:
+    """Outside the tasks too, where no nDCG@10 would fall."""
+
+    def encode(texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        return np.array([[len(text), 1] for text in texts], dtype=np.float32)
+
+    def spoilt(texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        found = encode(texts, role)
+        found[[text == "odd" for text in texts], 1] = bad
+        return found
+
+    reference = reference_of(encode, Sample((read_task(few_texts),), ("a text", "odd")))
+    with pytest.raises(UserError, match=r"q.onnx: 2 of 100 vectors are not finite .NaN or"):
+        measure("q.onnx", [], lambda: spoilt, reference)
 
 
 def test_no_bar_is_drawn_while_a_query_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,16 @@
 """`tercet export`: a mistake, a limit or a full disk is one line, and nothing half made stays."""
 
+import json
 import re
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tercet.configs import load, save
 from tercet.export import parity as parity_module
 from tests.conftest import Run
 
@@ -48,6 +51,25 @@ MISTAKES = {
         "replacing it would delete m/t.txt",
     ),
     "results of no run": (["export", "MODEL", "--results", "one.txt"], "is no finished run"),
+    "a folder without results": (
+        ["export", "done", "--results", "empty"],
+        "--results: empty holds no results; name what `evaluate` wrote",
+    ),
+    "a run that has not ended": (
+        ["export", "begun"],
+        "begun: this run is not finished; give its command again, or name a checkpoint: "
+        "begun/checkpoints/step-00000002$",
+    ),
+    "a cross-encoder": (
+        ["export", "pairs"],
+        r"pairs cannot be loaded: it is a cross-encoder or classifier "
+        r"\(BertForSequenceClassification\)",
+    ),
+    "a split of nothing": (
+        ["export", "MODEL", "--onnx", "--split", "dev"],
+        "--split: is of the folders of --data; add one",
+    ),
+    "a split without onnx": (["export", "MODEL", "--split", "dev"], "--split: is of the folders"),
     "public": (["export", "MODEL", "--public"], "--public: is of what --push uploads"),
     "a loss of nothing": (["export", "MODEL", "--onnx", "--max-loss", "0.1"], "--int8 writes"),
     "no name to push to": (["export", "MODEL", "--push", "a/b/c"], "--push: "),
@@ -62,6 +84,17 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistake: str, run: Run, tiny_m
     Path("blank.txt").write_text(" \n\n")
     Path("one.txt").write_text("a text\n")
     Path("runs/mine").mkdir(parents=True)
+    for number in (1, 2):
+        Path(f"begun/checkpoints/step-{number:08}").mkdir(parents=True)
+    save(load("tiny"), Path("begun/config.yaml"))
+    Path("done").mkdir()
+    save(load("tiny"), Path("done/config.yaml"))
+    Path("done/summary.json").write_text("{}")
+    shutil.copytree(tiny_model, "pairs")
+    Path("pairs/modules.json").unlink()
+    settings = json.loads(Path("pairs/config.json").read_text())
+    settings["architectures"] = ["BertForSequenceClassification"]
+    Path("pairs/config.json").write_text(json.dumps(settings))
     Path("m").mkdir()
     Path("m/modules.json").write_text("[]")
     Path("m/t.txt").write_text("a text\n")
@@ -73,6 +106,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistake: str, run: Run, tiny_m
     assert status == 2 and last.startswith("error: ")
     assert re.search(expected, last), last
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_cross_encoder_with_modules_is_refused(run: Run, judge: Path) -> None:
+    assert (judge / "modules.json").exists()
+    status, _, err = run("export", judge, "--out", "out")
+    assert status == 2 and "it is a cross-encoder or classifier (CrossEncoder)" in err
 
 
 def test_several_processes_are_refused(

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tercet.errors import UserError
-from tercet.export import push
+from tercet.export import check_push, push
+from tests.conftest import Run
 
 
 class Hub(ThreadingHTTPServer):
@@ -84,8 +85,12 @@ def test_every_file_is_sent_as_one_commit(
     (tmp_path / "onnx" / "tokenizer.json").write_text("{}")
     (tmp_path / "README.md").write_text("# a model")
     if hub.refuse:
-        with pytest.raises(UserError, match="me/model: the hub refused"):
+        later = f"then upload {tmp_path}, which is whole: hf upload me/model {tmp_path}"
+        refused = r"me/model: the hub refused \(Invalid username or password.\); log in or rename"
+        with pytest.raises(UserError, match=f"{refused}, {later} --private$"):
             push(tmp_path, "me/model", endpoint=hub.address)
+        with pytest.raises(UserError, match=f"{later}$"):
+            push(tmp_path, "me/model", public=True, endpoint=hub.address)
         assert hub.files == {}
         return
     address = push(tmp_path, "me/model", endpoint=hub.address)
@@ -94,7 +99,21 @@ def test_every_file_is_sent_as_one_commit(
     assert hub.files == {"README.md": b"# a model", "onnx/tokenizer.json": b"{}"}
 
 
+def test_nobody_logged_in_is_said_before_any_work(
+    run: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    status, _, err = run("export", tiny_model, "--out", "out", "--push", "me/model")
+    assert status == 2 and "--push: nobody is logged in; give `hf auth login`" in err
+    assert not Path("out").exists()
+    (tmp_path / "token").write_text("none")
+    check_push("me/model")
+
+
 def test_a_hub_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "none")
     with pytest.raises(UserError, match="offline mode is on; unset HF_HUB_OFFLINE"):
         push(tmp_path, "me/model")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

@@ -26,7 +26,9 @@ def export(
         list[Path] | None,
         typer.Option(help="A BEIR folder to compare nDCG@10 on; may be repeated."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which qrels/<split>.tsv of --data.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Which qrels/<split>.tsv of --data (test).")
+    ] = None,
     max_loss: Annotated[
         float | None, typer.Option(help="Share of nDCG@10 int8 may lose (0.01).")
     ] = None,

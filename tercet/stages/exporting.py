@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-from tercet.configs import Config, ModelConfig, load
+from tercet.configs import Config, ModelConfig, is_saved, load
 from tercet.data import read_corpus, read_task
 from tercet.errors import UserError
 from tercet.evaluation import (
@@ -23,7 +23,7 @@ from tercet.progress import say
 from tercet.report import markdown_table, model_table
 from tercet.stages.names import name_of, refuse_twice
 from tercet.stages.scoring import delta_lines
-from tercet.train.checkpoint import TENSORS, verify
+from tercet.train.checkpoint import TENSORS, checkpoints_in, verify
 
 ON_HUB = {"embedded": "sentence-transformers/all-MiniLM-L6-v2"}
 PARTS = ("checkpoint", "data", "dev", "facts", "proof_texts", "versions")  # of a summary.json
@@ -97,6 +97,8 @@ def export(
     if (run / "summary.json").exists() and (run / "config.yaml").exists():
         found = _read_results(results)
         return export_run(run, out, checkpoint=checkpoint, results=found, keep=results, **how)
+    if checkpoint is None:
+        _refuse_unfinished(run)
     if results:
         raise UserError(f"--results: {model} is no finished run, so they go on no card; leave out")
     if checkpoint is not None:
@@ -111,13 +113,14 @@ def onnx_options(
     int8: bool = False,
     calibrate: Sequence[Path] = (),
     data: Sequence[Path] = (),
-    split: str = "test",
+    split: str | None = None,
     max_loss: float | None = None,
 ) -> OnnxOptions:
     """Read what `--onnx` is to be measured on: files of texts, BEIR folders.
 
-    Raises UserError if one cannot be read or holds nothing, if two folders have one name, or if
-    max_loss (default: 0.01) is not between 0 and 1.
+    Raises UserError if one cannot be read or holds nothing, if two folders have one name, if there
+    are none whose `split` (default: test) it could be, or if max_loss (default: 0.01) is not
+    between 0 and 1.
     """
     if max_loss is not None and not int8:
         raise UserError("--max-loss: is of the graph that --int8 writes; add it")
@@ -125,7 +128,9 @@ def onnx_options(
         raise UserError(f"--max-loss: {max_loss} is not a share between 0 and 1, such as 0.01")
     if calibrate and not int8:
         raise UserError("--calibrate: ranges of activations are for --int8; add it")
-    tasks = [read_task(folder, split) for folder in data]
+    if split is not None and not data:
+        raise UserError("--split: is of the folders of --data; add one")
+    tasks = [read_task(folder, split or "test") for folder in data]
     refuse_twice("folders of --data", [task.name for task in tasks])
     return OnnxOptions(
         int8=int8,
@@ -146,6 +151,16 @@ def _summary(run: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{run}: its summary.json is of something else (no {missing[0]})")
     return summary
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Raise UserError if `folder` is that of a run which has written no model yet."""
+    done = any((folder / name).exists() for name in ("summary.json", "modules.json"))
+    if done or not is_saved(folder / "config.yaml"):
+        return
+    saved = checkpoints_in(folder / "checkpoints")
+    other = f", or name a checkpoint: {saved[-1]}" if saved else ""
+    raise UserError(f"{folder}: this run is not finished; give its command again{other}")
 
 
 def _source(run: Path, checkpoint: Path) -> Path:
@@ -238,5 +253,11 @@ def _refuse_damaged(checkpoint: Path) -> None:
 
 
 def _read_results(paths: Sequence[Path]) -> list[Result]:
-    files = [f for p in paths for f in (result_files(p) if p.is_dir() else [p])]
-    return [read_result(file) for file in files]
+    """Those in the files, and in the folders, none of which may hold nothing."""
+    found: list[Path] = []
+    for path in paths:
+        files = result_files(path) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"--results: {path} holds no results; name what `evaluate` wrote")
+        found += files
+    return [read_result(file) for file in found]
