@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
 from tercet.configs import ModelConfig
 from tercet.data import read_documents
@@ -218,6 +219,17 @@ def test_a_mistake_is_one_line_before_any_text_is_encoded(
     last = err.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: ") and re.search(expected, last), last
     assert sorted(folder.rglob("*")) == there
+
+
+def test_the_split_of_a_saved_dataset_is_named(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    DatasetDict({"test": Dataset.from_dict({"text": ["one", "two"]})}).save_to_disk(saved)
+    with pytest.raises(
+        UserError, match=r"name the folder of one, such as .*saved/test, or"
+    ) as told:
+        read_documents([saved])
+    assert "no split 'train'; it has 'test'" in str(told.value)
+    assert read_documents([saved / "test"]).texts == ["one", "two"]
 
 
 def test_the_model_of_a_run_is_named(run: Run, tiny_model: Path, corpus: Path) -> None:
