@@ -9,6 +9,7 @@ from tercet.data.rows import Texts
 from tercet.errors import UserError
 
 Part = Literal["corpus", "queries"]  # of a BEIR folder
+A_TEXT_A_LINE = "or give a .txt file with a text a line"
 Found = tuple[str, object, str]  # where it stands, its id if it has one, the text
 
 
@@ -54,7 +55,7 @@ def _texts(path: Path, part: Part) -> Iterator[Found]:
         for number, line in text_lines(path):
             yield f"{path}, line {number}", None, line.rstrip("\r\n")
         return
-    form = format_of(path) or ""
+    form = format_of(path, advice=A_TEXT_A_LINE) or ""
     if form == "beir":
         whole, form = path / f"{part}.jsonl", "jsonl"
         path = whole if whole.exists() else path / f"{part}.jsonl.gz"

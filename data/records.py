@@ -31,15 +31,18 @@ ENDINGS = {
     ".csv.gz": "csv",
     ".parquet": "parquet",
 }
-FORMATS = "format: jsonl, csv, parquet, dataset or beir"
+SET_FORMAT = "or set the source's format: jsonl, csv, parquet, dataset or beir"
 LARGE = 64 << 20  # bytes; smaller files are read before a progress bar is of use
 MANY = 100_000  # rows; likewise
 BATCH = 1024  # rows of a table made into Python objects at once
 csv.field_size_limit(2**31 - 1)  # a document may be longer than the default of 131,072 characters
 
 
-def format_of(path: Path, complain: Complain = refuse) -> str | None:
-    """jsonl, csv, parquet, dataset or beir, by the name's ending or by what a folder holds."""
+def format_of(path: Path, complain: Complain = refuse, *, advice: str = SET_FORMAT) -> str | None:
+    """jsonl, csv, parquet, dataset or beir, by the name's ending or by what a folder holds.
+
+    `advice` ends the complaint about a path that does not tell: what its giver can do instead.
+    """
     if path.is_dir():
         if (path / "qrels").exists() or any(path.glob("corpus.jsonl*")):
             return "beir"
@@ -48,7 +51,7 @@ def format_of(path: Path, complain: Complain = refuse) -> str | None:
         complain(
             "unknown format",
             f"{path}: neither a BEIR folder (corpus.jsonl, queries.jsonl, qrels/) nor a saved "
-            f"dataset; name a file in it, or set the source's {FORMATS}",
+            f"dataset; name a file in it, {advice}",
         )
         return None
     if _is_missing(path, complain):
@@ -58,8 +61,7 @@ def format_of(path: Path, complain: Complain = refuse) -> str | None:
             return format_
     complain(
         "unknown format",
-        f"{path}: the name does not tell the format; end it in {', '.join(ENDINGS)}, "
-        f"or set the source's {FORMATS}",
+        f"{path}: the name does not tell the format; end it in {', '.join(ENDINGS)}, {advice}",
     )
     return None
 
@@ -237,6 +239,7 @@ def _dataset_rows(path: Path, split: str, skip: Collection[str], complain: Compl
                 return complain(
                     "missing split",
                     f"{path}: no split {split!r}; it has {', '.join(map(repr, table))}: "
+                    f"name the folder of one, such as {path / str(next(iter(table), split))}, or "
                     "set the source's split",
                 )
             table = table[split]

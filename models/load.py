@@ -84,7 +84,11 @@ def resolve(path: str, where: str = "model.path") -> str:
     folder = Path(path).expanduser()
     if folder.exists():
         if not (folder / "config.json").exists() and not (folder / "modules.json").exists():
-            raise UserError(f"{where}: {path} holds no model (no modules.json, no config.json)")
+            inner = folder / "model"  # of a run or a checkpoint
+            hint = f"; did you mean {inner}?" if (inner / "modules.json").exists() else ""
+            raise UserError(
+                f"{where}: {path} holds no model (no modules.json, no config.json){hint}"
+            )
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         near = nearest_to(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
 from tercet.configs import ModelConfig
 from tercet.data import read_documents
@@ -182,6 +183,17 @@ MISTAKES = {
         ["--to", "milvus", "--out", "mine", "--overwrite"],
         "mine: holds notes.txt, which is no part of a collection",
     ),
+    "a server of another engine": (["--uri", "http://x"], "--uri: is for --to milvus; add it"),
+    "a name in another engine": (["--collection", "c"], "--collection: is for --to milvus; add it"),
+    "a database in no folder": (
+        ["--to", "milvus", "--uri", "many.txt/m.db"],
+        "many.txt: cannot write there",
+    ),
+    "a format that is not read": (
+        ["--data", "x.tsv"],
+        r"x.tsv: the name does not tell .* \.parquet, or give a \.txt file with a text a line$",
+    ),
+    "a folder of no texts": (["--data", "mine"], r"mine: neither a BEIR .*, or give a \.txt file"),
     "a file": (["--to", "milvus", "--out", "many.txt"], "many.txt: is no folder"),
 }
 
@@ -196,6 +208,7 @@ def test_a_mistake_is_one_line_before_any_text_is_encoded(
         pytest.importorskip("pymilvus", reason="the vectordb extra is not installed")
     folder = corpus.parent
     (folder / "many.txt").write_text("a text\n" * 300)
+    (folder / "x.tsv").write_text("a\ttext\n")
     write_lines(folder / "long.jsonl", [{"_id": "x" * 513, "text": "a text"}])
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine\n")
@@ -206,6 +219,24 @@ def test_a_mistake_is_one_line_before_any_text_is_encoded(
     last = err.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: ") and re.search(expected, last), last
     assert sorted(folder.rglob("*")) == there
+
+
+def test_the_split_of_a_saved_dataset_is_named(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    DatasetDict({"test": Dataset.from_dict({"text": ["one", "two"]})}).save_to_disk(saved)
+    with pytest.raises(
+        UserError, match=r"name the folder of one, such as .*saved/test, or"
+    ) as told:
+        read_documents([saved])
+    assert "no split 'train'; it has 'test'" in str(told.value)
+    assert read_documents([saved / "test"]).texts == ["one", "two"]
+
+
+def test_the_model_of_a_run_is_named(run: Run, tiny_model: Path, corpus: Path) -> None:
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/model").symlink_to(tiny_model)
+    status, _, err = run("index", "runs/mine", "--data", corpus, "--out", "found")
+    assert status == 2 and err.strip().endswith("; did you mean runs/mine/model?"), err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 
 from tercet.configs import ModelConfig
+from tercet.data import Texts
 from tercet.errors import UserError
 from tercet.export import collection as module
-from tercet.export.collection import Collection
+from tercet.export.collection import Collection, write_milvus
 from tercet.export.index import Index, measure_recall
 from tercet.export.milvus import Target, connected
 from tercet.mining import top_k
-from tercet.mining.ann import settings_for
+from tercet.mining.ann import AnnSettings, settings_for
 from tercet.models import encode, load_encoder
 from tercet.models.quantise import bits, calibrate, int8_codes
 from tercet.stages import indexing
@@ -53,6 +55,8 @@ def test_the_command_with_milvus(run: Run, tiny_model: Path, corpus: Path) -> No
     status, _, err = run(*words, "--collection", "animals", "--truncate", 8)
     assert status == 2 and "'animals' exists and was made of something else" in err
     assert run(*words, "--collection", "animals", "--truncate", 8, "--overwrite")[0] == 0
+    status, out, err = run(*words, "--uri", "another/folder/m.db")
+    assert status == 0 and "in another/folder/m.db" in out and Path("another/folder/m.db").exists()
 
 
 def test_a_server_is_asked_like_the_embedded_edition(
@@ -133,6 +137,56 @@ def test_milvus_goes_on_where_it_was_stopped(
         hnsw = {"M": settings.neighbours, "efConstruction": settings.ef_construction}
         wanted = {"flat": {}, "hnsw": hnsw, "ivf_flat": {"nlist": settings.lists}}
         assert (client.describe_index("c", "vector").get("params") or {}) == wanted[index]
+
+
+def test_recall_is_that_of_the_index_however_late_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query that looks into one cell misses what others hold; comparing one by one does not."""
+    from milvus_lite.engine.collection import Collection as Engine
+
+    build = Engine._bg_compact_and_index
+
+    def late(self: Engine) -> None:
+        time.sleep(0.5)  # as long as a larger index takes
+        build(self)
+
+    monkeypatch.setattr(Engine, "_bg_compact_and_index", late)
+    monkeypatch.setattr(module, "settings_for", lambda *_: AnnSettings(30, probes=1, code_bytes=8))
+    vectors, asked, place = (
+        clustered(COUNT, 1),
+        clustered(200, 2),
+        target(tmp_path, "f", "ivf_flat"),
+    )
+    recall = write_milvus(tmp_path / "out", place, DOCUMENTS, vectors, asked, facts={})
+    assert 0.3 < recall.at_10 < 0.99 and recall.same < 0.95
+    told = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert told["recall"] == vars(recall)
+
+
+def test_ids_of_any_letters_are_found_again(tmp_path: Path) -> None:
+    ids = [
+        "d'1",
+        "a\\b",
+        'a"b',
+        "two\nlines",
+        "\r",
+        "a\tb",
+        "\\'",
+        "x\\",
+        "\b",
+        "é",
+        "') or ('",
+        "{a}",
+    ]
+    documents = Texts(ids, [f"text {id_}" for id_ in ids])
+    vectors, place = clustered(len(ids), 1), target(tmp_path)
+    with connected(place) as client:
+        Collection(client, place, Texts(ids[:5], documents.texts[:5]), vectors[:5]).fill()
+    with connected(place) as client:
+        whole = Collection(client, place, documents, vectors)
+        assert whole.fill() == len(ids) - 5 and whole.fill() == 0
+        assert measure_recall(whole.search(), vectors, vectors).same == 1
 
 
 @pytest.mark.faults

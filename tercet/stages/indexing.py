@@ -82,7 +82,7 @@ def index(
     return the same. Raises UserError for whatever the user can mend, before any text is encoded
     where that can be told.
     """
-    form, stored = _chosen(to, index, kind)
+    form, stored = _chosen(to, index, kind, uri=uri, collection=collection)
     documents, asked = read_documents(data), _queries(data)
     encoder = load_encoder(ModelConfig(path=model, trust_remote_code=trust_remote_code), "model")
     width = vector_width(route(encoder, "document"), truncate_dim)
@@ -129,12 +129,15 @@ def index(
     return Indexed(len(documents), on_main(write), place)
 
 
-def _chosen(to: str, index: str, kind: str) -> tuple[Index, Kind]:
+def _chosen(to: str, index: str, kind: str, **of_milvus: str | None) -> tuple[Index, Kind]:
     """Index and kind as typed, or UserError naming what there is."""
     choices = (("to", to, ENGINES), ("index", index, INDEXES), ("vectors", kind, KINDS))
     for what, value, known in choices:
         if value not in known:
             raise UserError(f"--{what}: {value!r} is none of {', '.join(known)}")
+    for what, value in of_milvus.items():
+        if value is not None and to != "milvus":
+            raise UserError(f"--{what}: is for --to milvus; add it")
     return cast(Index, index), cast(Kind, kind)
 
 
@@ -169,8 +172,10 @@ def _check_milvus(target: Target, documents: Texts, out: Path, overwrite: bool) 
         raise UserError(
             f"{out}: holds {strange[0]}, which is no part of a collection; choose another folder"
         )
-    writable_folder(out.resolve().parent)
     target.check(documents, overwrite)
+    if target.embedded:
+        writable_folder(Path(target.uri).parent)
+    writable_folder(out)
 
 
 def _facts(
