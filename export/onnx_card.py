@@ -78,7 +78,7 @@ interval, that of the checkpoint and the paired change, one query asked at a tim
 SERVED = """\
 text-embeddings-inference (`text-embeddings-router --model-id path/to/this/folder`) finds the graph
 by itself: it takes `sentence_embedding`, or in older versions pools `token_embeddings`. It puts no
-prompt before a text unless it is told to (`--default-prompt-name`, or `prompt_name` in a request)."""
+prompt before a text unless told to (`--default-prompt-name`, or `prompt_name` in a request)."""
 NOT_SERVED = """\
 The graph gives nothing else, so text-embeddings-inference cannot serve it with its ONNX backend,
 except, if this is a transformer, in the versions that take `sentence_embedding`."""

@@ -16,7 +16,7 @@ OPERATORS = ["MatMul", "Gather"]  # products with weights, and the tables of emb
 
 
 def quantise_dynamic(source: Path, target: Path, *, reduce_range: bool) -> None:
-    """Weights of linear layers to int8, a scale per output channel; tables to uint8, one scale each.
+    """Weights of linear layers to int8, a scale per output channel; tables to uint8, one scale.
 
     Activations are scaled as they come. `reduce_range` leaves linear layers 7 bits, tables all 8.
     """

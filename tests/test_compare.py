@@ -402,6 +402,12 @@ def test_ranges_are_stored_with_the_model_and_used(
     assert out == f"ranges: {model / quantise.FILE}\n"
     stored = json.loads((model / quantise.FILE).read_text())
     assert list(stored["widths"]) == ["32", "8"]
+    again = ("calibrate", model, "--data", comparison.folders[0], "--dims", "16")
+    status, _, err = run(*again)
+    assert status == 2 and "the model has ranges" in err, err
+    assert json.loads((model / quantise.FILE).read_text()) == stored
+    status, _, err = run(*again[:-1], "8", "--overwrite")
+    assert status == 0, err
     status, _, err = run("compare", model, "--data", comparison.folders[0], "--dims", "8")
     assert status == 0, err
     found = json.loads((tmp_path / "comparison/results.json").read_text())

@@ -11,6 +11,7 @@ import torch
 from sentence_transformers import CrossEncoder
 
 from tercet.cache import LOCK
+from tercet.configs import ModelConfig
 from tercet.configs.schema import MiningConfig
 from tercet.data.rows import Ragged, Texts, TrainingSet
 from tercet.errors import UserError
@@ -26,7 +27,7 @@ from tercet.mining.rescore import (
 from tercet.mining.select import CODE, KEPT, VERDICTS, select
 from tercet.mining.settle import settle
 from tercet.mining.summary import BINS
-from tercet.models import cross
+from tercet.models import cross, load_encoder
 from tercet.models.cross import CrossScorer, cross_scores, load_scorer
 from tests.conftest import NAMES, answer, question
 from tests.disk import full_disk

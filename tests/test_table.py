@@ -3,6 +3,7 @@
 import pytest
 from rich.console import Console
 
+from tercet.cli.app import show
 from tercet.errors import UserError
 from tercet.evaluation.retrieval import Mean, Result
 from tercet.evaluation.significance import Delta
@@ -48,6 +49,17 @@ def test_the_console_shows_the_same_cells() -> None:
         console.print(console_table(model_table([result("[x] model")]), title="toy"))
     for text in ("[x] model", "0.500 [0.400, 0.600]", "nDCG@10 [95 % interval]", "Recall@100"):
         assert text in captured.get()
+
+
+def test_a_narrow_terminal_loses_no_number(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    row = {"Model": "a model of a long name", **{f"Metric {n}": f"0.{n}12345" for n in range(9)}}
+    show(console_table([row]))
+    shown = capsys.readouterr().out
+    assert all(row[f"Metric {n}"] in shown for n in range(9))
 
 
 def test_a_tiny_p_is_not_printed_as_zero() -> None:

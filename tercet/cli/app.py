@@ -5,7 +5,7 @@ import traceback
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from tercet import __version__
 from tercet.errors import LOST, Stopped, UserError
@@ -83,12 +83,15 @@ def _options(
     """
 
 
-def show(renderable: object) -> None:
-    """Print a table; whole where there is no terminal whose width it has to fit."""
+def show(renderable: RenderableType) -> None:
+    """Print a table; whole where there is no terminal whose width it has to fit.
+
+    Nor does a terminal cut numbers off: what is too wide for it is wrapped by it.
+    """
     console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, WITHOUT_TERMINAL)
-    console.print(renderable)
+    least = console.measure(renderable).minimum if console.is_terminal else WITHOUT_TERMINAL
+    console.width = max(console.width, least)
+    console.print(renderable, crop=False)
 
 
 def _print_masked(kind: type[BaseException], error: BaseException, trace: Any) -> None:

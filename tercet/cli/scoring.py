@@ -103,7 +103,7 @@ def compare(
     dims: Annotated[
         str, typer.Option(help="Widths that vectors are cut to, with commas between.")
     ] = "256,128,64",
-    index: Annotated[bool, typer.Option(help="Also study FAISS indexes: tercet[ann].")] = False,
+    index: Annotated[bool, typer.Option(help="Also study FAISS indexes: tercet\\[ann].")] = False,
     rerank: Annotated[
         str | None, typer.Option(help="A cross-encoder: a second row for each model.")
     ] = None,
@@ -162,12 +162,19 @@ def calibrate(
     dims: Annotated[
         str, typer.Option(help="Widths that vectors are cut to, with commas between.")
     ] = "256,128,64",
+    overwrite: Annotated[bool, typer.Option(help="Replace ranges of these weights.")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the model.")] = False,
 ) -> None:
     """Store the ranges of int8 vectors with the model, so that they stay comparable."""
     from tercet.stages import calibrate_model
 
-    path = calibrate_model(model, data, dims=_widths(dims), trust_remote_code=trust_remote_code)
+    path = calibrate_model(
+        model,
+        data,
+        dims=_widths(dims),
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
     print(f"ranges: {path}")
 
 

@@ -15,7 +15,7 @@ from tercet.models import (
     resolve,
     vectors,
 )
-from tercet.models.quantise import calibrate, truncated, write_ranges
+from tercet.models.quantise import FILE, calibrate, read_ranges, truncated, write_ranges
 from tercet.models.routes import gives_unit_vectors
 from tercet.peers import together
 from tercet.processes import on_main
@@ -28,12 +28,14 @@ def calibrate_model(
     data: Sequence[str | Path],
     *,
     dims: Sequence[int] = DIMS,
+    overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
     """Measure ranges on the documents of `data` and write them into the model's folder.
 
     For the model's full width and every width of `dims` below it. `data` is what `read_corpus`
-    takes. Returns the file. Raises UserError for a model that is not a folder of one's own.
+    takes. Returns the file. Raises UserError for a model that is not a folder of one's own, and for
+    one that has ranges of these weights already, unless `overwrite`.
     """
     resolve(model, "model")
     folder = Path(model).expanduser()
@@ -49,12 +51,26 @@ def calibrate_model(
         )
     texts = read_corpus(data)
     encoder = load_encoder(ModelConfig(path=model, trust_remote_code=trust_remote_code), "model")
+    fingerprint = model_fingerprint(encoder)
+    if not overwrite and _has_ranges(folder, fingerprint):
+        raise UserError(
+            f"{folder / FILE}: the model has ranges, and codes made with them cannot be compared "
+            "with codes of others; --overwrite replaces them"
+        )
     found = vectors(encoder.to(default_device()), texts, "document")
     width, unit = found.shape[1], gives_unit_vectors(encoder)
     widths = [width, *sorted({d for d in dims if d < width}, reverse=True)]
 
     def measure() -> Path:
         ranges = {w: calibrate(truncated(found, w, unit and w < width)) for w in widths}
-        return write_ranges(folder, ranges, model_fingerprint(encoder))
+        return write_ranges(folder, ranges, fingerprint)
 
     return on_main(measure)
+
+
+def _has_ranges(folder: Path, fingerprint: str) -> bool:
+    """Whether codes can have been made with what is stored there."""
+    try:
+        return bool(read_ranges(folder, fingerprint))
+    except UserError:  # of other weights, or damaged
+        return False
