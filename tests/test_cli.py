@@ -210,9 +210,9 @@ def test_dims_wider_than_the_model_are_refused(run: Run, tmp_path: Path, tiny_mo
     assert status == 2 and "more than the model's 32" in err
 
 
-def test_two_models_of_one_name_are_refused(run: Run, tiny_model: Path) -> None:
-    status, _, err = run("evaluate", tiny_model, "--data", "x", "--against", tiny_model)
-    assert status == 2 and "two models are called" in err
+def test_a_model_given_twice_is_refused(run: Run, tiny_model: Path) -> None:
+    status, _, err = run("evaluate", tiny_model, "--data", ".", "--against", tiny_model)
+    assert status == 2 and f"{tiny_model}: given twice" in err
 
 
 def test_an_unknown_option_is_a_mistake_too(run: Run) -> None:

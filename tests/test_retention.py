@@ -91,4 +91,4 @@ def test_the_command_writes_numbers_table_and_plot(
         status, _, err = run(*words, *change)
         assert status == 2 and complaint in err
     status, _, err = run("retention", "small", "small", "--data", beir)
-    assert status == 2 and "two models are called 'small'" in err
+    assert status == 2 and "small: given twice; name each model once" in err

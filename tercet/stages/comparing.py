@@ -50,7 +50,7 @@ from tercet.stages.measuring import (
     second_stage,
     sides_of,
 )
-from tercet.stages.names import name_of, refuse_twice
+from tercet.stages.names import name_of, refuse_models, refuse_twice
 from tercet.stages.tasks import PLAIN, Search, check, leaks
 
 RESULTS = "results.json"
@@ -99,9 +99,10 @@ def compare(
     start = time.perf_counter()
     names = [name_of(path) for path in models]
     reranked = [f"{name}{PLUS}{name_of(how.rerank)}" for name in names if how.rerank]
-    refuse_twice("models", [safe_name(name) for name in (*names, *reranked, BM25)])
+    refuse_models(models, (*reranked, BM25))
     if strange := sorted(set(prompts) - set(names)):
-        raise UserError(f"prompts for {strange[0]!r}: no such model; there are {', '.join(names)}")
+        why = "BM25 takes none" if strange[0] == BM25 else "no such model"
+        raise UserError(f"prompts for {strange[0]!r}: {why}; there are {', '.join(names)}")
     for path in models:
         resolve(path, "model")
     if index:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tercet.errors import UserError
+from tercet.evaluation import safe_name
+from tercet.evaluation.bm25 import NAME as BM25
 from tercet.models import EMBEDDED
 
 
@@ -20,6 +22,20 @@ def refuse_twice(what: str, names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"two {what} are called {twice[0]!r}; rename a folder or evaluate apart")
+
+
+def refuse_models(paths: Sequence[str], beside: Sequence[str] = ()) -> None:
+    """Raise UserError for a model given twice, and for two rows that would be filed as one.
+
+    `beside`: the rows that no path stands for, such as BM25 and what a reranker makes of a model.
+    """
+    if BM25 in beside and BM25 in paths and not Path(BM25).exists():
+        raise UserError(f"{BM25}: is no model; it stands beside the others anyway, so leave it out")
+    places = [str(Path(path).resolve()) if Path(path).exists() else path for path in paths]
+    for place, path in enumerate(paths):
+        if places[place] in places[:place]:
+            raise UserError(f"{path}: given twice; name each model once")
+    refuse_twice("models", [safe_name(name) for name in (*map(name_of, paths), *beside)])
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:

@@ -15,7 +15,7 @@ from tercet.models import default_device, load_encoder, refuse_pair, resolve
 from tercet.processes import one_process
 from tercet.report import markdown_table
 from tercet.report.retention import retention_note, retention_plot, retention_table
-from tercet.stages.names import name_of, refuse_twice
+from tercet.stages.names import name_of, refuse_models
 from tercet.versions import installed_versions
 
 
@@ -39,7 +39,7 @@ def retain(
     """
     one_process("retention")
     paths = {TEACHER: teacher} | {name_of(path): path for path in students}
-    refuse_twice("models", [TEACHER, *map(name_of, students)])
+    refuse_models(students, (TEACHER,))
     for name, path in paths.items():
         resolve(path, name)
     task = read_task(data, split)

@@ -34,7 +34,7 @@ from tercet.stages.measuring import (
     evaluate_stages,
     second_stage,
 )
-from tercet.stages.names import name_of, refuse_twice
+from tercet.stages.names import name_of, refuse_models, refuse_twice
 from tercet.stages.official import (
     check_by_mteb,
     evaluate_official,
@@ -154,11 +154,11 @@ def _lines(found: Sequence[Comparison]) -> list[str]:
 
 def _names(paths: Sequence[str], how: Search) -> list[str]:
     """What the rows are called. Results are filed by it: UserError if two would meet."""
-    names = [BM25, *(name_of(path) for path in paths)]
+    beside = [BM25]
     if how.rerank is not None:
-        names.append(f"{names[-1]}{PLUS}{name_of(how.rerank)}")
-    refuse_twice("models", [safe_name(name) for name in names])
-    return names
+        beside.append(f"{name_of(paths[-1])}{PLUS}{name_of(how.rerank)}")
+    refuse_models(paths, beside)
+    return [*map(name_of, paths), *beside]
 
 
 def _refuse_overwriting(names: Sequence[str], parts: Sequence[tuple[str, str]], out: Path) -> None:

@@ -19,7 +19,7 @@ from tercet.models import Vectors, default_device, load_encoder, single_encoder,
 from tercet.processes import one_process
 from tercet.progress import quiet, say
 from tercet.report.search import search_page
-from tercet.stages.names import name_of, refuse_twice
+from tercet.stages.names import name_of, refuse_models
 from tercet.stages.server import MOST_HITS, SearchServer
 
 EXAMPLES = 5  # queries of the collection that the page offers
@@ -112,7 +112,7 @@ def serve(
     one_process("serve")
     if not 1 <= len(models) <= 2:
         raise UserError(f"serve shows one model, or two side by side; got {len(models)}")
-    refuse_twice("models", [name_of(path) for path in models])
+    refuse_models(models)
     collection = read_collection(folder)
     with SearchServer(host, port) as server:
         loaded = [load_searcher(path, collection, trust_remote_code) for path in models]
