@@ -47,7 +47,9 @@ def _row(result: Result, with_task: bool) -> Row:
         if mean is None:  # another kind of task, or a run that was not deep enough
             continue
         if metric == result.main:
-            row[f"{heading} [95 % interval]"] = f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]"
+            several = result.counts.get("queries") != 1  # of one, nothing is known of chance
+            interval = f" [{mean.low:.3f}, {mean.high:.3f}]" if several else ""
+            row[f"{heading} [95 % interval]"] = f"{mean.mean:.3f}{interval}"
         else:
             row[heading] = f"{mean.mean:.3f}"
     return row
@@ -58,7 +60,8 @@ def delta_line(
 ) -> str:
     """One sentence about a difference, with all that is needed to believe it.
 
-    `holm` is p adjusted for the number of tasks; d the mean in standard deviations.
+    `holm` is p adjusted for the number of tasks; d the mean in standard deviations. One query has
+    no interval.
 
     >>> delta_line("base", "tuned", Delta(0.0123, -0.001, 0.0256, 0.0712, 300))
     'tuned - base: nDCG@10 +0.012 [-0.001, +0.026], p = 0.071, 300 queries'
@@ -68,10 +71,11 @@ def delta_line(
     )
     effect = "" if delta.effect is None else f", d = {delta.effect:+.2f}"
     heading = (HEADINGS | STS_HEADINGS).get(metric, metric)
+    interval = "" if delta.queries == 1 else f" [{delta.low:+.3f}, {delta.high:+.3f}]"
+    counted = "pairs" if metric in STS_HEADINGS else "queries"
     return (
-        f"{new} - {base}: {heading} {delta.mean:+.3f} "
-        f"[{delta.low:+.3f}, {delta.high:+.3f}], {p_value(delta.p)}{adjusted}{effect}, "
-        f"{delta.queries} {'pairs' if metric in STS_HEADINGS else 'queries'}"
+        f"{new} - {base}: {heading} {delta.mean:+.3f}{interval}, {p_value(delta.p)}{adjusted}"
+        f"{effect}, {'1 query' if delta.queries == 1 else f'{delta.queries} {counted}'}"
     )
 
 

@@ -1,5 +1,7 @@
 """Tables: one set of rows, Markdown and console, and the marked places they fill."""
 
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
@@ -73,6 +75,13 @@ def test_a_line_tells_the_adjusted_p_and_the_effect() -> None:
         "b - a: nDCG@10 +0.100 [+0.050, +0.150], p = 0.004 (Holm 0.012), d = +0.26, 50 queries"
     )
     assert "p = 0.004 (Holm < 0.001)" in delta_line("a", "b", delta, holm=0.0002)
+
+
+def test_one_query_has_no_interval() -> None:
+    line = delta_line("a", "b", Delta(0.1, 0.1, 0.1, 1.0, 1))
+    assert line == "b - a: nDCG@10 +0.100, p = 1.000, 1 query"
+    (row,) = model_table([replace(result("a"), counts={"queries": 1})])
+    assert row["nDCG@10 [95 % interval]"] == "0.500"
 
 
 def test_filling_twice_changes_nothing_more_and_leaves_the_rest() -> None:

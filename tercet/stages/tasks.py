@@ -51,6 +51,8 @@ def check(task: RetrievalTask, how: Search = PLAIN) -> None:
             f"{task.name}: {task.unjudged:,} of {total:,} queries have no judgement in split "
             f"{task.split!r} and are not scored"
         )
+    if len(task.queries) == 1:
+        say(f"{task.name}: 1 query is scored; chance cannot be told from it, nor an interval given")
     own = [query for query, grades in task.qrels.items() if grades.get(query, 0) > 0]
     if how.skip_self and own:
         raise UserError(
