@@ -58,6 +58,7 @@ def test_mistakes_are_one_line_and_write_nothing(
         (("--data", pets, "--against", tiny_model), f"{tiny_model}: given twice; name each model"),
         (("--data", pets, "--data", pets), "two tasks are called 'pets.test'"),
         (("--data", pets, "--out", file), f"--out: {file}: cannot write there (it is a file)"),
+        (("--data", pets, "--rerank-depth", 5), "--rerank-depth: is of --rerank"),
         (("--check-with-mteb", "--sts", "x.tsv"), "--check-with-mteb: is of BEIR folders"),
         ((), "nothing to evaluate on"),
     ):
@@ -166,6 +167,15 @@ def test_results_with_and_without_skip_self_are_told_apart(
         (tiny_model.parent.name, "BM25")
     ]
     assert "BM25 and other cannot be compared: --skip-self True against False" in err
+
+
+def test_skip_self_marks_nothing_where_it_leaves_nothing_out(
+    run: Run, tiny_model: Path, pets: Path, tmp_path: Path
+) -> None:
+    status, _, err = run("evaluate", tiny_model, "--data", pets, "--skip-self")
+    assert status == 0 and "pets: no document has the id of a query; --skip-self leaves" in err
+    for name in ("BM25", tiny_model.parent.name):
+        assert not read_result(tmp_path / "results" / name / "pets.test.json").skip_self
 
 
 def test_a_second_run_adds_to_the_comparisons(

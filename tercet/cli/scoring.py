@@ -29,7 +29,9 @@ def evaluate(
     rerank: Annotated[
         str | None, typer.Option(help="A cross-encoder that reads the first documents again.")
     ] = None,
-    rerank_depth: Annotated[int, typer.Option(min=1, help="How many of them.")] = 100,
+    rerank_depth: Annotated[
+        int | None, typer.Option(min=1, help="How many of them; 100 if not said.")
+    ] = None,
     trained_on: Annotated[
         list[str] | None,
         typer.Option(help="What MODEL was trained on (file, folder, config): counts leaks."),
@@ -64,7 +66,7 @@ def evaluate(
         memory=read_bytes(search_memory, "--search-memory"),
         predictions=predictions,
         rerank=rerank,
-        rerank_depth=rerank_depth,
+        rerank_depth=_rerank_depth(rerank, rerank_depth),
     )
     results = evaluate(
         model,
@@ -107,7 +109,9 @@ def compare(
     rerank: Annotated[
         str | None, typer.Option(help="A cross-encoder: a second row for each model.")
     ] = None,
-    rerank_depth: Annotated[int, typer.Option(min=1, help="Documents that it reads again.")] = 100,
+    rerank_depth: Annotated[
+        int | None, typer.Option(min=1, help="Documents that it reads again; 100 if not said.")
+    ] = None,
     trained_on: Annotated[
         list[str] | None,
         typer.Option(help="What the models were trained on (file, folder, config): counts leaks."),
@@ -137,7 +141,9 @@ def compare(
         data,
         out,
         split=split,
-        how=Search(skip_self=skip_self, rerank=rerank, rerank_depth=rerank_depth),
+        how=Search(
+            skip_self=skip_self, rerank=rerank, rerank_depth=_rerank_depth(rerank, rerank_depth)
+        ),
         prompts={
             name: Prompts(query=queries.get(name), document=documents.get(name))
             for name in (*queries, *documents)
@@ -201,6 +207,13 @@ def _widths(text: str) -> list[int]:
     if any(width < 1 for width in widths):
         raise UserError(f"--dims: whole numbers above 0 with commas between, got {text!r}")
     return widths
+
+
+def _rerank_depth(rerank: str | None, depth: int | None) -> int:
+    """How many documents the cross-encoder reads, if there is one."""
+    if rerank is None and depth is not None:
+        raise UserError("--rerank-depth: is of --rerank; name a cross-encoder, or leave it out")
+    return 100 if depth is None else depth
 
 
 def _by_model(texts: Sequence[str], option: str) -> dict[str, str]:

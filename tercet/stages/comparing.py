@@ -51,7 +51,7 @@ from tercet.stages.measuring import (
     sides_of,
 )
 from tercet.stages.names import name_of, refuse_models, refuse_twice
-from tercet.stages.tasks import PLAIN, Search, check, leaks
+from tercet.stages.tasks import PLAIN, Search, check, leaks, suited
 
 RESULTS = "results.json"
 PAGE = "report.html"
@@ -176,7 +176,7 @@ def _measure(
 ) -> tuple[Json, list[Result]]:
     """All that is measured on one task, and the results: of models, reranked ones, and BM25."""
     start = time.perf_counter()
-    scores, how = study.out / SCORES, study.how
+    scores, how = study.out / SCORES, suited(study.how, task)
     sides = [sides_of(model.encoder, model.name, task) for model in compared]
     more: Any = {"second": study.second, "leak": leak}
     stages = [

@@ -41,7 +41,7 @@ from tercet.stages.official import (
     official_parts,
     refuse_disagreement,
 )
-from tercet.stages.tasks import PLAIN, Search, check, training_texts
+from tercet.stages.tasks import PLAIN, Search, check, suited, training_texts
 
 OWN = Prompts()  # the checkpoint's
 
@@ -101,12 +101,13 @@ def evaluate(
     results: list[Result] = []
     for task in tasks:
         leak = None if trained is None else leakage(trained, task)
+        here = suited(how, task)
         for name, encoder in encoders.items():
             if name != mine:
-                results.append(evaluate_model(encoder, name, task, out, how))
+                results.append(evaluate_model(encoder, name, task, out, here))
                 continue
-            results.append(on_main(lambda task=task: evaluate_bm25(task, out, how)))
-            found = evaluate_stages(encoder, name, task, out, how, second=second, leak=leak)
+            results.append(on_main(lambda task=task, here=here: evaluate_bm25(task, out, here)))
+            found = evaluate_stages(encoder, name, task, out, here, second=second, leak=leak)
             if check_with_mteb:
                 found[0] = check_by_mteb(model, prompts, found[0], task, out, trust_remote_code)
             results += found

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tercet.configs import Source, load
@@ -66,6 +66,14 @@ def check(task: RetrievalTask, how: Search = PLAIN) -> None:
             f"--search-memory: {how.memory / 1e6:,.3g} MB do not hold one block of queries of "
             f"{task.name} at --depth {how.depth:,}; give {needed}MB or a lower depth"
         )
+
+
+def suited(how: Search, task: RetrievalTask) -> Search:
+    """`how` for this task: without `skip_self` where no document has a query's id."""
+    if how.skip_self and not set(task.queries.ids) & task.documents.index.keys():
+        say(f"{task.name}: no document has the id of a query; --skip-self leaves nothing out")
+        return replace(how, skip_self=False)
+    return how
 
 
 def leaks(tasks: Sequence[RetrievalTask], trained_on: Sequence[str]) -> dict[str, Leakage]:
