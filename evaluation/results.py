@@ -38,11 +38,22 @@ def place_of(folder: Path, model: str, task: str, split: str) -> Path:
     return folder / safe_name(model) / f"{safe_name(task)}.{safe_name(split)}.json"
 
 
-def refuse_foreign(folder: Path, model: str, task: str, split: str) -> None:
-    """Raise UserError if another program or a newer version wrote what a result would replace."""
+def refuse_foreign(
+    folder: Path, model: str, task: str, split: str, contents: str | None = None
+) -> None:
+    """Raise UserError if another program or a newer version wrote what a result would replace.
+
+    `contents`: the task's fingerprint, where it is known. A result of other contents is kept, too:
+    what it was compared with in that folder could be compared no more.
+    """
     path = place_of(folder, model, task, split)
     if path.exists():
-        read_result(path)
+        before = read_result(path).fingerprints.get("task")
+        if contents is not None and before != contents:
+            raise UserError(
+                f"{path}: of other contents of {task} than --data holds now; choose another "
+                "folder, or remove the results of the old ones"
+            )
     alone = path.with_suffix(ALONE)
     if alone.exists():
         _check_mteb(alone)

@@ -12,6 +12,7 @@ from tercet.report.table import (
     leak_line,
     markdown_table,
     model_table,
+    prompt_lines,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "mining_page",
     "model_table",
     "predicted_table",
+    "prompt_lines",
     "size_line",
     "size_table",
     "store_table",

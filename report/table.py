@@ -100,6 +100,19 @@ def leak_line(result: Result) -> str:
     )
 
 
+def prompt_lines(prompts: Mapping[str, Mapping[str, str | None]]) -> list[str]:
+    """What is put before the texts of each model, by role; nothing of models without prompts.
+
+    >>> prompt_lines({"a": {"query": "query: ", "document": ""}, "b": {"query": ""}})
+    ["a puts before each query 'query: '"]
+    """
+    told = {
+        model: [f"{role} {prompt!r}" for role, prompt in of_model.items() if prompt]
+        for model, of_model in prompts.items()
+    }
+    return [f"{model} puts before each {', '.join(one)}" for model, one in told.items() if one]
+
+
 def p_value(value: float) -> str:
     """As tables and lines show it.
 

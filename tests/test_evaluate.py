@@ -133,7 +133,7 @@ def test_prompts_stand_before_the_texts(
 ) -> None:
     prompts = {"query": "city: ", "document": "the river "}
     words = ("--query-prompt", prompts["query"], "--document-prompt", prompts["document"])
-    status, _, err = run("evaluate", tiny_model, "--data", pets, *words)
+    status, out, err = run("evaluate", tiny_model, "--data", pets, *words)
     assert status == 0, err
     found = read_result(tmp_path / "results" / tiny_model.parent.name / "pets.test.json")
     assert found.prompts == prompts
@@ -144,9 +144,27 @@ def test_prompts_stand_before_the_texts(
     )
     want = score_runs(task.qrels, run_of(task, search(task, asked, shown, 100)))["ndcg@10"]
     assert list(found.scores["ndcg@10"].values()) == pytest.approx(want.tolist(), abs=1e-6)
+    assert f"{tiny_model.parent.name} puts before each query 'city: ', document 'the river '" in out
     run("evaluate", tiny_model, "--data", pets, "--out", "plain")
     plain = read_result(tmp_path / "plain" / tiny_model.parent.name / "pets.test.json")
     assert plain.scores["ndcg@10"] != found.scores["ndcg@10"]
+    status, out, err = run("evaluate", tiny_model, "--data", pets)
+    assert status == 0 and "puts before each" not in out
+    assert f"pets.test.json: made with prompts {prompts}, is replaced by one with" in err
+    assert run("evaluate", tiny_model, "--data", pets)[2].count("is replaced by") == 0
+
+
+def test_results_of_other_contents_are_kept(
+    run: Run, tiny_model: Path, pets: Path, tmp_path: Path
+) -> None:
+    mine = shutil.copytree(pets, tmp_path / "mine")
+    assert run("evaluate", tiny_model, "--data", mine)[0] == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "results").rglob("*.json")}
+    with (mine / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"_id": "new", "text": "another document"}\n')
+    status, _, err = run("evaluate", tiny_model, "--data", mine)
+    assert status == 2 and "mine.test.json: of other contents of mine than --data holds now" in err
+    assert {file: file.read_bytes() for file in (tmp_path / "results").rglob("*.json")} == before
 
 
 def test_results_with_and_without_skip_self_are_told_apart(

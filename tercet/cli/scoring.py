@@ -57,7 +57,7 @@ def evaluate(
     from tercet.configs import Prompts
     from tercet.models.housekeeping import read_bytes
     from tercet.progress import is_main_process
-    from tercet.report import console_table, leak_line, model_table
+    from tercet.report import console_table, leak_line, model_table, prompt_lines
     from tercet.stages import Search, delta_lines, evaluate, name_of
 
     how = Search(
@@ -86,6 +86,8 @@ def evaluate(
         return
     for main in dict.fromkeys(result.main for result in results):
         show(console_table(model_table([result for result in results if result.main == main])))
+    for line in prompt_lines({result.model: result.prompts for result in results}):
+        print(line)
     for line in delta_lines(results, name_of(model), out):
         print(line)
     for result in results:
@@ -130,7 +132,7 @@ def compare(
     """Models side by side: cost, quality with intervals, shorter vectors, and a page to read."""
     from tercet.configs import Prompts
     from tercet.progress import is_main_process
-    from tercet.report import console_table
+    from tercet.report import console_table, prompt_lines
     from tercet.report.comparison import leak_lines, summary_rows
     from tercet.stages import Search, compare
 
@@ -156,6 +158,8 @@ def compare(
     if not is_main_process():
         return
     show(console_table(summary_rows(found)))
+    for line in prompt_lines({model["name"]: model["prompts"] for model in found["models"]}):
+        print(line)
     for line in leak_lines(found):
         print(line)
     print(f"results: {out / 'results.json'}\npage: {out / 'report.html'}")

@@ -1,6 +1,6 @@
 """Score models, a reranker and BM25 on retrieval tasks, and models on pairs of sentences."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
@@ -16,16 +16,19 @@ from tercet.evaluation import (
     comparisons,
     comparisons_in,
     read_comparisons,
+    read_result,
     refuse_foreign,
     safe_name,
     write_comparisons,
 )
 from tercet.evaluation.bm25 import NAME as BM25
 from tercet.evaluation.comparisons import reranks
+from tercet.evaluation.results import place_of
 from tercet.files import writable_folder
-from tercet.models import default_device, load_encoder, resolve
+from tercet.models import default_device, load_encoder, prompts_of, resolve
 from tercet.peers import together
 from tercet.processes import on_main
+from tercet.progress import say
 from tercet.report import delta_line
 from tercet.stages.measuring import (
     evaluate_bm25,
@@ -90,13 +93,15 @@ def evaluate(
     refuse_twice("tasks", [safe_name(f"{name}.{part}") for name, part in parts])
     for task in tasks:
         check(task, how)
-    _refuse_overwriting(names, parts, out)
+    contents = {(task.name, task.split): task.fingerprint for task in tasks}
+    _refuse_overwriting(names, parts, contents, out)
     trained = training_texts(trained_on) if trained_on else None
     second = second_stage(how, trust_remote_code)
     encoders = {
         name_of(path): _load(path, prompts if path == model else OWN, trust_remote_code)
         for path in paths
     }
+    on_main(lambda: _say_other_prompts(encoders, parts, out))
     mine = name_of(model)
     results: list[Result] = []
     for task in tasks:
@@ -162,17 +167,35 @@ def _names(paths: Sequence[str], how: Search) -> list[str]:
     return [*map(name_of, paths), *beside]
 
 
-def _refuse_overwriting(names: Sequence[str], parts: Sequence[tuple[str, str]], out: Path) -> None:
+def _refuse_overwriting(
+    names: Sequence[str],
+    parts: Sequence[tuple[str, str]],
+    contents: Mapping[tuple[str, str], str],
+    out: Path,
+) -> None:
     """Raise UserError unless what stands where results will be written was written by `evaluate`.
 
-    `parts`: task and split.
+    `parts`: task and split; `contents`: the fingerprints of those that are known.
     """
     with about("--out"):
         writable_folder(out)
         read_comparisons(out)
         for name in names:
             for task, split in parts:
-                refuse_foreign(out, name, task, split)
+                refuse_foreign(out, name, task, split, contents.get((task, split)))
+
+
+def _say_other_prompts(
+    encoders: Mapping[str, SentenceTransformer], parts: Sequence[tuple[str, str]], out: Path
+) -> None:
+    """Say which results that will be replaced were made with other prompts."""
+    for name, encoder in encoders.items():
+        now = prompts_of(encoder)
+        for task, split in parts:
+            path = place_of(out, name, task, split)
+            before = read_result(path).prompts if path.exists() else {}
+            if any(now.get(role) != prompt for role, prompt in before.items()):
+                say(f"{path}: made with prompts {before}, is replaced by one with {now}")
 
 
 def _load(path: str, prompts: Prompts, trust_remote_code: bool) -> SentenceTransformer:
