@@ -339,6 +339,7 @@ def test_mistakes_are_one_line_and_come_first(
     monkeypatch.setattr("tercet.stages.comparing.load_contestant", lambda *_: 1 / 0)
     model, data = comparison.models[0], comparison.folders[0]
     write_json(tmp_path / "old" / "results.json", {"format": 0})
+    write_json(tmp_path / "kept" / "comparisons.json", [])
     write_json(tmp_path / "theirs" / "results.json", [1])
     (tmp_path / "odd" / "results.json").mkdir(parents=True)
     write_text(tmp_path / "mine" / "report.html", "<p>of the user</p>")
@@ -361,6 +362,9 @@ def test_mistakes_are_one_line_and_come_first(
         ((model, "--data", data, "--out", "old"), "another version of tercet.*format 0"),
         ((model, "--data", data, "--out", "theirs"), "format unknown.*choose another --out"),
         ((model, "--data", data, "--out", "odd"), "format unknown.*choose another --out"),
+        ((model, "--data", data, "--out", "kept"), "kept: holds results of `tercet evaluate`"),
+        ((model, "--data", data, "--out", data), "holds a BEIR folder .corpus.jsonl"),
+        ((model, "--data", data, "--out", model), "holds a model .modules.json"),
         ((model, "--data", data, "--out", "mine"), "report.html: is there without results.json"),
         ((model, "--data", data, "--out", "drawn"), "plots: is there without results.json"),
         ((model, "--data", data, "--out", "scored"), "animals.test.json: not a result"),

@@ -49,7 +49,8 @@ def test_mistakes_are_one_line_and_write_nothing(
 ) -> None:
     own = same_ids(tmp_path / "own", answers_itself=True)
     twin = shutil.copytree(tiny_model, tmp_path / "BM25" / "model")
-    file = pets / "corpus.jsonl"
+    file, page = pets / "corpus.jsonl", tmp_path / "page"
+    write_json(page / "results.json", {})
     for words, said in (
         (("--data", pets, "--depth", 9), "--depth: 9 documents a query do not tell ndcg@10"),
         (("--data", own, "--skip-self"), "own: document 'x0' answers the query of the same id (8"),
@@ -59,6 +60,8 @@ def test_mistakes_are_one_line_and_write_nothing(
         (("--data", pets, "--data", pets), "two tasks are called 'pets.test'"),
         (("--data", pets, "--out", file), f"--out: {file}: cannot write there (it is a file)"),
         (("--data", pets, "--rerank-depth", 5), "--rerank-depth: is of --rerank"),
+        (("--data", pets, "--out", pets), f"--out: {pets}: holds a BEIR folder (corpus.jsonl)"),
+        (("--data", pets, "--out", page), f"--out: {page}: holds a comparison of"),
         (("--check-with-mteb", "--sts", "x.tsv"), "--check-with-mteb: is of BEIR folders"),
         ((), "nothing to evaluate on"),
     ):

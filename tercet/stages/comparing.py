@@ -50,10 +50,9 @@ from tercet.stages.measuring import (
     second_stage,
     sides_of,
 )
-from tercet.stages.names import name_of, refuse_models, refuse_twice
+from tercet.stages.names import RESULTS, name_of, refuse_mixed, refuse_models, refuse_twice
 from tercet.stages.tasks import PLAIN, Search, check, leaks, suited
 
-RESULTS = "results.json"
 PAGE = "report.html"
 PLOTS = "plots"
 SCORES = "results"  # folder of each model's scores per query
@@ -135,6 +134,7 @@ def compare(
 
 def refuse_foreign(out: Path) -> None:
     """Raise UserError if `out` cannot be written or holds what no comparison of ours wrote."""
+    refuse_mixed(out, RESULTS)
     writable_folder(out)
     path = out / RESULTS
     for theirs in (out / PAGE, out / PLOTS):

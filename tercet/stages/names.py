@@ -6,7 +6,24 @@ from pathlib import Path
 from tercet.errors import UserError
 from tercet.evaluation import safe_name
 from tercet.evaluation.bm25 import NAME as BM25
+from tercet.evaluation.results import COMPARISONS
 from tercet.models import EMBEDDED
+
+RESULTS = "results.json"  # of `tercet compare`
+LIVES = {  # a file -> what a folder holds in which it lies
+    "corpus.jsonl": "a BEIR folder",
+    "corpus.jsonl.gz": "a BEIR folder",
+    "modules.json": "a model",
+    RESULTS: "a comparison of `tercet compare`",
+    COMPARISONS: "results of `tercet evaluate`",
+}
+
+
+def refuse_mixed(out: Path, own: str) -> None:
+    """Raise UserError if `out` holds something else than what the file `own` stands for."""
+    for file, what in LIVES.items():
+        if file != own and (out / file).exists():
+            raise UserError(f"{out}: holds {what} ({file}); choose another --out")
 
 
 def name_of(path: str) -> str:

@@ -23,7 +23,7 @@ from tercet.evaluation import (
 )
 from tercet.evaluation.bm25 import NAME as BM25
 from tercet.evaluation.comparisons import reranks
-from tercet.evaluation.results import place_of
+from tercet.evaluation.results import COMPARISONS, place_of
 from tercet.files import writable_folder
 from tercet.models import default_device, load_encoder, prompts_of, resolve
 from tercet.peers import together
@@ -37,7 +37,7 @@ from tercet.stages.measuring import (
     evaluate_stages,
     second_stage,
 )
-from tercet.stages.names import name_of, refuse_models, refuse_twice
+from tercet.stages.names import name_of, refuse_mixed, refuse_models, refuse_twice
 from tercet.stages.official import (
     check_by_mteb,
     evaluate_official,
@@ -178,6 +178,7 @@ def _refuse_overwriting(
     `parts`: task and split; `contents`: the fingerprints of those that are known.
     """
     with about("--out"):
+        refuse_mixed(out, COMPARISONS)
         writable_folder(out)
         read_comparisons(out)
         for name in names:
