@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test test-slow test-faults check fix wheel clean-room try-distillation try-mining clean
+.PHONY: venv demo test test-slow test-faults check fix wheel clean-room try-distillation try-mining clean
+
+venv: .venv/ready
 
 demo: .venv/ready
 	$(BIN)/tercet demo

@@ -267,8 +267,8 @@ def test_training_data_that_is_not_there_is_one_line(
 ) -> None:
     nothing = config(tmp_path, data={})
     for path, said in (
-        ("absent.jsonl", "absent.jsonl: no such file"),
-        (nothing, f"--trained-on {nothing}: this config names neither data.train nor"),
+        ("absent.jsonl", "--trained-on: absent.jsonl: no such file"),
+        (nothing, f"--trained-on: {nothing}: this config names neither data.train nor"),
     ):
         status, _, err = run("evaluate", tiny_model, "--data", pets, "--trained-on", path)
         assert status == 2 and said in err and err.count("\n") == 1, err

@@ -163,7 +163,12 @@ def test_a_folder_is_read_with_its_answers(tmp_path: Path) -> None:
     found = read_collection(collection(tmp_path / "animals", 60))
     assert found.name == "animals" and len(found.documents) == 60
     assert found.answers[question(5)] == {"d5"} and found.queries[0] == question(0)
-    shutil.rmtree(tmp_path / "animals" / "qrels")
+    qrels = tmp_path / "animals" / "qrels"
+    (qrels / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq7\td7\t1\n")
+    assert read_collection(tmp_path / "animals", "dev").answers == {question(7): {"d7"}}
+    with pytest.raises(UserError, match=r"train.tsv: no such file; the folder's splits: dev, test"):
+        read_collection(tmp_path / "animals", "train")
+    shutil.rmtree(qrels)
     assert read_collection(tmp_path / "animals").answers == {}
 
 

@@ -192,6 +192,9 @@ def calibrate(
 def serve(
     models: Annotated[list[str], typer.Argument(help="One model, or two side by side.")],
     data: Annotated[Path, typer.Option(help="A BEIR folder.")],
+    split: Annotated[
+        str | None, typer.Option(help="Whose queries are offered: qrels/<split>.tsv; else test.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
@@ -199,7 +202,7 @@ def serve(
     """A page to try a model on a collection: type a query, see what it finds."""
     from tercet.stages import serve
 
-    serve(models, data, host=host, port=port, trust_remote_code=trust_remote_code)
+    serve(models, data, split=split, host=host, port=port, trust_remote_code=trust_remote_code)
 
 
 def _widths(text: str) -> list[int]:

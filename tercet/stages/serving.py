@@ -100,6 +100,7 @@ def serve(
     models: Sequence[str],
     folder: Path,
     *,
+    split: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8080,
     trust_remote_code: bool = False,
@@ -113,7 +114,7 @@ def serve(
     if not 1 <= len(models) <= 2:
         raise UserError(f"serve shows one model, or two side by side; got {len(models)}")
     refuse_models(models)
-    collection = read_collection(folder)
+    collection = read_collection(folder, split)
     with SearchServer(host, port) as server:
         loaded = [load_searcher(path, collection, trust_remote_code) for path in models]
         server.search = Search(collection, loaded)
@@ -122,13 +123,13 @@ def serve(
             server.serve_forever()
 
 
-def read_collection(path: Path) -> Collection:
-    """The documents of a BEIR folder, and its test queries (else those of its first split)."""
+def read_collection(path: Path, split: str | None = None) -> Collection:
+    """The documents of a BEIR folder, and the queries of `split` (None: test, else its first)."""
     folder = read_folder(path, empty_documents=True)
     assert folder is not None  # a missing folder was refused
     documents = Texts(list(folder.documents), list(folder.documents.values()))
     there = splits(path)
-    split = "test" if "test" in there else next(iter(there), None)
+    split = split or ("test" if "test" in there else next(iter(there), None))
     qrels = (read_qrels(folder, split) if split else None) or {}
     answers: dict[str, set[str]] = {}
     for query, grades in qrels.items():

@@ -10,7 +10,7 @@ from tercet.configs.load import recipes
 from tercet.configs.schema import Config
 from tercet.data import Leakage, RetrievalTask, leakage, read_training, with_mined
 from tercet.data.leaks import trained_texts
-from tercet.errors import UserError
+from tercet.errors import UserError, about
 from tercet.evaluation import DEPTH, MAIN_METRIC, cut_of
 from tercet.mining.search import MEMORY, least_bytes
 from tercet.progress import say
@@ -91,10 +91,11 @@ def training_texts(trained_on: Sequence[str]) -> list[str]:
     where vectors are learnt from texts alone. Raises UserError for data that cannot be read.
     """
     files = [path for path in trained_on if not _is_config(path)]
-    texts = trained_texts(read_training([Source(path=path) for path in files])) if files else []
-    for path in trained_on:
-        if _is_config(path):
-            texts += _texts_of(load(path), path)
+    with about("--trained-on"):
+        texts = trained_texts(read_training([Source(path=path) for path in files])) if files else []
+        for path in trained_on:
+            if _is_config(path):
+                texts += _texts_of(load(path), path)
     return texts
 
 
@@ -106,7 +107,7 @@ def _texts_of(config: Config, path: str) -> list[str]:
     data = config.data
     if not data.train and not data.corpus:
         raise UserError(
-            f"--trained-on {path}: this config names neither data.train nor data.corpus"
+            f"{path}: this config names neither data.train nor data.corpus; name another file"
         )
     rows = read_rows(data)
     if data.mined is not None:
