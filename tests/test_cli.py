@@ -221,8 +221,14 @@ def test_an_unknown_option_is_a_mistake_too(run: Run) -> None:
 
 
 def test_evaluating_a_folder_that_is_none(run: Run, tiny_model: Path) -> None:
-    status, _, err = run("evaluate", tiny_model, "--data", "absent")
-    assert status == 2 and "absent" in err
+    for words in (("evaluate", tiny_model), ("compare", tiny_model), ("serve", tiny_model)):
+        status, _, err = run(*words, "--data", "absent")
+        assert status == 2 and err.startswith("error: --data: absent: no such folder"), err
+
+
+def test_a_value_out_of_range_names_its_option(run: Run) -> None:
+    status, _, err = run("serve", "m", "--data", "x", "--port", 80_000)
+    assert status == 2 and err.startswith("error: Invalid value for '--port': 80000 is not in"), err
 
 
 def test_exporting_over_a_folder_is_refused(run: Run, tiny_model: Path, tmp_path: Path) -> None:

@@ -352,13 +352,12 @@ def test_mistakes_are_one_line_and_come_first(
     write_text(own / "qrels" / "test.tsv", "\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
     for words, said in (
         ((model, "./absent", "--data", data), "model: ./absent does not exist"),
-        ((model, "./absent", "--data", tmp_path / "none"), "model: ./absent does not exist"),
         ((model, twin, "--data", data), "two models are called 'tiny'"),
         ((model, f"{model}/", "--data", data), "tiny/: given twice; name each model once"),
         ((model, "BM25", "--data", data), "BM25: is no model; it stands beside the others"),
         ((model, "--data", data, "--query-prompt", "BM25=x"), "prompts for 'BM25': BM25 takes none"),
         ((model, "--data", data, "--data", data), "two tasks are called 'animals'"),
-        ((model, "--data", tmp_path / "none"), "no such folder"),
+        ((model, "./absent", "--data", tmp_path / "none"), "--data: .*none: no such folder"),
         ((model, "--data", data, "--out", "old"), "another version of tercet.*format 0"),
         ((model, "--data", data, "--out", "theirs"), "format unknown.*choose another --out"),
         ((model, "--data", data, "--out", "odd"), "format unknown.*choose another --out"),

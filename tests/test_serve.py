@@ -206,5 +206,5 @@ def test_an_address_with_colons_listens_too() -> None:
 
 def test_several_processes_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tercet.processes.process_count", lambda: 2)
-    status, _, err = run("serve", "no-model", "--data", "nowhere")
+    status, _, err = run("serve", "no-model", "--data", ".")
     assert status == 2 and "serve: works in one process; start it without a launcher" in err

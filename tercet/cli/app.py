@@ -56,7 +56,7 @@ def main() -> None:
             raise
         _complain(f"{error.filename or 'a disk'}: {error.strerror}; make room or choose another")
     except typer.TyperException as error:
-        _complain(str(error))
+        _complain(error.format_message())  # with the option's name
     except KeyboardInterrupt:
         sys.exit(130)
     else:

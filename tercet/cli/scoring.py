@@ -54,6 +54,7 @@ def evaluate(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """Quality with 95 % intervals on BEIR folders, MTEB tasks and STS, beside BM25 and others."""
+    _refuse_absent(data or ())
     from tercet.configs import Prompts
     from tercet.models.housekeeping import read_bytes
     from tercet.progress import is_main_process
@@ -130,6 +131,7 @@ def compare(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """Models side by side: cost, quality with intervals, shorter vectors, and a page to read."""
+    _refuse_absent(data)
     from tercet.configs import Prompts
     from tercet.progress import is_main_process
     from tercet.report import console_table, prompt_lines
@@ -200,9 +202,20 @@ def serve(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
     """A page to try a model on a collection: type a query, see what it finds."""
+    _refuse_absent([data])
     from tercet.stages import serve
 
     serve(models, data, split=split, host=host, port=port, trust_remote_code=trust_remote_code)
+
+
+def _refuse_absent(folders: Sequence[Path]) -> None:
+    """Raise UserError for a BEIR folder that is not there, before torch is imported."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(
+                f"--data: {folder}: no such folder; a BEIR folder holds corpus.jsonl, "
+                "queries.jsonl and qrels/"
+            )
 
 
 def _widths(text: str) -> list[int]:
