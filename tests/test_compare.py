@@ -26,6 +26,7 @@ from tercet.report.comparison import comparison_page
 from tercet.report.plots import write_plots
 from tercet.report.vector_sheets import index_sheets
 from tercet.report.words import front_words
+from tercet.stages.contestants import disturbed
 from tests.comparison import EVIL, MANY, Comparison, collection
 from tests.conftest import Run, answer, question, write_lines
 from tests.encoders import WIDTH, save_encoder
@@ -234,7 +235,7 @@ def test_models_of_other_dimensions_are_said_to_be(
     def stop(*_: Any) -> None:
         raise UserError("enough")
 
-    monkeypatch.setattr("tercet.stages.comparing.what_it_costs", stop)
+    monkeypatch.setattr("tercet.stages.comparing.costs_of", stop)
     status, _, err = run("compare", *comparison.models, "--data", comparison.folders[0])
     assert status == 2 and err.count("dimensions differ") == 1, err
     assert f"dimensions differ (tiny 32, {EVIL} {WIDTH}): compare quality at equal bytes" in err
@@ -243,6 +244,16 @@ def test_models_of_other_dimensions_are_said_to_be(
     words = ("compare", comparison.models[0], "--data", comparison.folders[0], "--dims", "8,4096")
     status, _, err = run(*words)
     assert status == 2 and "error: --dims: 4096 shortens nothing; give less than 32" in err
+
+
+def test_speeds_that_others_disturbed_are_called_noise() -> None:
+    steady = {"fastest_pass": 12.0, "slowest_pass": 10.0, "latency_p50_ms": 5, "latency_p95_ms": 9}
+    assert disturbed(steady) is None
+    assert disturbed(steady | {"slowest_pass": 8.0}) == (
+        "the same texts took 1.5 times longer in one pass than in another"
+    )
+    found = disturbed(steady | {"latency_p95_ms": 25})
+    assert found == "a query's 95th percentile is 5.0 times its median"
 
 
 def test_no_number_stands_outside_the_tables(comparison: Comparison) -> None:

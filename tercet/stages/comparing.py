@@ -32,7 +32,7 @@ from tercet.peers import together
 from tercet.processes import on_main
 from tercet.progress import say
 from tercet.report.comparison import FORMAT, comparison_page
-from tercet.stages.contestants import Contestant, check_widths, load_contestant, what_it_costs
+from tercet.stages.contestants import Contestant, check_widths, costs_of, load_contestant
 from tercet.stages.figures import (
     adjust,
     delta,
@@ -116,7 +116,7 @@ def compare(
     ]
     check_widths(compared, dims)
     # Speed first, since measuring it may fail.
-    costs = on_main(lambda: [what_it_costs(model, tasks) for model in compared])
+    costs = on_main(lambda: costs_of(compared, tasks))
     measured = [_measure(task, compared, study, leaked.get(task.name)) for task in tasks]
 
     def finish() -> Json:

@@ -1,5 +1,6 @@
 """The models of a comparison, and what each costs to run."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from tercet.models.quantise import Ranges, read_ranges
 from tercet.progress import say
 
 SEED = 0  # of the texts that speed is measured on
+UNSTEADY = 1.3  # fastest to slowest pass over the same documents: more is the work of others
+STRAGGLING = 4.0  # 95th percentile to median of queries, whose lengths differ too
 Json = dict[str, Any]
 
 
@@ -64,9 +67,37 @@ def check_widths(compared: Sequence[Contestant], asked: Sequence[int]) -> None:
         say(f"dimensions differ ({listed}): compare quality at equal bytes per vector too")
 
 
+def costs_of(compared: Sequence[Contestant], tasks: Sequence[RetrievalTask]) -> list[Json]:
+    """`what_it_costs` of each model in turn; says which speeds other programs have disturbed."""
+    found = []
+    for place, model in enumerate(compared, start=1):
+        say(
+            f"{model.name}: load time, speed and memory, in a process of its own "
+            f"({place} of {len(compared)}; nothing is said until it is done)"
+        )
+        start = time.perf_counter()
+        found.append(cost := what_it_costs(model, tasks))
+        say(f"{model.name}: measured in {time.perf_counter() - start:.0f} s")
+        if reason := disturbed(cost["efficiency"]):
+            say(f"{model.name}: {reason}: its speeds are noise; compare again on a quiet machine")
+    return found
+
+
+def disturbed(speed: Json) -> str | None:
+    """Why the speeds of an Efficiency are not to be trusted; None if nothing speaks against them.
+
+    >>> disturbed({"fastest_pass": 30.0, "slowest_pass": 10.0})
+    'the same texts took 3.0 times longer in one pass than in another'
+    """
+    if (passes := speed["fastest_pass"] / speed["slowest_pass"]) > UNSTEADY:
+        return f"the same texts took {passes:.1f} times longer in one pass than in another"
+    if (waits := speed["latency_p95_ms"] / speed["latency_p50_ms"]) > STRAGGLING:
+        return f"a query's 95th percentile is {waits:.1f} times its median"
+    return None
+
+
 def what_it_costs(model: Contestant, tasks: Sequence[RetrievalTask]) -> Json:
     """What a model is, and how fast it is on texts drawn from `tasks`."""
-    say(f"{model.name}: load time, speed and memory, in a process of its own")
     documents = [text for task in tasks for text in task.documents.texts]
     queries = [text for task in tasks for text in task.queries.texts]
     sample = _some(documents, DOCUMENTS), _some(queries, QUERIES)
