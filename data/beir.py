@@ -232,10 +232,12 @@ def _judgements(path: Path, complain: Complain) -> Iterator[tuple[int, str, str,
             continue
         found = True
         if number == 1:
+            trec = len(cells) != len(HEADER) and len(text.split()) == len(HEADER) + 1
             complain(
                 "malformed judgement",
                 f"{path}, line 1: a judgement where the header belongs; put "
-                f"{'<tab>'.join(HEADER)} above it",
+                f"{'<tab>'.join(HEADER)} above it"
+                + ", and make them of TREC's four columns by leaving the second out" * trec,
             )
         if len(cells) != len(HEADER):
             complain(

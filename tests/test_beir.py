@@ -154,7 +154,7 @@ def test_a_document_given_twice_is_one(tmp_path: Path) -> None:
         ("", "holds no judgement"),
         (HEADER, "holds no judgement"),
         ("q1\td1\t1\n", "line 1: a judgement where the header belongs"),
-        ("q1 0 d1 1\n", "line 1: a judgement where the header belongs"),
+        ("q1 0 d1 1\n", "make them of TREC's four columns by leaving the second out"),
         (HEADER + "q1 d1 1\n", "line 2: 1 cells between tabs"),
         (HEADER + "q1\t0\td1\t1\n", "line 2: 4 cells between tabs"),
         (HEADER + "q1\td1\t1.5\n", "line 2: grade '1.5' is not a whole number"),

@@ -215,6 +215,12 @@ def test_a_model_given_twice_is_refused(run: Run, tiny_model: Path) -> None:
     assert status == 2 and f"{tiny_model}: given twice" in err
 
 
+def test_bm25_is_no_model_to_name(run: Run, tiny_model: Path) -> None:
+    for words in (("evaluate", "BM25"), ("evaluate", tiny_model, "--against", "BM25")):
+        status, _, err = run(*words, "--data", ".")
+        assert status == 2 and "BM25: is no model; it stands beside the others anyway" in err, err
+
+
 def test_an_unknown_option_is_a_mistake_too(run: Run) -> None:
     status, _, err = run("evaluate", "m", "--dat", "x")
     assert status == 2 and err.startswith("error: ")

@@ -55,7 +55,6 @@ def test_mistakes_are_one_line_and_write_nothing(
         (("--data", pets, "--depth", 9), "--depth: 9 documents a query do not tell ndcg@10"),
         (("--data", own, "--skip-self"), "own: document 'x0' answers the query of the same id (8"),
         (("--data", pets, "--against", twin), "two models are called 'BM25'"),
-        (("--data", pets, "--against", "BM25"), "BM25: is no model; it stands beside the others"),
         (("--data", pets, "--against", tiny_model), f"{tiny_model}: given twice; name each model"),
         (("--data", pets, "--data", pets), "two tasks are called 'pets.test'"),
         (("--data", pets, "--out", file), f"--out: {file}: cannot write there (it is a file)"),
