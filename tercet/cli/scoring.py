@@ -1,5 +1,6 @@
 """Commands that say how good models are: `tercet evaluate`, `compare`, `calibrate`, `serve`."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -209,9 +210,12 @@ def serve(
 
 
 def _refuse_absent(folders: Sequence[Path]) -> None:
-    """Raise UserError for a BEIR folder that is not there, before torch is imported."""
+    """Raise UserError for a BEIR folder that is not there, before torch is imported.
+
+    In a launch it is left to `read_task`: there a mistake of one process ends all of them.
+    """
     for folder in folders:
-        if not folder.is_dir():
+        if not folder.is_dir() and "RANK" not in os.environ:
             raise UserError(
                 f"--data: {folder}: no such folder; a BEIR folder holds corpus.jsonl, "
                 "queries.jsonl and qrels/"
