@@ -237,7 +237,8 @@ def _judgements(path: Path, complain: Complain) -> Iterator[tuple[int, str, str,
                 "malformed judgement",
                 f"{path}, line 1: a judgement where the header belongs; put "
                 f"{'<tab>'.join(HEADER)} above it"
-                + ", and make them of TREC's four columns by leaving the second out" * trec,
+                + ", and make them of TREC's four columns by leaving the second out"
+                * trec,
             )
         if len(cells) != len(HEADER):
             complain(

@@ -366,7 +366,10 @@ def test_mistakes_are_one_line_and_come_first(
         ((model, twin, "--data", data), "two models are called 'tiny'"),
         ((model, f"{model}/", "--data", data), "tiny/: given twice; name each model once"),
         ((model, "BM25", "--data", data), "BM25: is no model; it stands beside the others"),
-        ((model, "--data", data, "--query-prompt", "BM25=x"), "prompts for 'BM25': BM25 takes none"),
+        (
+            (model, "--data", data, "--query-prompt", "BM25=x"),
+            "prompts for 'BM25': BM25 takes none",
+        ),
         ((model, "--data", data, "--data", data), "two tasks are called 'animals'"),
         ((model, "./absent", "--data", tmp_path / "none"), "--data: .*none: no such folder"),
         ((model, "--data", data, "--out", "old"), "another version of tercet.*format 0"),
