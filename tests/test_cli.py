@@ -234,7 +234,7 @@ def test_evaluating_a_folder_that_is_none(run: Run, tiny_model: Path) -> None:
 
 def test_a_value_out_of_range_names_its_option(run: Run) -> None:
     status, _, err = run("serve", "m", "--data", "x", "--port", 80_000)
-    assert status == 2 and err.startswith("error: Invalid value for '--port': 80000 is not in"), err
+    assert status == 2 and err.startswith("error: Invalid value for '--port': "), err
 
 
 def test_exporting_over_a_folder_is_refused(run: Run, tiny_model: Path, tmp_path: Path) -> None:
