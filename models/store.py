@@ -1,5 +1,6 @@
 """Vectors computed once: a store of shards under a fingerprint of all that shapes them."""
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
+from transformers.dynamic_module_utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from tercet.cache import Held, locked
 from tercet.files import cache_folder, fingerprint
@@ -31,6 +33,7 @@ from tercet.processes import on_main, process_count, process_index, share_mistak
 from tercet.progress import progress, say
 
 DTYPE = "float32"
+OWN_CODE = f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}."  # the package of code that comes with a model
 UNTOLD = {"_name_or_path", "architectures", "dtype", "transformers_version"}  # of a model's config
 
 
@@ -130,8 +133,8 @@ def _facts(model: SentenceTransformer, texts: Sequence[str], role: Role, width: 
 def model_fingerprint(model: SentenceTransformer) -> str:
     """Hash of all that turns a text into this model's vector, except the prompt.
 
-    Weights, modules and their settings, tokenizer, maximum length and dtype. Of a pair: of both
-    its sides.
+    Weights, modules, their settings and code that came with them, tokenizer, maximum length and
+    dtype. Of a pair: of both its sides.
     """
     if is_pair(model):
         roles: tuple[Role, ...] = ("query", "document")
@@ -152,8 +155,20 @@ def _parts(model: SentenceTransformer) -> Iterator[str | bytes]:
             yield json.dumps(settings, sort_keys=True, default=str)
         describe = getattr(module, "get_config_dict", dict)
         yield type(module).__name__ + json.dumps(describe(), sort_keys=True, default=str)
+    yield from _own_code(model)
     yield tokenizer_fingerprint(model.tokenizer)
     yield str(max_length(model))
+
+
+def _own_code(model: SentenceTransformer) -> Iterator[str | bytes]:
+    """The Python files that came with the model, where it was trusted to run them.
+
+    All of their folder: a module imports others, and those leave no mark on it.
+    """
+    own = {type(m) for m in model.modules() if type(m).__module__.startswith(OWN_CODE)}
+    for folder in sorted({Path(inspect.getfile(kind)).parent for kind in own}):
+        for file in sorted(folder.glob("*.py")):
+            yield from (file.name, file.read_bytes())
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -402,11 +402,12 @@ def test_a_run_that_stops_averaging_goes_on_from_its_weights(
 # What models say
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "own.py"])
 def test_another_guide_under_the_same_path_is_refused(
     file: str, tiny_model: Path, pairs: Path, tmp_path: Path
 ) -> None:
     guide = Path(shutil.copytree(tiny_model, tmp_path / "guide"))
+    (guide / "own.py").touch()
     where = [f"model.path={tiny_model}", f"data.train={pairs}", f"output={tmp_path / 'run'}"]
     settings = [*where, f"loss.false_negatives.guide={guide}"]
     finetune(load("tiny", settings))

@@ -423,6 +423,8 @@ def test_ranges_are_stored_with_the_model_and_used(
     stored = json.loads((model / quantise.FILE).read_text())
     assert list(stored["widths"]) == ["32", "8"]
     again = ("calibrate", model, "--data", comparison.folders[0], "--dims", "16")
+    status, _, err = run(*again[:-1], "48", "--overwrite")
+    assert status == 2 and "--dims: 48 shortens nothing; give less than 32" in err, err
     status, _, err = run(*again)
     assert status == 2 and "the model has ranges" in err, err
     assert json.loads((model / quantise.FILE).read_text()) == stored

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from tercet.configs import Config, FrozenModel, ModelConfig, load, save
 from tercet.configs.load import parse
 from tercet.errors import UserError
-from tercet.models import add_dense, load_encoder
+from tercet.models import add_dense, load_encoder, model_fingerprint
 from tercet.models.cross import load_scorer
 from tercet.models.unpickle import only_safetensors
 from tercet.progress import say
@@ -102,6 +103,28 @@ def test_trust_in_a_model_is_not_trust_in_the_others(
     assert status == 2 and f"{key}: {model} cannot be loaded" in err and not mark.exists()
     status, _, err = run(*words, f"{key}={{path: {model}, trust_remote_code: true}}")
     assert status == 0 and mark.exists(), err
+
+
+def test_other_code_of_a_trusted_model_is_another_model(model: Path, mark: Path) -> None:
+    """Its vectors in the store are not taken for those of the code before."""
+
+    def loaded() -> tuple[str, Any]:
+        encoder = load_encoder(ModelConfig(path=str(model), trust_remote_code=True))
+        return model_fingerprint(encoder), encoder.encode(["a text"])
+
+    before, again = loaded(), loaded()
+    assert before[0] == again[0]
+    helper = model / "evil.py"
+    helper.write_text(
+        helper.read_text()
+        + "\n\nclass Module(Module):\n    def forward(self, features):\n"
+        + "        found = super().forward(features)\n"
+        + "        found['sentence_embedding'] = -found['sentence_embedding']\n"
+        + "        return found\n"
+    )
+    after = loaded()
+    assert (after[1] == -before[1]).all()
+    assert after[0] != before[0]
 
 
 def test_trust_in_a_guide_is_not_trust_in_the_next(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ PARTS = {  # of what a run began with, as a complaint calls them
     "code": "version of the code",
 }
 BY_KEY = ("config", "beside")  # what --allow-changed takes key by key, the others as a whole
+# Of the files of a model those that decide its vectors.
+DECIDING = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
 # What a finished run need not share, or what cannot be told before its model is loaded.
 FREE = ("config.output", "config.overwrite", "models.tokenizer")
 
@@ -85,12 +87,12 @@ def _models(config: Config) -> dict[str, Any]:
 
 
 def _files(path: str, where: str) -> str:
-    """Hash of a model folder's weights and settings."""
+    """Hash of a model folder's weights, settings, vocabulary and code."""
     found = resolve(path, where)
     folder = Path(found) if Path(found).is_dir() else cached_folder(found)
     if folder is None:  # fetched only when it is used
         return found
-    files = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json"))
+    files = sorted(f for f in folder.rglob("*") if f.suffix in DECIDING)
     return fingerprint(part for f in files for part in (str(f.relative_to(folder)), sha256(f)))
 
 

@@ -15,10 +15,12 @@ from tercet.models import (
     resolve,
     vectors,
 )
+from tercet.models.encode import vector_width
 from tercet.models.quantise import FILE, calibrate, read_ranges, truncated, write_ranges
 from tercet.models.routes import gives_unit_vectors
 from tercet.peers import together
 from tercet.processes import on_main
+from tercet.stages.names import refuse_wide
 from tercet.train.checkpoint import TENSORS
 
 
@@ -34,8 +36,9 @@ def calibrate_model(
     """Measure ranges on the documents of `data` and write them into the model's folder.
 
     For the model's full width and every width of `dims` below it. `data` is what `read_corpus`
-    takes. Returns the file. Raises UserError for a model that is not a folder of one's own, and for
-    one that has ranges of these weights already, unless `overwrite`.
+    takes. Returns the file. Raises UserError for a model that is not a folder of one's own, for one
+    that has ranges of these weights already, unless `overwrite`, and for a width that is none of
+    the usual ones and not below the model's.
     """
     resolve(model, "model")
     folder = Path(model).expanduser()
@@ -57,6 +60,7 @@ def calibrate_model(
             f"{folder / FILE}: the model has ranges, and codes made with them cannot be compared "
             "with codes of others; --overwrite replaces them"
         )
+    refuse_wide(dims, vector_width(encoder))
     found = vectors(encoder.to(default_device()), texts, "document")
     width, unit = found.shape[1], gives_unit_vectors(encoder)
     widths = [width, *sorted({d for d in dims if d < width}, reverse=True)]

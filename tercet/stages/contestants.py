@@ -12,8 +12,6 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs import ModelConfig
 from tercet.configs.schema import Prompts
 from tercet.data import RetrievalTask
-from tercet.errors import UserError
-from tercet.evaluation.compression import DIMS
 from tercet.evaluation.efficiency import DOCUMENTS, QUERIES, measure_apart
 from tercet.models import (
     default_device,
@@ -26,6 +24,7 @@ from tercet.models import (
 from tercet.models.encode import vector_width
 from tercet.models.quantise import Ranges, read_ranges
 from tercet.progress import say
+from tercet.stages.names import refuse_wide
 
 SEED = 0  # of the texts that speed is measured on
 UNSTEADY = 1.3  # fastest to slowest pass over the same documents: more is the work of others
@@ -59,9 +58,7 @@ def check_widths(compared: Sequence[Contestant], asked: Sequence[int]) -> None:
     Raises UserError if one of the lengths asked for besides the usual ones shortens none of them.
     """
     widths = {model.name: vector_width(model.encoder) for model in compared}
-    most = max(widths.values())
-    if too_long := [width for width in asked if width >= most and width not in DIMS]:
-        raise UserError(f"--dims: {too_long[0]} shortens nothing; give less than {most}")
+    refuse_wide(asked, max(widths.values()))
     if len(set(widths.values())) > 1:
         listed = ", ".join(f"{name} {width}" for name, width in widths.items())
         say(f"dimensions differ ({listed}): compare quality at equal bytes per vector too")

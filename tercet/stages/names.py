@@ -6,6 +6,7 @@ from pathlib import Path
 from tercet.errors import UserError
 from tercet.evaluation import safe_name
 from tercet.evaluation.bm25 import NAME as BM25
+from tercet.evaluation.compression import DIMS
 from tercet.evaluation.results import COMPARISONS
 from tercet.models import EMBEDDED
 
@@ -53,6 +54,12 @@ def refuse_models(paths: Sequence[str], beside: Sequence[str] = ()) -> None:
         if places[place] in places[:place]:
             raise UserError(f"{path}: given twice; name each model once")
     refuse_twice("models", [safe_name(name) for name in (*map(name_of, paths), *beside)])
+
+
+def refuse_wide(asked: Sequence[int], width: int) -> None:
+    """Raise UserError if one of the lengths asked for, the usual ones aside, shortens no vector."""
+    if too_long := [length for length in asked if length >= width and length not in DIMS]:
+        raise UserError(f"--dims: {too_long[0]} shortens nothing; give less than {width}")
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
