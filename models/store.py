@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
-from transformers.dynamic_module_utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from tercet.cache import Held, locked
 from tercet.files import cache_folder, fingerprint
