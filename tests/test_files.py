@@ -218,6 +218,7 @@ def test_what_is_never_replaced(here: Path) -> None:
         ("model", {}, "model: exists; .* --overwrite"),
         ("file", {"overwrite": True}, "file: is no folder"),
         ("file/x", {}, "cannot write there"),
+        ("x" * 300, {}, r"cannot be written .File name too long.; choose another folder$"),
         (".", {"overwrite": True}, r"^\.: replacing it would delete .*/a/b"),
         ("..", {"overwrite": True}, r"^\.\.: replacing it would delete .*/a/b"),
         ("runs", {"overwrite": True}, "runs: holds something else .no modules.json"),
