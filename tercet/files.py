@@ -103,6 +103,8 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         partial.chmod(0o755)  # mkdtemp makes it private; what is written here is for others to read
         yield partial
         for file in (*sorted(partial.rglob("*")), partial):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(file.stat().st_mode | 0o444)  # safetensors 0.8 writes for us alone
             _fsync(file)
         if replace and path.exists():
             old = partial.with_suffix(".old")
