@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tercet.data.rows import Texts
 from tercet.errors import UserError
@@ -17,6 +18,7 @@ from tercet.mining.ann import Index
 
 FILE = "milvus.db"
 TOKEN = "MILVUS_TOKEN"  # variable of the environment; a URI may hold user:password instead
+SCHEMES = ("http", "https", "tcp", "unix")
 LONGEST_ID = 512  # bytes
 LONGEST_NAME = 255 - 17  # of a collection, so that its replacement's name fits as well
 MADE_OF = "tercet.made_of"
@@ -66,6 +68,13 @@ class Target:
                 f"vectors as {', '.join(SERVER[self.kind])}; choose one of these, or --to faiss"
             )
         check_ids(documents)
+        if self.embedded and Path(self.uri).is_file():
+            raise UserError(
+                f"{self.uri}: is a file, and Milvus Lite 3 keeps a database in a folder; choose "
+                "another"
+            )
+        if not self.embedded:
+            check_address(self.uri)
         import_milvus(self.embedded)
         if self.embedded and not Path(self.uri).exists():
             return
@@ -86,6 +95,21 @@ class Target:
     def mark(self) -> str:
         """By which a collection is known again."""
         return f"{MADE_OF} {self.made_of}"
+
+
+def check_address(uri: str) -> None:
+    """Raise UserError unless `uri` may be that of a server; whether one is there shows later."""
+    try:
+        parts = urlsplit(uri)
+        place = parts.path if parts.scheme == "unix" else parts.hostname
+        whole = parts.scheme in SCHEMES and bool(place) and parts.port != 0
+    except ValueError:  # a port that is no number, or too large a one
+        whole = False
+    if not whole:
+        raise UserError(
+            f"--uri {uri!r}: is neither a file ending in .db nor the address of a server, such as "
+            "http://localhost:19530"
+        )
 
 
 def check_ids(documents: Texts) -> None:
@@ -153,4 +177,6 @@ def _complaint(target: Target, message: str) -> str:
         return where + f"cannot be written ({reason}); make room, and the same command goes on"
     if target.embedded and message == "Open local milvus failed":
         return where + "it cannot be opened; is another process using it?"
+    if message.startswith("Fail connecting"):
+        return where + f"{message}; is it running, and is --uri right?"
     return where + message

@@ -12,7 +12,7 @@ from tercet.export.parity import variant_rows
 SIZE = """\
 ## Size
 
-{parameters:,} parameters, {megabytes:,.1f} MB. {speed}
+{parameters:,} parameters, {megabytes:,.1f} MB. Vectors have {width} dimensions. {speed}
 """
 SPEED = "What a query takes and how many texts a second are encoded stands under Files, measured."
 NO_SPEED = "Its speed was not measured here; `tercet export --onnx` does, in torch and in ONNX."
@@ -92,11 +92,15 @@ SCRIPT = Path(__file__).with_name("without_torch.py")
 
 
 def exported_section(model: SentenceTransformer, parity: Mapping[str, Any]) -> str:
-    """Markdown between two marks: the model's size, and all of parity.json unless it is empty."""
+    """Markdown between two marks: the model's size, and all of parity.json unless it is empty.
+
+    A README of the model's own knows nothing of a truncation: the width is told here.
+    """
     weights = list(model.parameters())
     size = SIZE.format(
         parameters=sum(w.numel() for w in weights),
         megabytes=sum(w.numel() * w.element_size() for w in weights) / 1e6,
+        width=model.get_embedding_dimension(),
         speed=SPEED if parity else NO_SPEED,
     )
     return f"\n{BEGIN}\n{size}{onnx_section(parity) if parity else ''}{END}\n"

@@ -108,7 +108,9 @@ def build_index(
     if not built.is_trained and ranges is not None and index in ("flat", "hnsw"):
         built.train(np.stack([ranges.low, ranges.high]))  # it takes the least and the largest
     elif not built.is_trained:
-        say(f"{index}: training on {_sample_size(documents, settings):,} vectors")
+        size, wanted = _sample_size(documents, settings), 256 * PER_CENTROID
+        few = f", few: its 256 codewords want {wanted:,}" * (index == "ivf_pq" and size < wanted)
+        say(f"{index}: training on {size:,} vectors{few}")
         built.train(training_sample(documents, settings, seed))
     add_all(faiss, built, documents, settings.build_threads if index == "hnsw" else 0)
     return built
@@ -154,6 +156,7 @@ def empty_index(
     else:
         built = faiss.IndexIVFPQ(cells, width, settings.lists, settings.code_bytes, 8, metric)
         built.pq.cp.seed = seed
+        built.pq.cp.min_points_per_centroid = 1  # of too few it would warn for each code byte
     built.cp.seed = seed
     built.nprobe = min(settings.probes, settings.lists)
     return built

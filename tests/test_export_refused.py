@@ -65,6 +65,12 @@ MISTAKES = {
         r"pairs cannot be loaded: it is a cross-encoder or classifier "
         r"\(BertForSequenceClassification\)",
     ),
+    "half of the weights": (["export", "half", "--onnx"], "half cannot be loaded: Error while des"),
+    "a module that nobody knows": (
+        ["export", "odd", "--onnx"],
+        "odd cannot be loaded: .*does not define a .Nothing",
+    ),
+    "a long name": (["export", "MODEL", "--out", "x" * 300], "File name too long.; choose another"),
     "a split of nothing": (
         ["export", "MODEL", "--onnx", "--split", "dev"],
         "--split: is of the folders of --data; add one",
@@ -95,6 +101,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistake: str, run: Run, tiny_m
     settings = json.loads(Path("pairs/config.json").read_text())
     settings["architectures"] = ["BertForSequenceClassification"]
     Path("pairs/config.json").write_text(json.dumps(settings))
+    shutil.copytree(tiny_model, "half")
+    weights = Path("half/model.safetensors").read_bytes()
+    Path("half/model.safetensors").write_bytes(weights[: len(weights) // 2])
+    shutil.copytree(tiny_model, "odd")
+    modules = json.loads(Path("odd/modules.json").read_text())
+    modules[-1]["type"] = "sentence_transformers.models.Nothing"
+    Path("odd/modules.json").write_text(json.dumps(modules))
     Path("m").mkdir()
     Path("m/modules.json").write_text("[]")
     Path("m/t.txt").write_text("a text\n")

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tercet import files
 from tercet.errors import UserError
@@ -197,6 +199,15 @@ def test_a_link_stays_a_link_and_dots_are_names(here: Path) -> None:
     assert names(here) == ["link", "real", "y"]
 
 
+def test_others_may_read_what_a_library_wrote_for_us_alone(here: Path) -> None:
+    with whole_folder(Path("model")) as partial:
+        save_file({"a": torch.zeros(1)}, partial / "model.safetensors")
+        (partial / "closed").write_text("x")
+        (partial / "closed").chmod(0o600)
+    for path in (Path("model"), *Path("model").iterdir()):
+        assert path.stat().st_mode & 0o444 == 0o444
+
+
 def test_what_may_be_replaced(here: Path) -> None:
     check_replaceable(Path("new/folder"), HOLDS)
     assert not Path("new/folder").exists()
@@ -218,6 +229,7 @@ def test_what_is_never_replaced(here: Path) -> None:
         ("model", {}, "model: exists; .* --overwrite"),
         ("file", {"overwrite": True}, "file: is no folder"),
         ("file/x", {}, "cannot write there"),
+        ("x" * 300, {}, r"cannot be written .File name too long.; choose another folder$"),
         (".", {"overwrite": True}, r"^\.: replacing it would delete .*/a/b"),
         ("..", {"overwrite": True}, r"^\.\.: replacing it would delete .*/a/b"),
         ("runs", {"overwrite": True}, "runs: holds something else .no modules.json"),

@@ -40,7 +40,7 @@ from tercet.evaluation import read_result
 from tercet.mining import MODEL, Space
 from tercet.mining.candidates import Candidates, find_candidates
 from tercet.models.housekeeping import all_stored, damaged
-from tercet.models.load import refuse_escapes
+from tercet.models.load import UNREADABLE, refuse_escapes
 from tercet.models.shards import begin, finish, open_vectors, unsound
 from tercet.report import console_table, store_table
 from tercet.train.checkpoint import MANIFEST, manifest_of, newest, verify
@@ -180,7 +180,7 @@ def read_modules(data: bytes, folder: Path) -> object:
     (folder / "modules.json").write_bytes(data)
     try:
         return refuse_escapes(folder / "modules.json")
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except UNREADABLE as error:
         raise UserError("cannot be loaded") from error
 
 

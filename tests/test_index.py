@@ -185,6 +185,22 @@ MISTAKES = {
     ),
     "a server of another engine": (["--uri", "http://x"], "--uri: is for --to milvus; add it"),
     "a name in another engine": (["--collection", "c"], "--collection: is for --to milvus; add it"),
+    "an address without a scheme": (
+        ["--to", "milvus", "--uri", "localhost:19530"],
+        "--uri 'localhost:19530': is neither a file ending in .db nor the address of a server",
+    ),
+    "a port that is none": (["--to", "milvus", "--uri", "http://x:port"], "--uri .*: is neither"),
+    "no host": (["--to", "milvus", "--uri", "http://"], "--uri 'http://': is neither"),
+    "an address of nothing": (["--to", "milvus", "--uri", ""], "--uri '': is neither"),
+    "a file for a database": (
+        ["--to", "milvus", "--uri", "notes.db"],
+        "notes.db: is a file, and Milvus Lite 3 keeps a database in a folder; choose another",
+    ),
+    "over a database": (
+        ["--out", "base", "--overwrite"],
+        "base: holds milvus.db, which --overwrite would delete with all its collections",
+    ),
+    "a long name": (["--to", "milvus", "--out", "x" * 300], "File name too long.; choose another"),
     "a database in no folder": (
         ["--to", "milvus", "--uri", "many.txt/m.db"],
         "many.txt: cannot write there",
@@ -212,6 +228,9 @@ def test_a_mistake_is_one_line_before_any_text_is_encoded(
     write_lines(folder / "long.jsonl", [{"_id": "x" * 513, "text": "a text"}])
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine\n")
+    (folder / "notes.db").write_text("mine\n")
+    (folder / "base" / "milvus.db").mkdir(parents=True)
+    (folder / "base" / "index.json").write_text("{}")
     there = sorted(folder.rglob("*"))
     monkeypatch.setattr(indexing, "vectors", lambda *_, **__: pytest.fail("a text was encoded"))
     given = [] if "--data" in words else ["--data", corpus]

@@ -99,7 +99,8 @@ def test_a_server_that_does_not_answer_is_found_out_before_any_text_is_encoded(
     status, _, err = run(*words, "--uri", "http://127.0.0.1:1", "--overwrite")
     last = err.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: milvus, collection "), last
-    assert "127.0.0.1:1" in last and not Path("found").exists()
+    assert "127.0.0.1:1" in last and last.endswith("; is it running, and is --uri right?")
+    assert not Path("found").exists()
 
 
 def target(folder: Path, made_of: str = "f", index: Index = "flat") -> Target:

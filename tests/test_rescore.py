@@ -1,6 +1,7 @@
 """The second opinion: scores of a real cross-encoder, trained here, and what they decide."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,10 @@ def test_what_is_no_judge_is_refused(judge: Path, tmp_path: Path, tiny_model: Pa
         load_scorer(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="no cross-encoder"):
         load_scorer(str(tiny_model))
+    half = Path(shutil.copytree(judge, tmp_path / "half")) / "model.safetensors"
+    half.write_bytes(half.read_bytes()[:-9])
+    with pytest.raises(UserError, match="half cannot be loaded: Error while deserializing"):
+        load_scorer(str(half.parent))
 
 
 def places(own: list[list[int]] | None = None) -> tuple[Asked, Space]:

@@ -11,7 +11,10 @@ from tercet.errors import UserError
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A run's folder, or a model folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A run's folder, a checkpoint, a model, a hub name, or 'embedded'."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     results: Annotated[
         list[Path] | None, typer.Option(help="Results to put on the card; may be repeated.")

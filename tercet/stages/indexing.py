@@ -23,7 +23,7 @@ from tercet.export.index import (
 )
 from tercet.export.milvus import FILE, Target
 from tercet.export.sample import spread
-from tercet.files import check_replaceable, fingerprint, writable_folder
+from tercet.files import check_replaceable, disk_errors, fingerprint, writable_folder
 from tercet.mining.ann import Index, import_faiss
 from tercet.models import (
     Vectors,
@@ -91,7 +91,8 @@ def index(
     ranges = _stored_ranges(model, encoder, width) if fits else None
     made_of = _made_of(encoder, documents, [str(width), index, kind], ranges)
     name = collection or _collection_name(name_of(model))
-    milvus = Target(uri or str(out / FILE), name, form, stored, made_of) if to == "milvus" else None
+    address = str(out / FILE) if uri is None else uri
+    milvus = Target(address, name, form, stored, made_of) if to == "milvus" else None
 
     def check() -> None:
         if milvus is None:
@@ -159,14 +160,20 @@ def _made_of(
 
 def _check_faiss(out: Path, overwrite: bool, keep: Sequence[str | Path]) -> None:
     import_faiss("--to faiss")
+    if overwrite and (out / FILE).exists():
+        raise UserError(
+            f"{out}: holds {FILE}, which --overwrite would delete with all its collections; choose "
+            "another folder"
+        )
     check_replaceable(out, FACTS, overwrite=overwrite, keep=keep)
 
 
 def _check_milvus(target: Target, documents: Texts, out: Path, overwrite: bool) -> None:
     """`out` may be gone on with, so it need not be new: only nothing else's."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is no folder; choose another name")
-    inside = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    with disk_errors(out, "choose another folder"):  # a name too long, a closed folder above
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out}: is no folder; choose another name")
+        inside = sorted(path.name for path in out.iterdir()) if out.exists() else []
     strange = [name for name in inside if not name.startswith(".") and name not in (FILE, FACTS)]
     if strange:
         raise UserError(
