@@ -133,12 +133,18 @@ def to_prune(
 
 
 def remove(store: Stored) -> bool:
-    """Delete a store; False, and nothing done, if a run makes it or reads what is in it."""
+    """Delete a store; False, and nothing done, if a run makes it or reads what is in it.
+
+    Likewise if it is another user's.
+    """
     place = store.place
     with locked(place, wait=False) as held, locked(place, name=READING, wait=False) as unread:
         free = bool(held and unread)
         if free:  # out of sight first: who opens the store from now on makes another
-            place.rename(place.with_name(f".{place.name}.{secrets.token_hex(8)}.gone"))
+            try:
+                place.rename(place.with_name(f".{place.name}.{secrets.token_hex(8)}.gone"))
+            except PermissionError:
+                free = False
     for gone in place.parent.glob(".*.gone"):
         shutil.rmtree(gone, ignore_errors=True)
     return free

@@ -369,6 +369,16 @@ def test_the_same_command_goes_on_after_a_kill_and_repeats_the_end(
     assert stages.mine(strict) == again and files(tmp_path / "run") == whole
 
 
+def test_a_recipe_of_ones_own_is_not_replaced(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    text = "# mine\noutput: .\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    for more in ("overwrite=false", "overwrite=true"):
+        with pytest.raises(UserError, match="mine.yaml is not of a run, which would replace it"):
+            stages.mine(config(beir, tiny_model, tmp_path, more))
+    assert (tmp_path / "mine.yaml").read_text() == text
+    assert not (tmp_path / "mined.parquet").exists()
+
+
 def test_two_at_once_in_one_folder_are_one_too_many(
     beir: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -247,6 +247,27 @@ def test_what_another_user_has_stored_is_read(
             folder.chmod(0o755)
 
 
+def test_what_another_user_has_stored_is_not_removed(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    with TemporaryDirectory() as cache:
+        Path(cache).chmod(0o755)
+        monkeypatch.setenv("TERCET_CACHE", cache)
+        vectors(load_encoder(ModelConfig(path=str(tiny_model))), TEXTS, "query")
+        (store,) = all_stored()
+        store.place.parent.chmod(0o555)
+        with another_user():
+            status, out, _ = run("store", "prune", "--older-than", "0")
+        assert status == 0 and "another user's, kept" in out and "0.0 MB freed" in out
+        assert all_stored() == [store]
+        (shard,) = store.place.glob("*.npy")
+        shard.chmod(0)
+        with another_user():
+            status, _, err = run("store", "verify")
+        assert status == 2 and f"{shard}: cannot be read (Permission denied); make it" in err
+        store.place.parent.chmod(0o755)
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

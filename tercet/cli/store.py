@@ -70,6 +70,7 @@ def store_prune(
     for store in chosen:
         gone = dry_run or remove(store)
         freed += store.size if gone else 0
-        what = ("would remove" if dry_run else "removed") if gone else "in use, kept"
+        done = "would remove" if dry_run else "removed"
+        what = done if gone else "in use or another user's, kept"
         print(f"{what}: {store.place}  ({store.model}, {store.size / 1e6:,.1f} MB)")
     print(f"{freed / 1e6:,.1f} MB {'would be ' if dry_run else ''}freed")

@@ -37,7 +37,7 @@ from tercet.peers import together
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.report import mining_page
-from tercet.train.output import asks_for, one_run_in
+from tercet.train.output import asks_for, one_run_in, refuse_own_recipe
 from tercet.train.precision import own_forward
 from tercet.train.remine import Remine
 from tercet.train.rows import held_out_tasks
@@ -70,9 +70,13 @@ def mine(config: Config) -> Mined:
 
 
 def _refuse_other_set(config: Config) -> None:
-    """Raise UserError if the output folder holds another config's set, not to be overwritten."""
+    """Raise UserError if the output folder holds another config's set, not to be overwritten.
+
+    Likewise if the resolved config would replace a recipe that somebody wrote.
+    """
     folder = Path(config.output)
     path = folder / MINED
+    refuse_own_recipe(folder / RECIPE)
     if path.exists() and not config.overwrite and not asks_for(folder / RECIPE, config):
         raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
 
