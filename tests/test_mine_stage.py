@@ -447,6 +447,8 @@ def test_bad_input_is_one_line(
     ("setting", "complaint"),
     [
         ("mining.sources=[model,./absent]", "mining.sources: ./absent does not exist"),
+        ("mining.sources=[model,BM25]", "there is no 'BM25'; did you mean 'bm25'"),
+        ("mining.sources=modle", "there is no 'modle'; did you mean 'model'"),
         ("mining.rescore.model=./absent", "mining.rescore.model: ./absent does not exist"),
         ("mining.known=absent.jsonl", "absent.jsonl: no such file"),
         ("data.train=[]", "data.train is missing"),

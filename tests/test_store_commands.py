@@ -169,6 +169,17 @@ def test_prune_says_what_it_freed(kept: Path, run: Run) -> None:
     assert rows(all_stored()) == [1]
 
 
+def test_pruning_names_the_models_there_are(kept: Path, run: Run, tiny_model: Path) -> None:
+    name = tiny_model.parent.name if tiny_model.name == "model" else tiny_model.name
+    status, _, err = run("store", "prune", "--model", name[:-1])
+    assert status == 2 and f"no store is of {name[:-1]!r}; did you mean {name!r}?" in err
+    status, _, err = run("store", "prune", "--model", "embedded")
+    assert status == 2 and f"no store is of 'embedded'; there are {name}" in err
+    status, out, _ = run("store", "prune", "--model", name)
+    assert status == 0 and out.count("removed: ") == 3
+    assert run("store", "prune", "--model", name)[0] == 0  # nothing is left to be mistaken
+
+
 def test_a_store_in_use_is_kept(kept: Path) -> None:
     store = all_stored()[0]
     with locked(store.place) as held:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tercet.cli.app import app, show
-from tercet.errors import UserError
+from tercet.errors import UserError, did_you_mean
 
 store_app = typer.Typer(
     help="Vectors, candidate lists and scores kept from earlier runs.", no_args_is_help=True
@@ -60,8 +60,14 @@ def store_prune(
         raise UserError("say what to remove: --older-than DAYS, --keep-bytes SIZE or --model NAME")
     if older_than is not None and not 0 <= older_than <= 36_500:
         raise UserError(f"--older-than: {older_than:g} is not a number of days from 0 to 36500")
+    stores = all_stored()
+    made_by = {name for s in stores if s.manifest for name in (s.model, s.manifest.model)}
+    if model is not None and made_by and model not in made_by:
+        there = sorted({store.model for store in stores if store.manifest})
+        hint = did_you_mean(model, there, f"there are {', '.join(there)}")
+        raise UserError(f"--model: no store is of {model!r}; {hint}")
     chosen = to_prune(
-        all_stored(),
+        stores,
         older_than=None if older_than is None else timedelta(days=older_than),
         keep_bytes=None if keep_bytes is None else read_bytes(keep_bytes),
         model=model,

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -225,6 +226,7 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
         if isinstance(source, ModelConfig):
             models[source.path] = source
         elif source not in (MODEL, LEXICAL):
+            _refuse_misspelt(source)
             models[source] = ModelConfig(path=source)
     if config.mining.index != "exact":
         import_faiss(
@@ -236,6 +238,13 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
         else:
             on_disk(settings.path, "mining.sources")
     return models
+
+
+def _refuse_misspelt(source: str) -> None:
+    """Raise UserError for what is nearly the name of a source that is no other model."""
+    near = get_close_matches(source.lower(), (MODEL, LEXICAL), n=1, cutoff=0.7)
+    if near and not Path(source).exists():
+        raise UserError(f"mining.sources: there is no {source!r}; did you mean {near[0]!r}?")
 
 
 def _scorer(settings: RescoreConfig) -> CrossScorer | None:
