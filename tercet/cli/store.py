@@ -77,6 +77,6 @@ def store_prune(
         gone = dry_run or remove(store)
         freed += store.size if gone else 0
         done = "would remove" if dry_run else "removed"
-        what = done if gone else "in use or another user's, kept"
+        what = done if gone else "in use or not ours to remove, kept"
         print(f"{what}: {store.place}  ({store.model}, {store.size / 1e6:,.1f} MB)")
     print(f"{freed / 1e6:,.1f} MB {'would be ' if dry_run else ''}freed")
