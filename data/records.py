@@ -211,7 +211,7 @@ def _csv_rows(path: Path, complain: Complain) -> Rows:
 def _parquet_rows(path: Path, skip: Collection[str], complain: Complain) -> Rows:
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             columns = [name for name in file.schema_arrow.names if name not in skip]
             with _bar(f"read {path.name}", file.metadata.num_rows, MANY) as advance:
                 for batch in file.iter_batches(BATCH, columns=columns):

@@ -61,7 +61,7 @@ def mine(
         table = mined_table(settled, outcome, rule_text(config), miner, round_number, noted)
         with disk_errors(out, OUTPUT):
             with whole_file(out) as partial:
-                pq.write_table(table, partial)
+                pq.write_table(table, partial, write_page_checksum=True)
             found = {"file": out.name, "sha256": sha256(out), "miner": miner, "round": round_number}
             found |= {"counts": asdict(counts), "provenance": provenance, "settings": settings}
             write_json(out.with_name(SUMMARY), found | _summary(settled, spaces, config))

@@ -254,7 +254,10 @@ def _refuse_untrained(model: CrossEncoder, where: str) -> None:
     """An embedding model would be given a new head, whose scores mean nothing."""
     kinds = model.config.architectures if model.config is not None else None
     if len(model) == 1 and kinds and not any("ForSequenceClassification" in k for k in kinds):
-        raise UserError(f"{where} is no cross-encoder: a {kinds[0]} has no head that scores pairs")
+        raise UserError(
+            f"{where} is no cross-encoder: a {kinds[0]} has no head that scores pairs; name one "
+            "that has, such as cross-encoder/ms-marco-MiniLM-L6-v2"
+        )
 
 
 def _calibration(model: CrossEncoder, wanted: str, where: str) -> str:

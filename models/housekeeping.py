@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from tercet.cache import READING, changed, locked
+from tercet.cache import NOT_OURS, READING, changed, locked
 from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.shards import (
@@ -133,12 +133,20 @@ def to_prune(
 
 
 def remove(store: Stored) -> bool:
-    """Delete a store; False, and nothing done, if a run makes it or reads what is in it."""
+    """Delete a store; False, and nothing done, if a run makes it or reads what is in it.
+
+    Likewise if it is another user's, or on a disk that may only be read.
+    """
     place = store.place
     with locked(place, wait=False) as held, locked(place, name=READING, wait=False) as unread:
         free = bool(held and unread)
         if free:  # out of sight first: who opens the store from now on makes another
-            place.rename(place.with_name(f".{place.name}.{secrets.token_hex(8)}.gone"))
+            try:
+                place.rename(place.with_name(f".{place.name}.{secrets.token_hex(8)}.gone"))
+            except OSError as error:
+                if error.errno not in NOT_OURS:
+                    raise
+                free = False
     for gone in place.parent.glob(".*.gone"):
         shutil.rmtree(gone, ignore_errors=True)
     return free

@@ -234,14 +234,23 @@ def _noted(place: Path, shard: int) -> str | None:
 
 
 def unsound(place: Path, manifest: Manifest, shards: Sequence[int]) -> list[int]:
-    """Those of `shards` that are missing or whose bytes are not what they were when written."""
+    """Those of `shards` that are missing or whose bytes are not what they were when written.
+
+    Raises UserError for one that cannot be read: that is the disk's trouble, or a permission's.
+    """
 
     def sound(shard: int) -> bool:
-        path, digest = shard_path(place, shard), known_hash(place, manifest, shard)
+        path = shard_path(place, shard)
         try:
+            digest = known_hash(place, manifest, shard)
             return digest is not None and sha256(path) == digest
         except FileNotFoundError:
             return False
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(
+                f"{path}: cannot be read ({why}); make it readable, or remove it"
+            ) from None
 
     with ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
         return [

@@ -83,6 +83,23 @@ def test_the_mined_set_says_what_was_kept_and_why(tmp_path: Path) -> None:
     assert counts.candidates == 10 and tuple(counts.dropped) == RULES
 
 
+def test_a_bit_that_was_flipped_is_found_when_the_set_is_read(tmp_path: Path) -> None:
+    out = tmp_path / "mined.parquet"
+    mined(out, negatives=2, depth=10)
+    whole, group = out.read_bytes(), pq.ParquetFile(out).metadata.row_group(0)
+    for column in map(group.column, range(group.num_columns)):
+        if not column.path_in_schema.startswith(("negative_ids", "negative_scores", "outcome")):
+            continue
+        start = column.dictionary_page_offset or column.data_page_offset
+        damaged = bytearray(whole)
+        damaged[start + column.total_compressed_size - 1] ^= 1  # the last byte of its last page
+        out.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match="not readable as Parquet after row 0 .*; write it again"
+        ):
+            with_mined(rows(), out)
+
+
 def test_the_summary_beside_it_agrees(tmp_path: Path) -> None:
     out = tmp_path / "mined.parquet"
     # 0.2 * 0.8 = 0.16 leaves d3 to q0 (d2 has 0.6), 0.2 * 0.9 = 0.18 leaves d0 to q1 (d2 has 0.2)

@@ -23,7 +23,7 @@ from tercet.errors import UserError
 from tercet.files import cache_folder
 from tercet.models.housekeeping import all_stored
 from tercet.train.frozen import load_guide
-from tests.conftest import answer, question, write_beir, write_lines
+from tests.conftest import Run, answer, question, write_beir, write_lines
 from tests.disk import full_disk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -369,6 +369,26 @@ def test_the_same_command_goes_on_after_a_kill_and_repeats_the_end(
     assert stages.mine(strict) == again and files(tmp_path / "run") == whole
 
 
+def test_a_recipe_of_ones_own_is_not_replaced(beir: Path, tiny_model: Path, tmp_path: Path) -> None:
+    text = "# mine\noutput: .\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    for more in ("overwrite=false", "overwrite=true"):
+        with pytest.raises(UserError, match="mine.yaml is not of a run, which would replace it"):
+            stages.mine(config(beir, tiny_model, tmp_path, more))
+    assert (tmp_path / "mine.yaml").read_text() == text
+    assert not (tmp_path / "mined.parquet").exists()
+
+
+def test_the_command_says_when_nothing_is_left(
+    run: Run, beir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    rules = ["mining.max_score=-2", "mining.too_few=drop"]
+    status, out, _ = run("mine", "tiny", *settings(beir, tiny_model, tmp_path / "a", *rules))
+    assert status == 0 and out.startswith("0 negatives for 30 queries (30 got none)\n")
+    assert "30 queries had too few and are left out of training\n" in out
+    assert "no negative was kept: loosen the rules" in out
+
+
 def test_two_at_once_in_one_folder_are_one_too_many(
     beir: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -437,6 +457,8 @@ def test_bad_input_is_one_line(
     ("setting", "complaint"),
     [
         ("mining.sources=[model,./absent]", "mining.sources: ./absent does not exist"),
+        ("mining.sources=[model,BM25]", "there is no 'BM25'; did you mean 'bm25'"),
+        ("mining.sources=modle", "there is no 'modle'; did you mean 'model'"),
         ("mining.rescore.model=./absent", "mining.rescore.model: ./absent does not exist"),
         ("mining.known=absent.jsonl", "absent.jsonl: no such file"),
         ("data.train=[]", "data.train is missing"),

@@ -1,5 +1,6 @@
 """`tercet store`: what is kept, whether it is sound, and making room."""
 
+import errno
 import json
 import os
 import time
@@ -169,6 +170,17 @@ def test_prune_says_what_it_freed(kept: Path, run: Run) -> None:
     assert rows(all_stored()) == [1]
 
 
+def test_pruning_names_the_models_there_are(kept: Path, run: Run, tiny_model: Path) -> None:
+    name = tiny_model.parent.name if tiny_model.name == "model" else tiny_model.name
+    status, _, err = run("store", "prune", "--model", name[:-1])
+    assert status == 2 and f"no store is of {name[:-1]!r}; did you mean {name!r}?" in err
+    status, _, err = run("store", "prune", "--model", "embedded")
+    assert status == 2 and f"no store is of 'embedded'; there are {name}" in err
+    status, out, _ = run("store", "prune", "--model", name)
+    assert status == 0 and out.count("removed: ") == 3
+    assert run("store", "prune", "--model", name)[0] == 0  # nothing is left to be mistaken
+
+
 def test_a_store_in_use_is_kept(kept: Path) -> None:
     store = all_stored()[0]
     with locked(store.place) as held:
@@ -245,6 +257,34 @@ def test_what_another_user_has_stored_is_read(
                 vectors(model, [*TEXTS, "another"], "query")
         for folder in folders:
             folder.chmod(0o755)
+
+
+def read_only(path: Path, _: Path) -> None:
+    raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+
+def test_what_another_user_has_stored_is_not_removed(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    with TemporaryDirectory() as cache:
+        Path(cache).chmod(0o755)
+        monkeypatch.setenv("TERCET_CACHE", cache)
+        vectors(load_encoder(ModelConfig(path=str(tiny_model))), TEXTS, "query")
+        (store,) = all_stored()
+        store.place.parent.chmod(0o555)
+        with another_user():
+            status, out, _ = run("store", "prune", "--older-than", "0")
+        assert status == 0 and "not ours to remove, kept" in out and "0.0 MB freed" in out
+        assert all_stored() == [store]
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", read_only)
+            assert not remove(store) and store.place.exists()
+        (shard,) = store.place.glob("*.npy")
+        shard.chmod(0)
+        with another_user():
+            status, _, err = run("store", "verify")
+        assert status == 2 and f"{shard}: cannot be read (Permission denied); make it" in err
+        store.place.parent.chmod(0o755)
 
 
 @pytest.mark.parametrize(

@@ -168,16 +168,21 @@ def _left_by_run(folder: Path) -> list[Path]:
 
 def _refuse_strangers(folder: Path) -> None:
     """Raise UserError for what a run replaces, if no run has written it."""
-    recipe, model = folder / CONFIG, folder / "model"
-    if recipe.exists() and not is_saved(recipe):
-        raise UserError(
-            f"output: {recipe} is not of a run, which would replace it; choose another folder, "
-            "or move it away"
-        )
+    refuse_own_recipe(folder / CONFIG)
+    model = folder / "model"
     if model.exists() and not finished_in(folder):
         raise UserError(
             f"output: {model} is not of a run, which would replace it (no {SUMMARY} beside it); "
             "choose another folder"
+        )
+
+
+def refuse_own_recipe(recipe: Path) -> None:
+    """Raise UserError for a recipe that a person wrote where a run writes its resolved config."""
+    if recipe.exists() and not is_saved(recipe):
+        raise UserError(
+            f"output: {recipe} is not of a run, which would replace it; choose another folder, "
+            "or move it away"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tercet.cli.app import app, show
-from tercet.errors import UserError
+from tercet.errors import UserError, did_you_mean
 
 store_app = typer.Typer(
     help="Vectors, candidate lists and scores kept from earlier runs.", no_args_is_help=True
@@ -60,8 +60,14 @@ def store_prune(
         raise UserError("say what to remove: --older-than DAYS, --keep-bytes SIZE or --model NAME")
     if older_than is not None and not 0 <= older_than <= 36_500:
         raise UserError(f"--older-than: {older_than:g} is not a number of days from 0 to 36500")
+    stores = all_stored()
+    made_by = {name for s in stores if s.manifest for name in (s.model, s.manifest.model)}
+    if model is not None and made_by and model not in made_by:
+        there = sorted({store.model for store in stores if store.manifest})
+        hint = did_you_mean(model, there, f"there are {', '.join(there)}")
+        raise UserError(f"--model: no store is of {model!r}; {hint}")
     chosen = to_prune(
-        all_stored(),
+        stores,
         older_than=None if older_than is None else timedelta(days=older_than),
         keep_bytes=None if keep_bytes is None else read_bytes(keep_bytes),
         model=model,
@@ -70,6 +76,7 @@ def store_prune(
     for store in chosen:
         gone = dry_run or remove(store)
         freed += store.size if gone else 0
-        what = ("would remove" if dry_run else "removed") if gone else "in use, kept"
+        done = "would remove" if dry_run else "removed"
+        what = done if gone else "in use or not ours to remove, kept"
         print(f"{what}: {store.place}  ({store.model}, {store.size / 1e6:,.1f} MB)")
     print(f"{freed / 1e6:,.1f} MB {'would be ' if dry_run else ''}freed")

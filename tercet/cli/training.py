@@ -103,5 +103,9 @@ def mine(config: ConfigPath, overrides: Overrides = None) -> None:
     dropped = ", ".join(f"{n:,} {rule}" for rule, n in counts.dropped.items() if n)
     print(f"{counts.kept:,} negatives for {counts.queries:,} queries ({counts.without:,} got none)")
     print(f"of {counts.candidates:,} candidates: {dropped or 'none dropped'}")
+    if counts.given_up:
+        print(f"{counts.given_up:,} queries had too few and are left out of training")
+    if not counts.kept:
+        print("no negative was kept: loosen the rules above, or bring more documents")
     print(f"page: {mined.page}")
     print(f"mined: {mined.path}  (train on it with data.mined={mined.path})")

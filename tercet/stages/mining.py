@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ from tercet.peers import together
 from tercet.processes import on_main, share_mistakes
 from tercet.progress import say
 from tercet.report import mining_page
-from tercet.train.output import asks_for, one_run_in
+from tercet.train.output import asks_for, one_run_in, refuse_own_recipe
 from tercet.train.precision import own_forward
 from tercet.train.remine import Remine
 from tercet.train.rows import held_out_tasks
@@ -70,9 +71,13 @@ def mine(config: Config) -> Mined:
 
 
 def _refuse_other_set(config: Config) -> None:
-    """Raise UserError if the output folder holds another config's set, not to be overwritten."""
+    """Raise UserError if the output folder holds another config's set, not to be overwritten.
+
+    Likewise if the resolved config would replace a recipe that somebody wrote.
+    """
     folder = Path(config.output)
     path = folder / MINED
+    refuse_own_recipe(folder / RECIPE)
     if path.exists() and not config.overwrite and not asks_for(folder / RECIPE, config):
         raise UserError(f"output: {path} exists; choose another folder or say overwrite=true")
 
@@ -221,6 +226,7 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
         if isinstance(source, ModelConfig):
             models[source.path] = source
         elif source not in (MODEL, LEXICAL):
+            _refuse_misspelt(source)
             models[source] = ModelConfig(path=source)
     if config.mining.index != "exact":
         import_faiss(
@@ -232,6 +238,13 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
         else:
             on_disk(settings.path, "mining.sources")
     return models
+
+
+def _refuse_misspelt(source: str) -> None:
+    """Raise UserError for what is nearly the name of a source that is no other model."""
+    near = get_close_matches(source.lower(), (MODEL, LEXICAL), n=1, cutoff=0.7)
+    if near and not Path(source).exists():
+        raise UserError(f"mining.sources: there is no {source!r}; did you mean {near[0]!r}?")
 
 
 def _scorer(settings: RescoreConfig) -> CrossScorer | None:
