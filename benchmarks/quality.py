@@ -89,9 +89,10 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
 def _rows(models: list[dict[str, Any]]) -> list[dict[str, str]]:
     rows = []
     for model in models:
-        main = model["means"][MAIN_METRIC]
+        means = model["means"]
+        main = means[MAIN_METRIC]
         interval = f"{main['mean']:.3f} [{main['low']:.3f}, {main['high']:.3f}]"
-        rest = {HEADINGS[m]: f"{v['mean']:.3f}" for m, v in model["means"].items() if m in HEADINGS}
+        rest = {head: f"{means[m]['mean']:.3f}" for m, head in HEADINGS.items() if m in means}
         rest[HEADINGS[MAIN_METRIC]] = interval
         rows.append({"Model": model["model"], **rest})
     return rows
