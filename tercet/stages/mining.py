@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from tercet.cache import OUTPUT
 from tercet.configs import Config, ModelConfig, RescoreConfig, save
 from tercet.data import TrainingSet, read_training
 from tercet.data.rows import Indices
-from tercet.errors import UserError, about
+from tercet.errors import UserError, about, did_you_mean
 from tercet.files import disk_errors, fingerprint, write_text
 from tercet.mining import BM25 as LEXICAL
 from tercet.mining import MODEL, Asked, MinedCounts, Space, asked_queries, searchable
@@ -242,9 +241,9 @@ def _mining_models(config: Config) -> dict[str, ModelConfig]:
 
 def _refuse_misspelt(source: str) -> None:
     """Raise UserError for what is nearly the name of a source that is no other model."""
-    near = get_close_matches(source.lower(), (MODEL, LEXICAL), n=1, cutoff=0.7)
-    if near and not Path(source).exists():
-        raise UserError(f"mining.sources: there is no {source!r}; did you mean {near[0]!r}?")
+    hint = did_you_mean(source.lower(), (MODEL, LEXICAL), "", cutoff=0.7)
+    if hint and not Path(source).exists():
+        raise UserError(f"mining.sources: there is no {source!r}; {hint}")
 
 
 def _scorer(settings: RescoreConfig) -> CrossScorer | None:
