@@ -100,6 +100,11 @@ def check_exportable(model: SentenceTransformer) -> None:
             "--onnx: the pooling leaves the prompt's tokens out (include_prompt: false), which a "
             "graph over token ids cannot know; export without --onnx"
         )
+    if not is_static(model) and not hasattr(model.tokenizer, "backend_tokenizer"):
+        raise UserError(
+            f"--onnx: {type(model.tokenizer).__name__} is no tokenizer of the tokenizers library, "
+            "whose file goes beside the graph; export without --onnx"
+        )
 
 
 def is_static(model: SentenceTransformer) -> bool:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from tercet.cache import Held, locked
@@ -171,11 +172,19 @@ def _own_code(model: SentenceTransformer) -> Iterator[str | bytes]:
             yield from (file.name, file.read_bytes())
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Hash of vocabulary and rules; truncation and padding are left out, as each call sets them."""
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of vocabulary and rules; truncation and padding are left out, as each call sets them.
+
+    Of a tokenizer in Python alone, as of bytes or characters, the hash is of its files.
+    """
     backend: Any = getattr(
         tokenizer, "backend_tokenizer", tokenizer
     )  # a static model's has no wrapper
+    if not hasattr(backend, "to_str"):
+        with TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            files = sorted(Path(folder).iterdir())
+            return fingerprint(part for file in files for part in (file.name, file.read_bytes()))
     rules = json.loads(backend.to_str())
     rules.update(truncation=None, padding=None)
     return fingerprint([json.dumps(rules, sort_keys=True)])
