@@ -18,7 +18,8 @@ retention                 every student of code_nl2bash beside the teacher
 Each step leaves a JSON in the work folder and is repeated only with other settings, weights, code
 or another processor, so the program can be stopped at any time; a training that was stopped goes
 on. What is there is merged into distillation.json, each part with the machine and the code that
-measured it. What `--small` makes has a folder of its own.
+measured it; parts that are in that file alone, of another work folder, stay. What `--small` makes
+has a folder of its own.
 """
 
 import argparse
@@ -92,6 +93,7 @@ def main() -> None:
     os.environ["TERCET_CACHE"] = str(asked.work / "cache")
     folder = asked.work / f"small-{asked.small}" if asked.small else asked.work
     work = Work(asked.shared, folder, asked.small, asked.rounds)
+    take_over(work, asked.out / "distillation.json")
     for name in (n for first in asked.only for n in (first, *others(first, asked.seeds))):
         part(work, name)
         write_json(asked.out / "distillation.json", done(work))
@@ -149,6 +151,14 @@ def done(work: Work) -> dict[str, Any]:
         for file in (file_of(work, name), *(f for f in again if first_of(f.stem) == name))
     ]
     return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()}
+
+
+def take_over(work: Work, result: Path) -> None:
+    """Make sections of an earlier result parts of this work folder, where it has none."""
+    sections = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
+    for name, section in sections.items():
+        if not file_of(work, name).exists():
+            write_json(file_of(work, name), section)
 
 
 def file_of(work: Work, name: str) -> Path:
