@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -136,6 +136,13 @@ def write_result(name: str, values: Mapping[str, Any], folder: Path) -> Path:
     path = folder / f"{name}.json"
     write_json(path, measured_here(values))
     return path
+
+
+def write_section(path: Path, name: str, values: Mapping[str, Any], order: Iterable[str]) -> None:
+    """Put what one part of a program found among the parts of an earlier run, in this order."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found[name] = measured_here(values)
+    write_json(path, {part: found[part] for part in order if part in found})
 
 
 def measured_here(values: Mapping[str, Any]) -> dict[str, Any]:

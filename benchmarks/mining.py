@@ -24,7 +24,6 @@ from benchmarks.machine import (
     alternate,
     gemm_peak,
     in_subprocess,
-    measured_here,
     medians,
     peak_memory,
     ratio,
@@ -32,10 +31,10 @@ from benchmarks.machine import (
     seconds,
     target,
     targets_note,
+    write_section,
 )
 from benchmarks.miners import MINERS, NEGATIVES, OURS, PEER, Pairs, ours
 from benchmarks.vectors import WIDTH, near, write_vectors
-from tercet.files import write_json
 from tercet.mining import ann_top_k, top_k
 from tercet.mining.ann import Index
 from tercet.mining.candidates import Picked
@@ -282,14 +281,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             found = PARTS[part](Path(work), options.rounds, options.quick)
         show(console_table(ROWS[part](found)))
-        write_json(path, _others(path, part) | {part: measured_here(found)})
+        write_section(path, part, found, PARTS)
         print(path)
-
-
-def _others(path: Path, part: str) -> Section:
-    """The sections that an earlier run left."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return {name: before[name] for name in PARTS if name in before and name != part}
 
 
 if __name__ == "__main__":

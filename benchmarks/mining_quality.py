@@ -9,7 +9,8 @@ mined document each. A tenth of the queries is kept from it, to say how good it 
 
 Each run leaves one JSON in the work folder and is repeated only with other settings, weights or
 code, so the program can be stopped at any time. It goes seed by seed, and
-benchmarks/results/mining_quality.json tells after each seed of a collection what was seen so far.
+benchmarks/results/mining_quality.json tells after each seed of a collection what was seen so far,
+with the machine and the code it was seen with; a collection that was not asked for stays.
 What `--small` makes has a folder of its own.
 """
 
@@ -21,7 +22,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import getsource
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 
 from benchmarks.collections import contents, cut_by, write_collection
 from benchmarks.kept import kept_json, made_of, mined, scored_by, weights
-from benchmarks.machine import RESULTS, refuse_published, write_result
+from benchmarks.machine import RESULTS, refuse_published, write_section
 from tercet import stages
 from tercet.configs import Config, ModelConfig, load
 from tercet.data import RetrievalTask, TrainingSet, read_task, read_training, with_mined
@@ -85,7 +85,13 @@ class Task:
     documents: int = 10**9
 
 
-TASKS = (Task("code_nl2bash", rows=2048, max_length=96), Task("scifact", rows=10**9, max_length=96))
+TASKS = {
+    task.name: task
+    for task in (
+        Task("code_nl2bash", rows=2048, max_length=96),
+        Task("scifact", rows=10**9, max_length=96),
+    )
+}
 
 
 def main() -> None:
@@ -94,6 +100,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True, help="folder of the collections")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything made")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[12, 13, 14])
     parser.add_argument("--small", type=int, help="so many queries and documents: to try it out")
     arguments = parser.parse_args()
@@ -101,13 +108,13 @@ def main() -> None:
         refuse_published(parser, arguments.out)
     os.environ["TERCET_CACHE"] = str(arguments.work / "cache")
     work, tasks = arguments.work, TASKS
-    if arguments.small:
-        work, tasks = work / f"small-{arguments.small}", [_small(t, arguments.small) for t in TASKS]
-    found = {}
-    for count, task in product(range(1, len(arguments.seeds) + 1), tasks):  # written after each
-        seeds = arguments.seeds[:count]
-        found[task.name] = measure(task, arguments.shared / task.name, work / task.name, seeds)
-        write_result("mining_quality", {"tasks": found}, arguments.out)
+    if small := arguments.small:
+        work, tasks = work / f"small-{small}", {n: _small(t, small) for n, t in TASKS.items()}
+    for count in range(1, len(arguments.seeds) + 1):
+        for name in arguments.only:
+            seeds = arguments.seeds[:count]
+            found = measure(tasks[name], arguments.shared / name, work / name, seeds)
+            write_section(arguments.out / "mining_quality.json", name, found, TASKS)
 
 
 def measure(task: Task, source: Path, folder: Path, seeds: Sequence[int]) -> Found:
@@ -297,7 +304,7 @@ def fit_judge(pairs: Sequence[tuple[str, str, float]], out: Path) -> None:
 def tables(found: Found) -> dict[str, str]:
     """What docs/mining.md shows."""
     rows, notes = [], []
-    for name, task in found["tasks"].items():
+    for name, task in found.items():
         rows.append(_row(name, "untrained", task["base"]))
         for condition, means in task["conditions"].items():
             row = _row(name, condition, means)
@@ -318,10 +325,10 @@ def _note(name: str, task: Found) -> str:
     interval = f"{rate['rate']:.1%} [{rate['low']:.1%}, {rate['high']:.1%}]"
     return (
         f"- {name}: {mined[RESCORED]['queries']:,} training queries, {task['steps']} steps. "
-        f"Negatives per query: {kept}. The cross-encoder, trained on {judge['pairs']:,} pairs in "
-        f"{judge['seconds'] / 60:.1f} minutes, puts the positive before a mined document for "
-        f"{judge['positive_first']:.1%} of {judge['contests']:,} queries kept from it; of the top "
-        f"unlabelled documents it puts {interval} above the positive."
+        f"Negatives per query: {kept}. The cross-encoder, trained on {judge['pairs']:,} pairs, "
+        f"puts the positive before a mined document for {judge['positive_first']:.1%} of "
+        f"{judge['contests']:,} queries kept from it; of the top unlabelled documents it puts "
+        f"{interval} above the positive."
     )
 
 

@@ -30,7 +30,7 @@ def test_whether_mining_pays_is_told_by_condition() -> None:
     for condition, delta in found["deltas"].items():
         assert delta["mean"] == pytest.approx(better[condition])
     assert found["seconds"][quality.NONE] == [2.0, 3.0]
-    text = quality.tables({"tasks": {"names": found}})["mining_quality"]
+    text = quality.tables({"names": found})["mining_quality"]
     assert "| names | filtered, rescored |" in text
     assert "| +0.300 [+0.300, +0.300], p < 0.001 |" in text
     assert "24 training queries, 9 steps. Negatives per query: unfiltered 2.50" in text
@@ -52,7 +52,7 @@ def test_the_program_measures_seed_by_seed(
     beir: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a handful of texts, with the real model; stopped in the midst it repeats nothing."""
-    for task in quality.TASKS:
+    for task in quality.TASKS.values():
         (tmp_path / task.name).symlink_to(beir)
     words = ["--shared", tmp_path, "--work", tmp_path / "work", "--out", tmp_path / "out"]
     words += ["--small", 12, "--seeds", 12, 13]
@@ -70,13 +70,13 @@ def test_the_program_measures_seed_by_seed(
     with pytest.raises(KeyboardInterrupt):
         quality.main()
     result = tmp_path / "out" / "mining_quality.json"
-    first = json.loads(result.read_text(encoding="utf-8"))["tasks"]
+    first = json.loads(result.read_text(encoding="utf-8"))
     assert [task["seeds"] for task in first.values()] == [[12], [12]]
     monkeypatch.setattr(quality, "train", lambda *given: trained.append(given) or train(*given))
     quality.main()
     assert len(trained) == 2 * 2 * len(quality.CONDITIONS)
     found = json.loads(result.read_text(encoding="utf-8"))
-    for name, task in found["tasks"].items():
+    for name, task in found.items():
         assert task["seeds"] == [12, 13] and task["steps"] >= 1, name
         assert task["mined"]["unfiltered"]["kept"] > 0 and task["judge"]["contests"] >= 1, name
         assert all(len(spent) == 2 and min(spent) > 0 for spent in task["seconds"].values()), name
