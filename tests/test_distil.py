@@ -109,9 +109,11 @@ def test_models_that_cut_their_vectors_teach_and_learn_what_is_left(
     cut = SentenceTransformer(str(tiny_model), device="cpu", truncate_dim=16)
     cut.save(str(tmp_path / "cut"), create_model_card=False)
     for student, teacher, width in (("cut", "cut", 16), ("cut", "whole", 32), ("whole", "cut", 16)):
-        paths = [tmp_path / "cut" if name == "cut" else tiny_model for name in (student, teacher)]
+        paths = {"cut": tmp_path / "cut", "whole": tiny_model}
         out = tmp_path / f"{student}-{teacher}"
-        model = stages.distil(config_of(*paths, pairs, out, "train.steps=40", "batch.size=16"))
+        more = ["train.steps=40", "batch.size=16"]
+        config = config_of(paths[student], paths[teacher], pairs, out, *more)
+        model = stages.distil(config)
         lines = read_log(out / "run.jsonl")
         assert lines[-1]["loss"] < 0.1, (student, teacher)
         assert SentenceTransformer(str(model), device="cpu").encode(texts()[:2]).shape == (2, width)
