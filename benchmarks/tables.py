@@ -50,42 +50,56 @@ def main() -> None:
     """Read every result there is and fill the pages that show it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    folder = parser.parse_args().results
-    found = {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in folder.glob("*.json")}
+    for page, shown in pages(read(parser.parse_args().results)).items():
+        write_text(ROOT / page, filled(page, shown))
+
+
+def read(folder: Path) -> dict[str, Result]:
+    """Every result of a folder, by the program's name."""
+    return {f.stem: json.loads(f.read_text(encoding="utf-8")) for f in folder.glob("*.json")}
+
+
+def pages(found: dict[str, Result]) -> dict[str, dict[str, str]]:
+    """What stands between the marks of each page, by its path, for the results there are."""
+    shown: dict[str, dict[str, str]] = {}
+
+    def show(page: str, tables: dict[str, str]) -> None:
+        shown[page] = shown.get(page, {}) | tables
+
     if any(name in found for name in SPEED):
-        _fill(ROOT / "docs" / "benchmarks.md", tables(found))
-        _fill(ROOT / "README.md", {"benchmarks": markdown_table(summary(found))})
+        show("docs/benchmarks.md", tables(found))
+        show("README.md", {"benchmarks": markdown_table(summary(found))})
     if "quality" in found:
-        _fill(ROOT / "docs" / "results.md", quality.tables(found["quality"]))
+        show("docs/results.md", quality.tables(found["quality"]))
     if "mteb_agreement" in found:
-        _fill(ROOT / "docs" / "evaluation.md", mteb_agreement.tables(found["mteb_agreement"]))
+        show("docs/evaluation.md", mteb_agreement.tables(found["mteb_agreement"]))
     if "mining_quality" in found:
-        _fill(ROOT / "docs" / "mining.md", mining_quality.tables(found["mining_quality"]))
-    taught = distillation_tables.tables(found.get("distillation", {}))
-    if taught:
-        _fill(ROOT / "docs" / "distillation.md", taught)
+        show("docs/mining.md", mining_quality.tables(found["mining_quality"]))
+    if "distillation" in found:
+        show("docs/distillation.md", distillation_tables.tables(found["distillation"]))
     if "scale" in found:
-        _fill(ROOT / "docs" / "scale.md", scale.tables(found["scale"]))
+        show("docs/scale.md", scale.tables(found["scale"]))
     if "pruning" in found:
-        verdict = pruning.verdict(found["pruning"])
-        _fill(ROOT / "docs" / "decisions.md", {"pruning": verdict})
+        show("docs/decisions.md", {"pruning": pruning.verdict(found["pruning"])})
     if "exports" in found:
-        _fill(ROOT / "docs" / "export.md", exports.tables(found["exports"]))
+        show("docs/export.md", exports.tables(found["exports"]))
     if "quantised" in found:
-        _fill(ROOT / "docs" / "comparing.md", quantised.tables(found["quantised"]))
+        show("docs/comparing.md", quantised.tables(found["quantised"]))
     if "comparison" in found:
-        _fill(ROOT / "docs" / "comparing.md", comparison.tables(found["comparison"]))
+        show("docs/comparing.md", comparison.tables(found["comparison"]))
     if "demo" in found:
         printed = f"```text\n{found['demo']['printed'].rstrip()}\n```"
         seconds = f"It took {found['demo']['seconds']:.0f} seconds after the installation."
-        _fill(ROOT / "README.md", {"demo": f"{printed}\n\n{seconds}"})
+        show("README.md", {"demo": f"{printed}\n\n{seconds}"})
+    return shown
 
 
-def _fill(page: Path, tables: Mapping[str, str]) -> None:
-    text = page.read_text(encoding="utf-8")
-    for name, table in tables.items():
+def filled(page: str, shown: Mapping[str, str]) -> str:
+    """A page of the project with these tables between its marks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, table in shown.items():
         text = fill_marked(text, name, table)
-    write_text(page, text)
+    return text
 
 
 def tables(results: dict[str, Result]) -> dict[str, str]:

@@ -53,11 +53,19 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{where}: not valid YAML: {_one_line(error)}") from None
     if not OmegaConf.is_dict(base):
         raise UserError(f"{where}: the top level must be `key: value` lines")
+    merged: Any = base
     for item in overrides:
-        if "=" not in item:
+        key, equals, _ = item.partition("=")
+        if not equals:
             raise UserError(f"override {item!r}: write key=value, for example train.epochs=2")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([item]))
+        except UNREADABLE as error:
+            reason = _one_line(error)
+            if "container types" in reason:
+                reason = "one is a list, the other a section; write it as the file does"
+            raise UserError(f"{where}: override {key}: {reason}") from None
     try:
-        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except UNREADABLE as error:
         raise UserError(f"{where}: {_one_line(error)}") from None

@@ -20,6 +20,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]  # NumPy takes no negative ones
 SECRET = "secret"  # pydantic's name of the error
+SIF = 1e-3  # as in its paper (Arora et al. 2017)
 LAYERS = re.compile(r"all|even|(first|last|every):[1-9][0-9]*")
 Format = Literal["auto", "jsonl", "csv", "parquet", "dataset", "beir"]
 Direction = Literal[
@@ -373,7 +374,7 @@ class StudentConfig(Section):
     layers: str | tuple[int, ...] = "all"  # cut: which transformer layers stay, counted from 0
     dims: Count | None = None  # cut, static: of the vectors, by PCA; null: the model's
     centre: bool = True  # static: take the mean of all token vectors off each
-    sif: NotNegative = 1e-3  # static: weight of a token is sif / (sif + its share); 0: all weigh 1
+    sif: NotNegative = SIF  # static: weight of a token is sif / (sif + its share); 0: all weigh 1
     scratch: Scratch = Scratch()  # scratch: its shape
     corpus: tuple[str, ...] = ()  # files of texts for counts and PCA; none: the texts of data.train
 
@@ -397,6 +398,12 @@ class StudentConfig(Section):
             raise ValueError(f"layers are chosen for kind: cut, not for {self.kind}")
         if self.kind == "scratch" and self.dims is not None:
             raise ValueError("dims are of kinds cut and static; set scratch.width")
+        if self.kind != "scratch" and self.scratch != Scratch():
+            raise ValueError(f"scratch is the shape of kind: scratch, not of {self.kind}")
+        if self.kind != "static" and (self.sif, self.centre) != (SIF, True):
+            raise ValueError(f"sif and centre are of kind: static, not of {self.kind}")
+        if self.vocabulary is None and self.characters != "all":
+            raise ValueError("characters are for a vocabulary that is cut: set student.vocabulary")
         return self
 
     @property

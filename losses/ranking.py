@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tercet.losses.tiled import at_least_float32
+from tercet.losses.tiled import PairCosine, at_least_float32
 
 Calibration = Literal["none", "min_max", "standard"]
 
@@ -89,8 +89,7 @@ def margin_mse(
 
 def _cosines(queries: Tensor, documents: Tensor, pairs: Tensor) -> Tensor:
     """(n,) inner products of the pairs (query, document) alone."""
-    rows = at_least_float32(queries[pairs[:, 0]]) * at_least_float32(documents[pairs[:, 1]])
-    return rows.sum(dim=1)
+    return PairCosine.apply(at_least_float32(queries), at_least_float32(documents), pairs)
 
 
 def _within(share: slice, positions: Tensor, count: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Text -> vectors."""
 
 from tercet.models.encode import encode, pad, single_encoder, token_batches, tokenise
-from tercet.models.heads import add_dense, truncate
+from tercet.models.heads import add_dense, settle_width, truncate
 from tercet.models.load import (
     EMBEDDED,
     Role,
@@ -53,6 +53,7 @@ __all__ = [
     "resolve",
     "route",
     "set_dropout",
+    "settle_width",
     "single_encoder",
     "token_batches",
     "tokenise",

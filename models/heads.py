@@ -53,6 +53,16 @@ def truncate(model: SentenceTransformer, dims: int) -> None:
         add_dense(model, torch.eye(dims, width, dtype=model.dtype))
 
 
+def settle_width(model: SentenceTransformer) -> None:
+    """Give a model the width that its settings cut its vectors to, if they do.
+
+    For what goes on to work with its modules, which know nothing of that: training, cutting,
+    pairing. Raises UserError as `truncate` does.
+    """
+    if model.truncate_dim is not None:
+        truncate(model, model.truncate_dim)
+
+
 def narrow(model: SentenceTransformer, vectors: NDArray[np.float32], dims: int) -> None:
     """Keep the `dims` directions in which `vectors` (N, H), made by `model`, hold most.
 

@@ -15,7 +15,10 @@ def transformer(model: SentenceTransformer) -> PreTrainedModel:
     """The transformers model inside. Raises UserError if there is none."""
     body = getattr(model[0], "auto_model", None)
     if not isinstance(body, PreTrainedModel):
-        raise UserError(f"model.path: {type(model[0]).__name__} holds no transformer layers")
+        raise UserError(
+            f"model.path: {type(model[0]).__name__} holds no transformer layers; of such a model "
+            "only the width can be cut (student.dims)"
+        )
     return body
 
 
@@ -32,6 +35,8 @@ def keep_layers(model: SentenceTransformer, wanted: str | Sequence[int]) -> None
     positions counted from 0. Settings given layer by layer are cut with their layers.
     Raises UserError if a layer does not exist, or the encoder cannot do without one.
     """
+    if wanted == "all":
+        return
     body = transformer(model)
     kept = chosen_layers(wanted, _count(body))
     if len(kept) == _count(body):

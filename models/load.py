@@ -53,7 +53,7 @@ def load_encoder(
     model = _load(path, config, where, fetch)
     _refuse_other_similarity(model, config, where)
     _set_normalise(model, config.normalize)
-    _set_max_length(model, config)
+    _set_max_length(model, config, where)
     for role, prompt in (("query", config.prompts.query), ("document", config.prompts.document)):
         if prompt is not None:
             model.prompts[role] = prompt
@@ -288,21 +288,21 @@ def _set_normalise(model: SentenceTransformer, wanted: bool | None) -> None:
         model.append(Normalize())
 
 
-def _set_max_length(model: SentenceTransformer, config: ModelConfig) -> None:
+def _set_max_length(model: SentenceTransformer, config: ModelConfig, where: str) -> None:
     if config.max_length is None:
         return
+    key = f"{where.removesuffix('.path')}.max_length"
     body = getattr(model[0], "auto_model", None)
     if body is None:
-        raise UserError(f"model.max_length: {config.path} has no transformer, so no maximum")
+        raise UserError(f"{key}: {config.path} has no transformer, so no maximum")
     limit = getattr(getattr(body, "config", None), "max_position_embeddings", None)
     if limit is not None and config.max_length > limit:
         raise UserError(
-            f"model.max_length: {config.max_length} is more than the {limit} positions of "
-            f"{config.path}"
+            f"{key}: {config.max_length} is more than the {limit} positions of {config.path}"
         )
     special = getattr(model.tokenizer, "num_special_tokens_to_add", lambda: 0)()
     if config.max_length <= special:
         raise UserError(
-            f"model.max_length: {config.max_length} leaves no room beside {special} special tokens"
+            f"{key}: {config.max_length} leaves no room beside {special} special tokens"
         )
     model.max_seq_length = config.max_length

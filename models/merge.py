@@ -1,5 +1,6 @@
 """Weight averaging: several checkpoints of one architecture become one model."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ def merge_models(
             f"weights: {len(weights)} for {len(models)} models; name two or more models and give "
             "one weight for each"
         )
-    if not sum(weights) > 0:
-        raise UserError(f"weights: their sum must be positive, got {sum(weights)}")
+    if not 0 < sum(weights) < math.inf:
+        raise UserError(f"weights: their sum must be positive and finite, got {sum(weights)}")
     for model, name in zip(models[1:], names[1:], strict=True):
         _refuse_unlike(models[0], names[0], model, name)
     shares = [weight / sum(weights) for weight in weights]

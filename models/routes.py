@@ -7,6 +7,7 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from tercet.errors import UserError
+from tercet.models.heads import settle_width
 from tercet.models.load import Role, gives_unit_vectors, prompt_of
 
 
@@ -22,6 +23,7 @@ def pair_models(
     sides = queries, documents
     for model, name in zip(sides, names, strict=True):
         refuse_pair(model, f"pair: {name}")
+        settle_width(model)
     widths = [model.get_embedding_dimension() for model in sides]
     if widths[0] != widths[1]:
         raise UserError(

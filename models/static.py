@@ -10,7 +10,6 @@ from torch import nn
 
 from tercet.models.encode import CPU_TOKENS, pad
 from tercet.models.heads import principal_directions
-from tercet.models.layers import transformer
 from tercet.models.surgery import Vocabulary
 from tercet.models.vocabulary import Counts
 from tercet.progress import progress
@@ -53,7 +52,6 @@ def static_student(
 
 def token_vectors(teacher: SentenceTransformer) -> NDArray[np.float32]:
     """(V, H) the teacher's vector of every token by itself, between its special tokens."""
-    transformer(teacher)  # one table of another would be no news
     vocabulary = Vocabulary(teacher.tokenizer)
     before, after = _around(teacher)
     texts = [np.array([*before, i, *after], dtype=np.int32) for i in range(vocabulary.size)]

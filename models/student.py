@@ -13,8 +13,8 @@ from transformers import BertConfig, BertModel
 
 from tercet.configs import Scratch, StudentConfig
 from tercet.models.encode import encode
-from tercet.models.heads import narrow
-from tercet.models.layers import keep_layers, layer_count
+from tercet.models.heads import narrow, settle_width
+from tercet.models.layers import keep_layers, layer_count, transformer
 from tercet.models.load import max_length
 from tercet.models.routes import refuse_pair
 from tercet.models.static import static_student, token_vectors
@@ -41,7 +41,7 @@ class Size:
             parameters=sum(p.numel() for p in parameters),
             megabytes=sum(p.numel() * p.element_size() for p in parameters) / 1e6,
             layers=layer_count(model),
-            tokens=_backend(model).get_vocab_size(),
+            tokens=_tokens(model),
             dims=model.get_embedding_dimension() or 0,
         )
 
@@ -67,6 +67,9 @@ def make_student(
     Raises UserError if the model has no such layers, tokens or dims, or the corpus is too small.
     """
     refuse_pair(model, "model.path")
+    settle_width(model)
+    if settings.kind != "cut" or settings.vocabulary is not None:
+        transformer(model)  # its tokenizer and its vectors of tokens are what the student has
     before, covered = Size.of(model), 1.0
     counts = np.zeros(0, dtype=np.int64)
     if settings.vocabulary is not None or settings.kind == "static":
@@ -87,9 +90,10 @@ def make_student(
     return Student(model, before, Size.of(model), covered)
 
 
-def _backend(model: SentenceTransformer) -> Tokenizer:
-    """The tokenizers library's own object, which a static model holds as it is."""
-    return getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
+def _tokens(model: SentenceTransformer) -> int:
+    """The size of the vocabulary; a static model holds the tokenizers library's own object."""
+    tokenizer = model.tokenizer
+    return tokenizer.get_vocab_size() if isinstance(tokenizer, Tokenizer) else len(tokenizer)
 
 
 def _sample_vectors(model: SentenceTransformer, corpus: Corpus) -> NDArray[np.float32]:

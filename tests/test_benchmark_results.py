@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from benchmarks import encoding, evaluation, loss_stage, quality
 from benchmarks.machine import RESULTS, medians, refuse_trial, target, targets_note
 from tercet.versions import whole_source
+
+MARKED = r"<!-- (\w+):begin -->(.*?)<!-- \1:end -->"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,21 @@ def test_what_is_no_trial_is_published() -> None:
     refuse_trial(parser, parser.parse_args(["--rounds", "1"]), "tasks", "quick")
     elsewhere = parser.parse_args(["--rounds", "1", "--quick", "--tasks", "a", "--out", "x"])
     refuse_trial(parser, elsewhere, "tasks", "rounds", "quick")
+
+
+def test_no_figure_of_a_page_is_typed() -> None:
+    """Each table between marks is what the published results say; the others are empty."""
+    pytest.importorskip("faiss", reason="benchmarks.mining measures it: tercet[ann]")
+    from benchmarks.tables import ROOT, filled, pages, read
+
+    shown = pages(read(RESULTS))
+    assert shown
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+        tables = shown.get(name, {})
+        assert filled(name, tables) == text, f"{name}: run python -m benchmarks.tables"
+        for mark, between in re.findall(MARKED, text, re.DOTALL):
+            assert mark in tables or not re.search(r"\d\.\d", between), f"{name}: {mark}"
 
 
 def test_ratios_of_the_tables_are_medians_over_rounds() -> None:

@@ -79,6 +79,11 @@ def test_the_resolved_config_reads_back_equal(tmp_path) -> None:
             ["batch.keep_tokens=-1"],
             r"^a.yaml: batch.keep_tokens: .* equal to 0 or 'auto', got -1 \(by an override\)$",
         ),
+        (
+            "output: x\ndistil: {teacher: [{path: a}]}",
+            ["train.steps=1", "distil.teacher={path: b}"],
+            "^a.yaml: override distil.teacher: one is a list, the other a section; write it as",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, overrides: list[str], complaint: str) -> None:

@@ -103,6 +103,22 @@ def test_the_students_tokenizer_may_be_another(
     assert load_encoder(ModelConfig(path=str(model))).get_embedding_dimension() == 32
 
 
+def test_models_that_cut_their_vectors_teach_and_learn_what_is_left(
+    tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    cut = SentenceTransformer(str(tiny_model), device="cpu", truncate_dim=16)
+    cut.save(str(tmp_path / "cut"), create_model_card=False)
+    for student, teacher, width in (("cut", "cut", 16), ("cut", "whole", 32), ("whole", "cut", 16)):
+        paths = {"cut": tmp_path / "cut", "whole": tiny_model}
+        out = tmp_path / f"{student}-{teacher}"
+        more = ["train.steps=40", "batch.size=16"]
+        config = config_of(paths[student], paths[teacher], pairs, out, *more)
+        model = stages.distil(config)
+        lines = read_log(out / "run.jsonl")
+        assert lines[-1]["loss"] < 0.1, (student, teacher)
+        assert SentenceTransformer(str(model), device="cpu").encode(texts()[:2]).shape == (2, width)
+
+
 def test_texts_alone_are_enough(tiny_model: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "texts.txt"
     corpus.write_text("\n".join([*texts(), texts()[0]]), encoding="utf-8")
@@ -398,6 +414,11 @@ def test_processes_agree_and_a_killed_run_goes_on(
         (["distil.align=0"], "every weight of it is 0"),
         (["data.train=[]", "distil.infonce=1"], "data.train is missing"),
         (["distil.combine=average"], "distil.combine: average"),
+        (
+            ["distil.teacher=[{path: TINY, max_length: 99}]"],
+            "distil.teacher.max_length: 99 is more",
+        ),
+        (["distil.teacher=DAMAGED"], "distil.teacher: .*damaged: .* not finite for 48 texts"),
         (["distil.margin_mse=1"], "the rows have none"),
         (["mining.refresh_every=2"], "draws single texts"),
         (["distil.projection=false"], "distil.projection: false, but"),
@@ -408,6 +429,13 @@ def test_mistakes_are_one_line(
     tiny_model: Path, wide: Path, pairs: Path, tmp_path: Path, change: list[str], complaint: str
 ) -> None:
     teachers = f"distil.teacher=[{tiny_model},{wide}]"
+    damaged = SentenceTransformer(str(tiny_model), device="cpu")
+    with torch.no_grad():
+        next(damaged.parameters()).fill_(torch.nan)
+    damaged.save(str(tmp_path / "damaged"), create_model_card=False)
+    places = {"TINY": str(tiny_model), "DAMAGED": str(tmp_path / "damaged")}
+    for name, path in places.items():
+        change = [word.replace(name, path) for word in change]
     with pytest.raises(UserError, match=complaint):
         stages.distil(config_of(tiny_model, wide, pairs, tmp_path / "run", teachers, *change))
 
@@ -450,12 +478,21 @@ def test_what_a_student_has_not_is_not_asked_of_it(
     transformer: Transformer = SentenceTransformer(str(tiny_model), device="cpu")[0]  # type: ignore[assignment]
     transformer.save(str(body))
     plain = ["model.pooling=cls", "model.max_length=16", "model.prompts.query='where: '"]
-    shape = ["student.scratch={layers: 1, width: 32, heads: 2}", f"student.kind={kind}"]
+    shape = ["student.scratch={layers: 1, width: 32, heads: 2}"] if kind == "scratch" else []
+    shape += [f"student.kind={kind}"]
     out = tmp_path / "run"
     model = stages.distil(config_of(body, tiny_model, pairs, out, *plain, *shape))
     made = load_encoder(ModelConfig(path=str(model)))
     assert layer_count(made) == (1 if kind == "scratch" else 0)
     assert (made.prompts.get("query") or "") == ("where: " if kind == "scratch" else "")
+
+
+def test_weights_without_a_teacher_are_told(run: Run, tiny_model: Path, pairs: Path) -> None:
+    words = [f"model.path={tiny_model}", f"data.train={pairs}", "output=out", "train.steps=1"]
+    status, _, err = run("finetune", "tiny", *words, "distil.listwise_kl=1")
+    assert status == 0 and "warning: distil.teacher is not set" in err
+    status, _, err = run("finetune", "tiny", *words, "overwrite=true")
+    assert status == 0 and "distil.teacher" not in err
 
 
 def test_a_student_is_not_fine_tuned(run: Run, tiny_model: Path, pairs: Path) -> None:

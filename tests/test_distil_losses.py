@@ -265,6 +265,20 @@ def test_a_large_batch_holds_no_matrix_of_all_texts() -> None:
     assert torch.isfinite(student.grad).all()  # type: ignore[arg-type]
 
 
+def test_many_candidates_hold_no_vector_each() -> None:
+    """The saved tensors of the backward pass are the vectors once, and numbers per candidate."""
+    q, d = units(4, 1), units(DOCUMENTS, 2)
+    pairs = torch.cartesian_prod(torch.arange(4), torch.arange(DOCUMENTS)).repeat(99, 1)
+    worse = (pairs[:, 1:] + 1) % DOCUMENTS
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: (kept.append(x.numel()), x)[1], lambda x: x
+    ):
+        listwise_kl(q, d, pairs, torch.zeros(len(pairs)), temperature=1.0)
+        margin_mse(q, d, torch.cat([pairs, worse], dim=1), torch.zeros(len(pairs)))
+    assert 0 < max(kept) < len(pairs) * WIDTH
+
+
 @pytest.mark.parametrize(
     ("scores", "lists", "complaint"),
     [

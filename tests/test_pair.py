@@ -138,6 +138,26 @@ def test_what_cannot_be_paired_is_one_line(
         assert status == 2 and "model.path is a pair of encoders" in err, err
 
 
+def test_a_side_that_cuts_its_vectors_still_does(
+    student: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    sides = {}
+    for name, path in (("small", student), ("large", tiny_model)):
+        sides[name] = SentenceTransformer(str(path), device="cpu", truncate_dim=16)
+        sides[name].save(str(tmp_path / name), create_model_card=False)
+    stages.pair(str(tmp_path / "small"), str(tmp_path / "large"), tmp_path / "pair")
+    pair = SentenceTransformer(str(tmp_path / "pair"), device="cpu")
+    unit = {"normalize_embeddings": True}
+    for found, want in (
+        (pair.encode_query(TEXTS), sides["small"].encode_query(TEXTS, **unit)),
+        (pair.encode_document(TEXTS), sides["large"].encode_document(TEXTS, **unit)),
+    ):
+        assert found.shape == (len(TEXTS), 16)
+        np.testing.assert_allclose(found, want, atol=1e-6)
+    with pytest.raises(UserError, match="student gives 32 dimensions and large 16"):
+        stages.pair(str(student), str(tmp_path / "large"), tmp_path / "other")
+
+
 def test_a_router_without_a_side_is_named(student: Path, tiny_model: Path, tmp_path: Path) -> None:
     stages.pair(str(student), str(tiny_model), tmp_path / "pair")
     pair = load_encoder(ModelConfig(path=str(tmp_path / "pair")))

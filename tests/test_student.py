@@ -2,6 +2,7 @@
 token by token, for every kind of encoder and tokenizer."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sentence_transformers.sentence_transformer.modules import (
     StaticEmbedding,
 )
 from torch import nn
+from transformers import ByT5Tokenizer
 
 from tercet.configs import ModelConfig, StudentConfig
 from tercet.errors import UserError
@@ -316,6 +318,35 @@ def test_asking_for_nothing_changes_no_bit(path: str) -> None:
     made = make_student(load(path), StudentConfig(), {})
     assert np.array_equal(vectors(made.model), vectors(load(path)))
     assert made.before == made.after and made.covered == 1.0
+
+
+def test_what_a_model_cuts_off_its_vectors_stays_off(encoders: dict[str, Path]) -> None:
+    """A checkpoint may say that its vectors end after so many dimensions."""
+    corpus: Corpus = {"query": TEXTS}
+
+    def made(**settings: Any) -> SentenceTransformer:
+        model = load(encoders["bert"])
+        model.truncate_dim = 8
+        return make_student(model, StudentConfig(**settings), corpus).model
+
+    model = load(encoders["bert"])
+    model.truncate_dim = 8
+    np.testing.assert_allclose(vectors(made()), vectors(model), atol=1e-6)
+    widths = [vectors(made(**settings)).shape[1] for settings in ({"dims": 5}, {"kind": "static"})]
+    assert widths == [5, 8]
+    with pytest.raises(UserError, match="student.dims: 9 is more than the model's width 8"):
+        made(dims=9)
+
+
+def test_the_size_of_any_tokenizers_vocabulary(encoders: dict[str, Path]) -> None:
+    """Some are written in Python and know nothing of the tokenizers library."""
+    model = load(encoders["bert"])
+    assert Size.of(model).tokens == len(Vocabulary(model.tokenizer))
+    model[0].processor = ByT5Tokenizer()  # type: ignore[assignment]
+    assert not hasattr(model.tokenizer, "backend_tokenizer")
+    assert Size.of(model).tokens == len(model.tokenizer)
+    with pytest.raises(UserError, match="ByT5Tokenizer is no WordPiece, BPE or Unigram tokenizer"):
+        make_student(model, StudentConfig(vocabulary="used"), {})
 
 
 def test_all_cuts_together(encoders: dict[str, Path], tmp_path: Path) -> None:

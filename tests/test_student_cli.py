@@ -75,6 +75,12 @@ MISTAKES = {
         "layers are chosen for kind: cut",
     ),
     "heads": (["student.scratch.heads=7"], "width 384 cannot be shared by 7 heads"),
+    "a shape without its kind": (["student.scratch.layers=1"], "is the shape of kind: scratch"),
+    "weights without a table": (["student.sif=0.1"], "sif and centre are of kind: static"),
+    "characters of all tokens": (
+        ["student.characters=used"],
+        "that is cut: set student.vocabulary",
+    ),
     "no such model": (["model.path=./absent"], "model.path: ./absent does not exist"),
 }
 
@@ -97,9 +103,11 @@ def test_a_model_without_layers_is_refused(run: Run, tiny_model: Path, pairs: Pa
     base = [f"data.train={pairs}", "model.max_length=null"]
     static = [*base, f"model.path={tiny_model}", "student.kind=static", "output=s"]
     assert run("student", "tiny", *static)[0] == 0
-    cut = [*base, "model.path=s/model", "student.layers=first:1", "output=t"]
-    status, _, err = run("student", "tiny", *cut)
-    assert status == 2 and "StaticEmbedding holds no transformer layers" in err
+    for what in ("layers=first:1", "vocabulary=80", "kind=static", "kind=scratch"):
+        words = [*base, "model.path=s/model", f"student.{what}", "output=t"]
+        status, _, err = run("student", "tiny", *words)
+        assert status == 2 and "StaticEmbedding holds no transformer layers" in err, what
+    assert run("student", "tiny", *base, "model.path=s/model", "student.dims=8", "output=t")[0] == 0
 
 
 def test_merge_writes_the_mean(run: Run, tiny_model: Path, tmp_path: Path) -> None:
@@ -126,6 +134,9 @@ def test_merge_writes_the_mean(run: Run, tiny_model: Path, tmp_path: Path) -> No
     [
         (["--weights", "1,x"], "--weights: numbers with commas between"),
         (["--weights", "1"], "weights: 1 for 2 models"),
+        (["--weights", ""], "--weights: numbers with commas between, got ''"),
+        (["--weights", "1e308,1e308"], "weights: their sum must be positive and finite, got inf"),
+        (["--weights", "nan,1"], "weights: their sum must be positive and finite, got nan"),
     ],
 )
 def test_weights_that_do_not_fit(

@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 from tercet.configs import Config, FrozenModel, ModelConfig
 from tercet.data import TrainingSet
 from tercet.data.rows import Indices
+from tercet.errors import about
 from tercet.models import are_stored, load_encoder, on_disk, vectors
 from tercet.processes import on_main
 from tercet.train.inputs import GUIDE, TEACHER, model_paths
@@ -32,8 +33,9 @@ def load_teacher(config: Config, data: TrainingSet, device: torch.device) -> Tea
     drawn = _drawn(config, data)
     for teacher in config.distil.teacher:
         model = _loaded(teacher, TEACHER, device)
-        sides[0].append(vectors(model, data.queries.texts, "query", title="teacher: queries"))
-        sides[1].append(_documents(model, data.documents.texts, drawn))
+        with about(f"{TEACHER}: {teacher.path}"):
+            sides[0].append(vectors(model, data.queries.texts, "query", title="teacher: queries"))
+            sides[1].append(_documents(model, data.documents.texts, drawn))
     average = config.distil.combine == "average"
     return Teacher(*sides, average) if config.distil.teacher else None
 
@@ -44,10 +46,11 @@ def load_guide(config: Config, data: TrainingSet, device: torch.device) -> Guide
     if guide is None:
         return None
     model = _loaded(guide, GUIDE, device)
-    return GuideVectors(
-        vectors(model, data.queries.texts, "query", title="guide: queries"),
-        vectors(model, data.documents.texts, "document", title="guide: documents"),
-    )
+    with about(f"{GUIDE}: {guide.path}"):
+        return GuideVectors(
+            vectors(model, data.queries.texts, "query", title="guide: queries"),
+            vectors(model, data.documents.texts, "document", title="guide: documents"),
+        )
 
 
 def _loaded(settings: FrozenModel, where: str, device: torch.device) -> SentenceTransformer:

@@ -18,7 +18,14 @@ from tercet.configs import Config, ModelConfig
 from tercet.data import TrainingSet
 from tercet.data.rows import Indices
 from tercet.errors import UserError
-from tercet.models import freeze_unused, load_encoder, refuse_pair, resolve, set_dropout
+from tercet.models import (
+    freeze_unused,
+    load_encoder,
+    refuse_pair,
+    resolve,
+    set_dropout,
+    settle_width,
+)
 from tercet.peers import together
 from tercet.processes import PATIENCE, on_main
 from tercet.progress import say
@@ -153,6 +160,7 @@ def _set_up(
     batches = batches_of(config, data)
     encoder = load_encoder(start)
     refuse_pair(encoder, "model.path")
+    settle_width(encoder)
     begun = what_begins(config, data, read.beside, encoder)
     refuse_unlike(begun)  # from here on processes share the work on what each of them has read
     teacher = load_teacher(config, data, accelerator.device)

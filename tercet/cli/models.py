@@ -77,7 +77,7 @@ def merge(
 
 def _weights(typed: str | None, count: int) -> list[float]:
     try:
-        return [float(weight) for weight in typed.split(",")] if typed else [1.0] * count
+        return [1.0] * count if typed is None else [float(weight) for weight in typed.split(",")]
     except ValueError:
         raise UserError(f"--weights: numbers with commas between, got {typed!r}") from None
 

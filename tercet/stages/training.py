@@ -9,7 +9,7 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from tercet.configs import Config, ModelConfig, StudentConfig, load
+from tercet.configs import Config, DistilConfig, ModelConfig, StudentConfig, load
 from tercet.data import read_task
 from tercet.errors import UserError, about
 from tercet.evaluation import cut_of, known_metric
@@ -46,6 +46,8 @@ def finetune(config: Config, allow_changed: Sequence[str] = ()) -> Path:
             "student: finetune trains model.path as it is; cut it with `tercet student` first, or "
             "let a teacher train what is cut: `tercet distil`"
         )
+    if not config.distil.active and config.distil != DistilConfig():
+        say("warning: distil.teacher is not set, so nothing of the section distil is learnt")
     return _unless_finished(config, partial(_train, config, allow_changed))
 
 
