@@ -18,7 +18,8 @@ from tercet import peers
 from tercet.configs import load
 from tercet.errors import LOST, SAVED, Stopped
 from tercet.train import finetune, loop
-from tercet.train.checkpoint import name_of, newest
+from tercet.train.checkpoint import newest
+from tercet.train.state import name_of
 from tercet.train.tracking import read_log
 from tests.conftest import Run, weights
 from tests.workers.launch import ROOT, run_jobs
