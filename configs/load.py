@@ -117,10 +117,10 @@ def _find(recipe: str | Path) -> Path:
     path = Path(recipe)
     if path.is_file():
         return path
-    if path.is_dir():
-        raise UserError(f"{recipe}: a folder; name the recipe, a YAML file")
     if str(recipe) in recipes():
         return Path(str(resources.files("tercet.configs") / f"{recipe}.yaml"))
+    if path.is_dir():
+        raise UserError(f"{recipe}: a folder; name the recipe, a YAML file")
     hint = did_you_mean(str(recipe), recipes(), f"recipes: {', '.join(recipes())}")
     raise UserError(f"{recipe}: no such file and no such recipe; {hint}")
 

@@ -4,11 +4,20 @@ A section belongs to the stage that reads it. The YAML files beside this module 
 its meaning; defaults live here and nowhere else.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from tercet.secret import holds_secret
@@ -19,6 +28,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]  # NumPy takes no negative ones
+
+
+def _place(value: str) -> str:
+    """A path with `~` as a shell reads it, which leaves it alone behind most `key=`."""
+    if "\0" in value or not value.strip():
+        raise ValueError("should be the path of a file or folder")
+    return os.path.expanduser(value)
+
+
+Place = Annotated[str, AfterValidator(_place)]
 SECRET = "secret"  # pydantic's name of the error
 SIF = 1e-3  # as in its paper (Arora et al. 2017)
 LAYERS = re.compile(r"all|even|(first|last|every):[1-9][0-9]*")
@@ -78,7 +97,7 @@ class Columns(Section):
 class Source(Section):
     """One file or folder of training pairs. Each batch is drawn from a single source."""
 
-    path: str
+    path: Place
     format: Format = "auto"  # auto: by the name's ending, or by what the folder holds
     split: str = "train"  # which qrels/<split>.tsv of a BEIR folder
     columns: Columns = Columns()
@@ -107,14 +126,14 @@ class DataConfig(Section):
     """What to train on, and what must stay unseen."""
 
     train: Sources = ()
-    corpus: tuple[str, ...] = ()  # files of documents without labels, for distillation
-    queries: tuple[str, ...] = ()  # files of queries without labels, for distillation
+    corpus: tuple[Place, ...] = ()  # files of documents without labels, for distillation
+    queries: tuple[Place, ...] = ()  # files of queries without labels, for distillation
     corpus_licence: str | None = None  # of those texts, for the model's card
-    mined: str | None = None  # a mined set (Parquet) whose negatives join the rows by query id
+    mined: Place | None = None  # a mined set (Parquet) whose negatives join the rows by query id
     positives_per_row: Count | None = None  # drawn anew each epoch; null: all of them
     negatives_per_row: Annotated[int, Field(ge=0)] = 1  # drawn anew each epoch
     source_alpha: Share = 0.5  # sources are drawn with probability proportional to rows ** alpha
-    held_out: tuple[str, ...] = ()  # BEIR folders whose test texts are looked for in training
+    held_out: tuple[Place, ...] = ()  # BEIR folders whose test texts are looked for in training
     max_overlap: Share = 0.01  # warn when more of the held-out texts than this are in training
 
 
@@ -376,7 +395,9 @@ class StudentConfig(Section):
     centre: bool = True  # static: take the mean of all token vectors off each
     sif: NotNegative = SIF  # static: weight of a token is sif / (sif + its share); 0: all weigh 1
     scratch: Scratch = Scratch()  # scratch: its shape
-    corpus: tuple[str, ...] = ()  # files of texts for counts and PCA; none: the texts of data.train
+    corpus: tuple[
+        Place, ...
+    ] = ()  # files of texts for counts and PCA; none: the texts of data.train
 
     @field_validator("corpus", mode="before")
     @classmethod
@@ -415,7 +436,7 @@ class StudentConfig(Section):
 class EvaluationConfig(Section):
     """What is measured during the run and after it."""
 
-    dev: str | None = None  # a BEIR folder
+    dev: Place | None = None  # a BEIR folder
     dev_split: str = "dev"
     metric: str = "ndcg@10"  # decides which checkpoint is best
     batch_tokens: Count | None = None  # padded tokens in one forward pass; null: by device
@@ -432,7 +453,7 @@ class TrackingConfig(Section):
 class Config(Section):
     """One run, whole."""
 
-    output: str
+    output: Place
     overwrite: bool = False
     licence: str | None = None  # of the trained model, for its card
     model: ModelConfig = ModelConfig()

@@ -4,10 +4,12 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -32,7 +34,20 @@ EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 ALIGNED = 64  # bytes: where torch lays tensors on a CPU
 
 # What libraries raise over settings that are none, weights that were cut off, unknown modules.
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+    EOFError,
+    UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,
+)
 
 PROBES = ["a", "Another, longer text: 3 numbers (1, 2.5, 7), one *sign* and some words."]
 
@@ -218,6 +233,8 @@ def _load(path: str, config: ModelConfig, where: str, fetch: bool) -> SentenceTr
             return SentenceTransformer(modules=parts, device="cpu")
     except UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, UnpicklingError):  # whose own advice is to let it run code
+            reason = "its weights are damaged, or a pickle of more than tensors"
         reason += "" if ADVICE in reason else advice_for(path)
         if not fetch and not Path(path).exists():
             reason = f"not all of it is on this disk ({reason}); fetch it: hf download {path}"

@@ -209,7 +209,9 @@ def writable_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        why = "it is a file" if path.is_file() else error.strerror
+        why = (
+            "it is a file" if os.path.isfile(path) else error.strerror
+        )  # also if a name is too long
         raise UserError(f"{path}: cannot write there ({why}); choose another") from None
     return path
 

@@ -94,7 +94,8 @@ def test_processes_average_what_one_does(runs: Path, name: str) -> None:
     one, other = (weights(runs / f"whole-{n}" / "checkpoints/step-00000007") for n in ("1", name))
     for key, tensor in one.items():
         if not key.endswith("key.bias"):  # their gradient is rounding alone
-            torch.testing.assert_close(tensor, other[key], rtol=0, atol=1e-5)
+            # Adam enlarges rounding where a gradient is small: to 1.01e-5 on some processors
+            torch.testing.assert_close(tensor, other[key], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["2", "sharded"])

@@ -278,6 +278,8 @@ def test_state_that_no_run_has_written_is_one_line(folder: Path, ended: list[str
     changed += [
         state | {"best": {"step": "4", "value": 0.5}},
         state | {"mined": {"file": "mined/step-00000000/mined.parquet"}},
+        *(state | {"mined": {"file": name, "sha256": "x"}} for name in ("../a", "a\0b", "a" * 999)),
+        state | {"step": 5},
         state | {"micro_tokens": 0},
         state | {"config": {}},
         state | {"config": state["config"] | {"batch": {**batch, "keep_tokens": []}}},
@@ -292,11 +294,44 @@ def test_state_that_no_run_has_written_is_one_line(folder: Path, ended: list[str
         go_on(ended)
 
 
-def test_missing_state_of_the_optimizer_is_one_line(folder: Path, ended: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda of: {"something": torch.zeros(1)}, "holds no optimizer state for .*; start afresh"),
+        (lambda of: {k: v for k, v in of.items() if not k.endswith("/step")}, "other optimizer"),
+        (lambda of: {k: v.to(torch.int8) for k, v in of.items()}, "other optimizer state for "),
+        (lambda of: {k: torch.zeros(3) for k in of}, "other optimizer state for .*; start afresh"),
+    ],
+)
+def test_other_state_of_the_optimizer_is_one_line(
+    folder: Path,
+    ended: list[str],
+    spoil: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    complaint: str,
+) -> None:
     target = folder / "step-00000004"
-    save_file({"something": torch.zeros(1)}, target / "trainer.safetensors")
+    save_file(spoil(load_file(target / "trainer.safetensors")), target / "trainer.safetensors")
     make_manifest_anew(target)
-    with pytest.raises(UserError, match="holds no optimizer state for .*; start afresh"):
+    with pytest.raises(UserError, match=complaint):
+        go_on(ended)
+
+
+@pytest.mark.parametrize("spoil", [delete, truncate])
+def test_a_manifest_of_no_optimizer_is_one_line(
+    folder: Path, ended: list[str], spoil: Callable[[Path], None]
+) -> None:
+    target = folder / "step-00000004"
+    spoil(target / "trainer.safetensors")
+    make_manifest_anew(target)
+    with pytest.raises(
+        UserError, match="trainer.safetensors: not what a run writes; delete .*-0+4"
+    ):
+        go_on(ended)
+
+
+def test_a_checkpoint_under_the_name_of_another_is_one_line(folder: Path, ended: list[str]) -> None:
+    (folder / "step-00000004").rename(folder / "step-00000005")
+    with pytest.raises(UserError, match="step-00000005/state.json: not what a run writes"):
         go_on(ended)
 
 

@@ -92,9 +92,33 @@ def test_what_is_wrong_is_said_in_one_line(text: str, overrides: list[str], comp
     assert "\n" not in str(error.value)
 
 
+def test_a_tilde_is_the_home_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["data.train=~/a.jsonl", "data.mined=~/m", "data.held_out=[~/h]", "evaluation.dev=~/d"]
+    found = parse("output: ~/run", "a.yaml", words)
+    assert (found.output, found.data.train[0].path) == ("/home/me/run", "/home/me/a.jsonl")
+    assert (found.data.mined, found.data.held_out) == ("/home/me/m", ("/home/me/h",))
+    assert found.evaluation.dev == "/home/me/d"
+    assert parse("output: ./a~/", "a.yaml").output == "./a~/"  # otherwise as it was given
+
+
+@pytest.mark.parametrize("given", ['""', '" "', '"a\\0b"'])
+def test_an_output_that_is_no_path_is_one_line(given: str) -> None:
+    with pytest.raises(UserError, match="output: should be the path of a file or folder, got"):
+        parse(f"output: {given}", "a.yaml")
+
+
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a folder; name the recipe"):
         load(tmp_path)
+
+
+def test_a_folder_of_its_name_does_not_hide_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "finetune").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load("finetune") == Config(output="runs/finetune", data={"train": "pairs.jsonl"})  # type: ignore[arg-type]
 
 
 def test_a_missing_recipe_names_the_nearest() -> None:

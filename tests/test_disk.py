@@ -98,6 +98,30 @@ def test_a_log_that_cannot_be_written_stops_nothing(
     assert trained.steps == 6 and said.count("cannot be written (Is a directory)") == 1
 
 
+@pytest.mark.parametrize("place", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_log_that_is_no_file_becomes_one(
+    tiny_model: Path, pairs: Path, tmp_path: Path, place: Callable[[Path], None]
+) -> None:
+    """Nobody reads from a pipe or a device: the one would be waited for, the other never ends."""
+    place(tmp_path / "run.jsonl")
+    assert finetune(load("tiny", options(tiny_model, pairs, tmp_path))).steps == 6
+    assert not (tmp_path / "run.jsonl").is_symlink()
+    assert len(read_log(tmp_path / "run.jsonl")) == 6
+
+
+def test_a_summary_that_cannot_be_written_is_one_line(
+    run: Run, tiny_model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """The training is done by then, and all of it is in the checkpoints."""
+    (tmp_path / "run" / "summary.json").mkdir(parents=True)
+    words = options(tiny_model, pairs, tmp_path / "run")
+    status, _, err = run("finetune", "tiny", *words)
+    assert status == 2 and "summary.json: cannot be written (Is a directory)" in err
+    (tmp_path / "run" / "summary.json").rmdir()
+    status, _, err = run("finetune", "tiny", *words)
+    assert status == 0 and "resuming after step 6 of 6" in " ".join(err.split())
+
+
 def test_weights_that_are_not_finite_are_not_written(
     tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

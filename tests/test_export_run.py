@@ -208,10 +208,16 @@ def test_results_have_to_be_of_these_weights(
 
 def test_what_is_no_run_is_said(trained: Path, run: Run, tmp_path: Path) -> None:
     shutil.copytree(trained, "foreign")
+    whole = json.loads((trained / "summary.json").read_text())
     for text, expected in (
-        ('{"checkpoint": "step-00000004"}', "its summary.json is of something else (no data)"),
-        ("7", "no readable summary.json"),
+        ('{"checkpoint": "step-00000004"}', "its summary.json is of something else (data: "),
+        ("7", "its summary.json is of something else (the whole: "),
         ("{", "no readable summary.json"),
+        ("[" * 9999, "no readable summary.json"),
+        (json.dumps(whole | {"checkpoint": 4}), "something else (checkpoint: "),
+        (json.dumps(whole | {"checkpoint": "../../other"}), "something else (checkpoint: "),
+        (json.dumps(whole | {"facts": {"steps": 4}}), "something else (facts.dimensions: "),
+        (json.dumps(whole | {"proof_texts": [1]}), "something else (proof_texts.0: "),
     ):
         Path("foreign/summary.json").write_text(text)
         status, _, err = run("export", "foreign", "--out", "out")

@@ -67,6 +67,11 @@ def test_a_lock_that_cannot_be_made_is_one_line(run: Run, words: list[str], tmp_
     assert "choose another folder (output)" in err and "TERCET_CACHE" not in err
 
 
+def test_a_name_that_no_disk_takes_is_one_line(run: Run, words: list[str]) -> None:
+    status, _, err = run(*words[:-1], f"output={'a' * 300}")
+    assert status == 2 and "cannot write there (File name too long); choose another" in err
+
+
 # Finished runs
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,53 @@ def test_pickled_weights_need_a_word(model: Path, part: str) -> None:
         load_encoder(ModelConfig(path=str(model)))
     allowed = load_encoder(ModelConfig(path=str(model), allow_pickle=True))
     assert allowed.get_embedding_dimension() == 32
+
+
+class Runs:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_pickle_that_is_allowed_runs_no_code_either(model: Path, whole: bool) -> None:
+    """Weights alone are read: anything else is one line, and so are half a file and none."""
+    (model / "model.safetensors").unlink()
+    path, mark = model / "pytorch_model.bin", model / "mark"
+    if whole:
+        torch.save({"a": Runs(mark)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Runs(mark)))
+    evil = path.read_bytes()
+    for data in (evil, evil[: len(evil) // 2], b"", b"words"):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="model.path: .* cannot be loaded: ") as error:
+            load_encoder(ModelConfig(path=str(model), allow_pickle=True))
+        assert "\n" not in str(error.value) and not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "bert", "add_cross_attention": -1}'),
+        ("config.json", '{"model_type": "bert", "num_attention_heads": 0}'),
+        ("config.json", '{"model_type": "bert", "vocab_size": 0}'),
+        ("config.json", '{"model_type": "bert", "dtype": "x"}'),
+        ("config_sentence_transformers.json", "[]"),
+        ("tokenizer.json", "null"),
+    ],
+)
+def test_settings_that_are_none_are_one_line(model: Path, file: str, text: str) -> None:
+    (model / file).parent.mkdir(exist_ok=True)
+    (model / file).write_text(text)
+    with pytest.raises(UserError, match="model.path: .* cannot be loaded: ") as error:
+        load_encoder(ModelConfig(path=str(model)))
+    assert "\n" not in str(error.value)
 
 
 def test_no_pickle_is_loaded_whoever_asks(tmp_path: Path) -> None:

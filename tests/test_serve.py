@@ -5,7 +5,9 @@ import json
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -157,6 +159,21 @@ def test_many_ask_at_once(server: SearchServer) -> None:
     for thread in threads:
         thread.join()
     assert found == {n: question(n) for n in range(12)}
+
+
+def test_a_request_that_arrives_byte_by_byte_is_cut_off(
+    server: SearchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of its silences is long; the whole of it is."""
+    monkeypatch.setattr("tercet.stages.server.LONGEST_WAIT", 0.5)
+    with socket.create_connection(("127.0.0.1", server.server_address[1]), timeout=0.1) as slow:
+        slow.sendall(b"GET /?q=")
+        answer, end = b"", time.monotonic() + 30
+        while not answer and time.monotonic() < end:
+            slow.sendall(b"a")
+            with suppress(TimeoutError):
+                answer = slow.recv(1_000)
+    assert b" 421 " in answer or answer.startswith(b"unknown Host")
 
 
 def test_a_folder_is_read_with_its_answers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +18,9 @@ import torch
 from tercet import peers
 from tercet.configs import load
 from tercet.errors import LOST, SAVED, Stopped
-from tercet.train import finetune, loop
-from tercet.train.checkpoint import name_of, newest
+from tercet.train import finetune, loop, polite
+from tercet.train.checkpoint import newest
+from tercet.train.state import name_of
 from tercet.train.tracking import read_log
 from tests.conftest import Run, weights
 from tests.workers.launch import ROOT, run_jobs
@@ -222,6 +224,23 @@ def test_a_stop_says_what_to_do(
         finetune(load("tiny", words))
     state = tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json"
     assert json.loads(state.read_text())["step"] == 2
+
+
+def test_a_ctrl_c_that_comes_twice_is_one(
+    run: Run, tiny_model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a terminal and from a launcher, the second when the step is saved already."""
+    plain, begun = loop.gradient_of, time.monotonic()
+
+    def signalled(at: loop.Run, *given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return plain(at, *given)
+
+    monkeypatch.setattr(loop, "gradient_of", signalled)
+    status, _, err = run("finetune", "tiny", f"output={tmp_path}", *options(tiny_model, pairs))
+    assert status == SAVED and "stopped as asked after step 1 of 6" in " ".join(err.split())
+    assert time.monotonic() - begun > polite.SAME
 
 
 def test_nothing_is_lost_in_an_evaluation(

@@ -6,6 +6,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from tercet.errors import UserError
 from tercet.train.shards import like, own_part, whole
 
 WEIGHTS = "weights/"  # of the names under which a checkpoint keeps what is trained
@@ -53,9 +54,14 @@ def weight_tensors(encoder: SentenceTransformer) -> Iterator[tuple[str, Tensor]]
 
 @torch.no_grad()
 def restore_weights(encoder: SentenceTransformer, tensors: dict[str, Tensor]) -> None:
-    """The reverse of `weight_tensors`: takes them out of `tensors` and puts them in `encoder`."""
+    """The reverse of `weight_tensors`: takes them out of `tensors` and puts them in `encoder`.
+
+    Raises UserError if one is missing or of another shape.
+    """
     for name, parameter in _trained(encoder).items():
-        saved = tensors.pop(f"{WEIGHTS}{name}")
+        saved = tensors.pop(f"{WEIGHTS}{name}", None)
+        if saved is None or saved.shape != parameter.shape:
+            raise UserError(f"the checkpoint does not hold the weights of {name}; start afresh")
         own_part(parameter).copy_(own_part(like(saved, parameter)))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
@@ -24,7 +25,7 @@ from tercet.files import fingerprint, pickled, sha256, whole_folder, write_json
 from tercet.models import load_encoder
 from tercet.progress import say
 from tercet.train.shards import like
-from tercet.train.state import STATE, read_state
+from tercet.train.state import STATE, name_of, read_state
 
 
 def save_checkpoint(
@@ -164,7 +165,12 @@ def load_checkpoint(
             "on under such a change: choose another output or say overwrite=true"
         )
     encoder.load_state_dict(saved.state_dict())
-    tensors = load_file(checkpoint / TENSORS)
+    try:
+        tensors = load_file(checkpoint / TENSORS)
+    except (OSError, SafetensorError):
+        raise UserError(
+            f"{checkpoint / TENSORS}: not what a run writes; delete {checkpoint}"
+        ) from None
     return tensors, read_state(checkpoint)
 
 
@@ -196,11 +202,6 @@ def drop_rounds(folder: Path, rounds: Path, current: str | None) -> None:
             mined.unlink()
 
 
-def name_of(step: int) -> str:
-    """The folder of a checkpoint, sorting by step."""
-    return f"step-{step:08d}"
-
-
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[Tensor, str]
 ) -> Iterator[tuple[str, Tensor]]:
@@ -213,7 +214,10 @@ def optimizer_tensors(
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]
 ) -> None:
-    """The reverse of `optimizer_tensors`. Raises UserError if a parameter's state is missing."""
+    """The reverse of `optimizer_tensors`, into averages that are `allocate`d.
+
+    Raises UserError if a parameter's state is missing or of another shape.
+    """
     saved: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, slash, field = key.rpartition("/")
@@ -222,10 +226,21 @@ def restore_optimizer(
     for parameter, name in names.items():
         if name not in saved:
             raise UserError(f"the checkpoint holds no optimizer state for {name}; start afresh")
+        here = optimizer.state[parameter]
+        if _shapes(saved[name]) != _shapes(here):
+            raise UserError(
+                f"the checkpoint holds other optimizer state for {name} than AdamW's; start afresh"
+            )
         optimizer.state[parameter] = {
             field: value.clone() if field == "step" else like(value, parameter)
             for field, value in saved[name].items()
         }
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Of each field of a parameter's state, its shape and whether it holds fractions."""
+    fields = {field: torch.as_tensor(value) for field, value in state.items()}
+    return {name: (tuple(f.shape), f.is_floating_point()) for name, f in fields.items()}
 
 
 FORMAT = 3

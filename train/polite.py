@@ -46,6 +46,8 @@ def politely() -> Iterator[Callable[[], bool]]:
     try:
         yield lambda: bool(asked)
     finally:
+        if asked:  # the same asking may still be on its way a second time
+            time.sleep(max(0.0, asked[0] + SAME - time.monotonic()))
         for number, handler in before.items():
             signal.signal(number, handler)
 

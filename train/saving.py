@@ -14,12 +14,12 @@ from tercet.train.average import weight_tensors
 from tercet.train.checkpoint import (
     drop_old,
     drop_rounds,
-    name_of,
     optimizer_tensors,
     save_checkpoint,
 )
 from tercet.train.run import Run
 from tercet.train.shards import fill, gathered
+from tercet.train.state import name_of
 
 UNTOUCHED = "those before it are untouched: make room, and the same command goes on"
 

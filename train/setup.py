@@ -31,7 +31,7 @@ from tercet.processes import PATIENCE, on_main
 from tercet.progress import say
 from tercet.train.alike import refuse_unlike
 from tercet.train.average import WEIGHTS, Average, restore_weights
-from tercet.train.checkpoint import load_checkpoint, name_of, restore_optimizer
+from tercet.train.checkpoint import load_checkpoint, restore_optimizer
 from tercet.train.frozen import load_guide, load_teacher, refuse_absent
 from tercet.train.loop import forward, plan_of, train
 from tercet.train.optim import adamw, add_temperature, allocate
@@ -50,6 +50,7 @@ from tercet.train.sizing import (
     free_bytes,
     least,
 )
+from tercet.train.state import name_of
 from tercet.train.teacher import add_projection
 from tercet.train.tracking import Tracker
 

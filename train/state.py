@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
 from tercet.errors import UserError
 
 STATE = "state.json"
+
+
+def name_of(step: int) -> str:
+    """The folder of a checkpoint, sorting by step."""
+    return f"step-{step:08d}"
 
 
 class _Best(BaseModel):
@@ -19,7 +24,7 @@ class _Best(BaseModel):
 
 
 class _Mined(BaseModel):
-    file: str
+    file: Annotated[str, Field(pattern=r"^mined/step-\d{8,}/mined\.parquet$")]
     sha256: str
 
 
@@ -60,6 +65,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         _State.model_validate_json(text, strict=True)
-        return json.loads(text)
+        state = json.loads(text)
+        if path.parent.name != name_of(state["step"]):
+            raise ValueError("the folder is called by another step")
+        return state
     except (ValueError, RecursionError):  # also bytes that are no text
         raise UserError(f"{path}: not what a run writes; delete {checkpoint}") from None

@@ -94,8 +94,11 @@ class Tracker:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run.jsonl; one that a crash has torn is left out."""
-    if not path.exists():
+    """The lines of a run.jsonl; one that a crash has torn is left out.
+
+    None of what is no file: a pipe would be waited for, and some devices never end.
+    """
+    if not path.is_file():
         return []
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:

@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, ValidationError
 from transformers.utils.hub import cached_file
 
 from tercet.configs import Config, ModelConfig, is_saved, load
@@ -23,10 +24,30 @@ from tercet.progress import say
 from tercet.report import markdown_table, model_table
 from tercet.stages.names import name_of, refuse_twice
 from tercet.stages.scoring import delta_lines
-from tercet.train.checkpoint import TENSORS, checkpoints_in, verify
+from tercet.train.checkpoint import STEP, TENSORS, checkpoints_in, verify
 
 ON_HUB = {"embedded": "sentence-transformers/all-MiniLM-L6-v2"}
-PARTS = ("checkpoint", "data", "dev", "facts", "proof_texts", "versions")  # of a summary.json
+
+
+class _Facts(BaseModel):
+    """Those that the card tells and every version has written."""
+
+    steps: int
+    dimensions: int
+    max_length: int
+    query_prompt: str
+    document_prompt: str
+
+
+class _Summary(BaseModel):
+    """What is read of a summary.json, which names a folder and texts."""
+
+    checkpoint: Annotated[str, Field(pattern=f"^{STEP.pattern}$")]
+    data: dict[str, Any]
+    dev: float | None
+    facts: _Facts
+    proof_texts: list[str]
+    versions: dict[str, str]
 
 
 def export_run(
@@ -145,11 +166,15 @@ def _summary(run: Path) -> dict[str, Any]:
     """What a finished run says of itself, whole."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        missing = [part for part in PARTS if part not in summary]
-    except (OSError, ValueError, TypeError):
+        _Summary.model_validate(summary)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise UserError(
+            f"{run}: its summary.json is of something else ({where}: {first['msg']})"
+        ) from None
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{run}: holds no finished run (no readable summary.json)") from None
-    if missing:
-        raise UserError(f"{run}: its summary.json is of something else (no {missing[0]})")
     return summary
 
 

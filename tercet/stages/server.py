@@ -5,6 +5,8 @@ import ipaddress
 import json
 import socket
 import sys
+import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -19,6 +21,7 @@ MOST_HITS = 100
 HITS = 10
 LONGEST_LINE = 32_768  # of the address asked for: a query may take 12 bytes a character
 PATIENCE = 10.0  # seconds that a connection may stay silent
+LONGEST_WAIT = 30.0  # seconds for the whole of a request to arrive
 
 
 class Answers(Protocol):
@@ -89,6 +92,17 @@ class Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = PATIENCE
 
+    def setup(self) -> None:
+        """What arrives byte by byte is never silent: after a while nothing more is read."""
+        super().setup()
+        self.late = threading.Timer(LONGEST_WAIT, _hear_no_more, [self.connection])
+        self.late.daemon = True
+        self.late.start()
+
+    def finish(self) -> None:
+        self.late.cancel()
+        super().finish()
+
     def do_GET(self) -> None:
         """Refuse what is not ours to answer, then answer."""
         try:
@@ -149,3 +163,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged: what people search for is theirs."""
+
+
+def _hear_no_more(connection: socket.socket) -> None:
+    with suppress(OSError):  # closed in the meantime
+        connection.shutdown(socket.SHUT_RD)

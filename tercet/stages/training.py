@@ -13,7 +13,7 @@ from tercet.configs import Config, DistilConfig, ModelConfig, StudentConfig, loa
 from tercet.data import read_task
 from tercet.errors import UserError, about
 from tercet.evaluation import cut_of, known_metric
-from tercet.files import cache_folder, writable_folder, write_json
+from tercet.files import cache_folder, disk_errors, writable_folder, write_json
 from tercet.models import max_length, prompt_of
 from tercet.peers import together
 from tercet.processes import on_main
@@ -31,6 +31,7 @@ from tercet.train.output import one_run_in, refuse_other_run
 from tercet.train.resuming import is_finished
 from tercet.versions import installed_versions
 
+TRAINED = "the checkpoints are whole: mend that, and the same command goes on"
 PROOF_TEXTS = 64  # training texts on which an export is compared with its checkpoint
 
 
@@ -76,7 +77,8 @@ def _train(
     )
     run = Path(config.output)
     if is_main_process():
-        write_json(run / "summary.json", _summary(trained))
+        with disk_errors(run / "summary.json", TRAINED):
+            write_json(run / "summary.json", _summary(trained))
         if trained.metric is not None:
             kept = f"step {_step_of(trained.best)} of {trained.steps}"
             say(f"best: {kept}, dev {config.evaluation.metric} {trained.metric:.3f}")
