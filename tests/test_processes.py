@@ -93,6 +93,8 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
         job("killed-two", 2, dropout),
         job("narrower", 2, [*spread, *learned, "train.save_every=2"], kill=5),
         job("narrower", 1, [*spread, *learned, "train.save_every=2"]),
+        job("wider", 1, [*spread, *learned, "train.save_every=2"], kill=5),
+        job("wider", 2, [*spread, *learned, "train.save_every=2"]),
         job("sharded", 2, spread + learned),
         job("auto-sharded", 2, [*spread, *learned, "batch.micro_tokens=auto", "train.steps=1"]),
         job("whole-sharded", 2, dropout + learned),
@@ -103,7 +105,7 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
     return out
 
 
-@pytest.mark.parametrize("name", ["two", "narrower", "sharded"])
+@pytest.mark.parametrize("name", ["two", "narrower", "wider", "sharded"])
 def test_two_processes_train_the_same_model_as_one(runs: Path, name: str) -> None:
     one, two = (read_log(runs / run / "run.jsonl") for run in ("one", name))
     assert [line["step"] for line in one] == [line["step"] for line in two] == list(range(1, 9))
@@ -114,7 +116,7 @@ def test_two_processes_train_the_same_model_as_one(runs: Path, name: str) -> Non
     assert max(found[other] for other in found.keys() - key_biases(found)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["two", "narrower", "sharded"])
+@pytest.mark.parametrize("name", ["two", "narrower", "wider", "sharded"])
 def test_two_processes_train_a_model_of_the_same_vectors(
     runs: Path, one_thread: None, name: str
 ) -> None:
