@@ -273,11 +273,12 @@ def test_state_that_no_run_has_written_is_one_line(folder: Path, ended: list[str
     target = folder / "step-00000004"
     state = read_state(target)
     batch = state["config"]["batch"]
-    changed = [{k: v for k, v in state.items() if k != gone} for gone in state.keys() - {"beside"}]
+    changed = [{k: v for k, v in state.items() if k != gone} for gone in state]
     changed += [state | {key: odd} for key in state for odd in ("x", -1, 0.5, [], True)]
     changed += [
         state | {"best": {"step": "4", "value": 0.5}},
         state | {"mined": {"file": "mined/step-00000000/mined.parquet"}},
+        state | {"mined": {"file": "mined/a.parquet", "sha256": "0", "until": "4"}},
         state | {"micro_tokens": 0},
         state | {"config": {}},
         state | {"config": state["config"] | {"batch": {**batch, "keep_tokens": []}}},

@@ -21,6 +21,7 @@ class _Best(BaseModel):
 class _Mined(BaseModel):
     file: str
     sha256: str
+    until: PositiveInt
 
 
 class _Batch(BaseModel):
@@ -43,7 +44,7 @@ class _State(BaseModel):
     keep_tokens: NonNegativeInt
     processes: PositiveInt
     config: _Config
-    beside: dict[str, Any] = {}
+    beside: dict[str, Any]
     data: dict[str, Any]
     models: dict[str, Any]
     code: dict[str, Any]
