@@ -34,7 +34,7 @@ from tercet.train.loop import gradient_of, plan_of
 from tercet.train.plan import Plan
 from tercet.train.run import Run
 from tercet.train.saving import save
-from tercet.train.scale import Predicted, Workload, predict_on, workload
+from tercet.train.scale import Workload, predict_on, workload
 from tercet.train.setup import prepare
 from tercet.train.sizing import peak_megabytes
 
@@ -217,16 +217,14 @@ def counted() -> Iterator[list[float]]:
 def simulate(work: Workload, worlds: Sequence[int]) -> list[dict[str, Any]]:
     """Plans and costs of launches that are not run, on texts of the lengths that were measured."""
     rows = []
-    auto = load("finetune", ["batch.keep_tokens=16384", "batch.micro_tokens=8192"])
+    config = load("finetune", ["batch.keep_tokens=16384", "batch.micro_tokens=8192"])
     for world in worlds:
         for sharded in (False, True):
             for kind, size in (("grows", PER_PROCESS * world), ("fixed", FIXED)):
                 cluster = Cluster(max(1, world // NODE), min(world, NODE), sharded)
-                found = predict_on(_drawn(work, size), auto, cluster, "h100")
-                rows.append(
-                    {"world": world, "sharded": sharded, "batch": kind, "rows": size}
-                    | _facts(found)
-                )
+                found = predict_on(_drawn(work, size), config, cluster, "h100")
+                launch = {"world": world, "sharded": sharded, "batch": kind, "rows": size}
+                rows.append(launch | asdict(found.cost) | {"seconds": found.seconds})
     return rows
 
 
@@ -236,10 +234,6 @@ def _drawn(work: Workload, rows: int) -> Workload:
     documents = np.concatenate([a[q:] for a, q in zip(work.lengths, work.queries, strict=True)])
     lengths = np.concatenate([random.choice(queries, rows), random.choice(documents, rows)])
     return replace(work, lengths=[lengths], queries=[rows])
-
-
-def _facts(found: Predicted) -> dict[str, Any]:
-    return asdict(found.cost) | {"seconds": found.seconds}
 
 
 def tables(found: dict[str, Any]) -> dict[str, str]:

@@ -164,11 +164,22 @@ def read_bytes(text: str, where: str = "--keep-bytes") -> int:
 
 
 def _all_in(folder: Path, look: Callable[[Path], Stored]) -> list[Stored]:
-    """What lies in a folder; a store that is removed while it is looked at is passed over."""
+    """What lies in a folder, which need not be there.
+
+    A store that is removed while it is looked at, or that is closed to us, is passed over.
+    """
     found = []
-    for place in folder.iterdir() if folder.is_dir() else ():
-        if place.is_dir() and not place.name.startswith("."):  # others are half made or half gone
-            with suppress(FileNotFoundError):
+    try:
+        places = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); set TERCET_CACHE to another folder"
+        ) from None
+    for place in places:
+        with suppress(FileNotFoundError, PermissionError):
+            if place.is_dir() and not place.name.startswith("."):  # half made or half gone
                 found.append(look(place))
     return found
 
@@ -194,11 +205,14 @@ def _look(place: Path) -> Stored:
 
 
 def _files(place: Path) -> list[os.stat_result]:
-    """Of every file below a folder; one that a run removes or renames meanwhile is passed over."""
+    """Of every file below a folder; one that a run removes or renames meanwhile is passed over.
+
+    So is a link that leads nowhere.
+    """
     found = []
     for folder, _, names in os.walk(place):
         for name in names:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 found.append(Path(folder, name).stat())
     return found
 

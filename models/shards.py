@@ -167,11 +167,12 @@ def is_broken(place: Path) -> bool:
 
 def _read(place: Path) -> tuple[int | None, dict[str, Any]]:
     """The layout's version and the whole of a manifest; (None, {}) if there is no reading it."""
-    text = (place / MANIFEST).read_bytes()
     try:
-        found: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] = json.loads((place / MANIFEST).read_bytes())
         return int(found["format"]), found
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None, {}
 
 

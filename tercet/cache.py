@@ -100,7 +100,9 @@ def changed(note: Path) -> list[Path]:
     try:
         hashes = json.loads(note.read_text(encoding="utf-8"))["sha256"]
         files = {note.with_name(name): digest for name, digest in hashes.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [note]
     return [file for file, digest in files.items() if not file.is_file() or sha256(file) != digest]
 

@@ -22,6 +22,7 @@ from tercet.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of the two slashes a Path keeps one
 DAY = 86_400  # seconds: what lies half written for longer was left behind
 
 
@@ -204,6 +205,7 @@ def write_json(path: Path, value: object) -> None:
 
 def writable_folder(path: Path) -> Path:
     """Create `path` and prove that a file can be written there, before any long work starts."""
+    _refuse_address(path, "output")
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -227,6 +229,7 @@ def check_replaceable(
     in `keep` that are no paths of this disk, such as a hub's, do no harm. A folder that a process
     was killed while replacing is put back first, so that it is not replaced unasked.
     """
+    _refuse_address(out, "output")
     with disk_errors(out, "choose another folder"):  # a name too long, a closed folder above
         place = out.resolve()
         _put_back(place)
@@ -298,7 +301,18 @@ def disk_trouble(error: BaseException) -> str | None:
 
 def cache_folder() -> Path:
     """Where token caches and vectors live: $TERCET_CACHE, else ~/.cache/tercet."""
-    return Path(os.environ.get("TERCET_CACHE") or Path.home() / ".cache" / "tercet")
+    folder = Path(os.environ.get("TERCET_CACHE") or Path.home() / ".cache" / "tercet")
+    _refuse_address(folder, "TERCET_CACHE")
+    return folder
+
+
+def _refuse_address(path: Path, what: str) -> None:
+    """Raise UserError for object storage, of whose address folders would be made on this disk."""
+    if ADDRESS.match(str(path)):
+        raise UserError(
+            f"{what}: {path} is an address, not a folder; name one on a disk and copy it "
+            "(docs/scale.md)"
+        )
 
 
 def _fsync(path: Path) -> None:

@@ -17,8 +17,8 @@ NAMES = [a + b + c for a in ("ba", "do", "ki", "lu") for b in ("me", "na", "ri")
 PLACES = ["forest", "river", "desert", "city", "cave", "meadow", "harbour", "valley"]
 LONGEST = (  # files of tests, by what they take
     *("compare", "browser", "store_processes", "processes", "parity", "room"),
-    *("stops", "kills", "average", "forecast", "offline", "remine", "distil", "mine_stage"),
-    *("benchmark_inference", "benchmark_training", "benchmark_comparison"),
+    *("stops", "kills", "average", "forecast", "offline", "remine", "distil", "mine_launched"),
+    *("mine_stage", "benchmark_inference", "benchmark_training", "benchmark_comparison"),
 )
 Run = Callable[..., tuple[int, str, str]]  # words typed -> status, stdout, stderr
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -190,6 +190,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = SentenceTransformer(modules=parts, device="cpu")
     model.save(str(folder / "model"), create_model_card=False)
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The tiny model, one of its weights a little off."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    with torch.no_grad():
+        next(model.parameters())[9, 3] += 0.25
+    folder = tmp_path_factory.mktemp("other") / "model"
+    model.save(str(folder), create_model_card=False)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -272,14 +272,18 @@ def test_state_that_no_run_has_written_is_one_line(folder: Path, ended: list[str
     """Each of its values left out or of another kind, under a manifest that agrees."""
     target = folder / "step-00000004"
     state = read_state(target)
-    batch = state["config"]["batch"]
-    changed = [{k: v for k, v in state.items() if k != gone} for gone in state.keys() - {"beside"}]
+    batch, good = state["config"]["batch"], "mined/step-00000000/mined.parquet"
+    changed = [{k: v for k, v in state.items() if k != gone} for gone in state]
     changed += [state | {key: odd} for key in state for odd in ("x", -1, 0.5, [], True)]
     changed += [
         state | {"best": {"step": "4", "value": 0.5}},
-        state | {"mined": {"file": "mined/step-00000000/mined.parquet"}},
-        *(state | {"mined": {"file": name, "sha256": "x"}} for name in ("../a", "a\0b", "a" * 999)),
+        state | {"mined": {"file": good}},
+        *(
+            state | {"mined": {"file": name, "sha256": "x", "until": 4}}
+            for name in ("../a", "a\0b", "a" * 999)
+        ),
         state | {"step": 5},
+        state | {"mined": {"file": good, "sha256": "0", "until": "4"}},
         state | {"micro_tokens": 0},
         state | {"config": {}},
         state | {"config": state["config"] | {"batch": {**batch, "keep_tokens": []}}},

@@ -49,6 +49,7 @@ MISTAKES = {
     "absent model": (GOOD, ["model.path=./absent"], "model.path: ./absent does not exist"),
     "no model there": (GOOD, ["model.path=."], "holds no model"),
     "output under a file": (GOOD, ["output=pairs.jsonl/x"], "cannot write there"),
+    "object storage": (GOOD, ["output=s3://bucket/run"], "output: s3:/bucket/run is an address"),
     "no data": (GOOD, ["data.train=[]"], "data.train is missing"),
     "too many sources": (GOOD, [f"data.train=[{','.join(['pairs.jsonl'] * 257)}]"], "257 sources"),
     "override without value": (GOOD, ["train.epochs"], "key=value"),

@@ -195,7 +195,7 @@ def test_another_config_in_an_unfinished_run_is_refused(settings: list[str]) -> 
 
 
 def test_other_rows_in_an_unfinished_run_are_refused(
-    settings: list[str], pairs: Path, tmp_path: Path
+    settings: list[str], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copy(pairs, tmp_path / "copy.jsonl"))
     run(settings, f"data.train={copy}", "train.steps=1")
@@ -205,6 +205,12 @@ def test_other_rows_in_an_unfinished_run_are_refused(
     with pytest.raises(UserError, match="set of rows .*data.rows: was 48, now 47") as error:
         run(settings, where, "train.steps=2", allow_changed=["train.steps"])
     assert str(error.value).endswith("--allow-changed data")
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        both = r"precision and set of rows \(train.mixed_precision: was 'no', .*data.rows: was 48"
+        with pytest.raises(UserError, match=both) as error:
+            run(settings, where, "train.steps=2", allow_changed=["train.steps"])
+    assert str(error.value).endswith("--allow-changed train.mixed_precision --allow-changed data")
     trained = run(settings, where, "train.steps=2", allow_changed=["train.steps", "data"])
     assert len(log_of(trained)) == 2
     copy.write_text("".join(lines[:-2]), encoding="utf-8")

@@ -19,9 +19,10 @@ from tests.test_finetune import write_mined
 from tests.workers.launch import ROOT, run_jobs
 
 
-def forecast(world: int, out: Path, *words: str) -> dict[str, Any]:
+def forecast(world: int, out: Path, *words: str, sharded: bool = False) -> dict[str, Any]:
+    launch = [*(["--sharded"] if sharded else []), str(world), str(out)]
     subprocess.run(
-        [sys.executable, "-m", "tests.workers.forecasts", str(world), str(out), *words],
+        [sys.executable, "-m", "tests.workers.forecasts", *launch, *words],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         check=True,
@@ -67,6 +68,9 @@ def test_two_processes_foresee_the_same_run(tiny_model: Path, pairs: Path, tmp_p
     for same in ("rows", "steps", "texts_per_batch", "tokens_per_batch", "truncated_share"):
         assert one[same] == two[same]
     assert two["micro_batches"] < one["micro_batches"]
+    shards = forecast(2, tmp_path / "shards.json", *words, sharded=True)
+    # Matrices that are gathered for a layer go after it: no graph holds them.
+    assert shards["bytes_per_token"] == pytest.approx(two["bytes_per_token"], rel=0.1)
     cut = (f"distil.teacher={tiny_model}", "student.layers=[0]")  # one process makes the student
     student = forecast(2, tmp_path / "student.json", *words, *cut)
     assert student["processes"] == 2 and student["bytes_per_token"] < two["bytes_per_token"]

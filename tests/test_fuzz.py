@@ -267,7 +267,7 @@ STATE = json.dumps(
         "data": {"rows": 3},
         "models": {},
         "code": {"source": "x"},
-        "mined": {"file": "mined/step-00000000/mined.parquet", "sha256": "x"},
+        "mined": {"file": "mined/step-00000000/mined.parquet", "sha256": "x", "until": 4},
         "scaler": None,
     }
 ).encode()

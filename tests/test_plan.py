@@ -55,6 +55,20 @@ def test_real_batches_are_balanced_to_five_percent(
     assert cut.imbalance < 0.05 and max(real) / np.mean(real) - 1 < 0.05
 
 
+@given(LENGTHS, RANKS, BUDGET, st.integers(0, 500))
+@settings(max_examples=100, deadline=None)
+def test_graphs_that_are_held_are_all_or_those_kept_and_one_more(
+    lengths: list[int], ranks: int, budget: int, room: int
+) -> None:
+    cut = plan(np.array(lengths), ranks, budget)
+    kept = cut.kept(room)
+    for rank in cut.ranks:
+        costs = [cut.cost(micro) for micro in rank]
+        assert cut.held(room) >= sum(costs[:kept]) + max(costs[kept:], default=0)
+    assert cut.held(0) == max(cut.cost(micro) for rank in cut.ranks for micro in rank)
+    assert cut.held(10**9) == max(cut.loads)
+
+
 def test_more_ranks_than_texts_leave_empty_micro_batches() -> None:
     cut = plan(np.array([3, 5]), 4, 100)
     assert sorted(len(rank[0]) for rank in cut.ranks) == [0, 0, 1, 1]

@@ -72,10 +72,9 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
     def job(name: str, world: int, options: list[str], kill: int | None = None) -> dict[str, Any]:
         settings = [f"output={out / name}", *options]
         seen = str(out) if name in ("one", "two") else None
-        recipe_path = str(recipe)
         return {
             "world": world,
-            "recipe": recipe_path,
+            "recipe": str(recipe),
             "set": settings,
             "kill_after": kill,
             "seen": seen,

@@ -227,7 +227,7 @@ def test_a_mined_set_outside_the_run_is_refused(
 
     def elsewhere(*given: object) -> tuple[dict, dict]:
         tensors, state = plain(*given)  # type: ignore[arg-type]
-        return tensors, state | {"mined": {"file": "../mined.parquet", "sha256": "0"}}
+        return tensors, state | {"mined": {"file": "../mined.parquet", "sha256": "0", "until": 1}}
 
     monkeypatch.setattr(setup, "load_checkpoint", elsewhere)
     with pytest.raises(UserError, match="names a mined set elsewhere"):

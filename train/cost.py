@@ -6,7 +6,7 @@ Checked against counts of real processes by `python -m benchmarks.scale`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -18,9 +18,11 @@ from tercet.train.plan import Plan
 # Of a device's peak that training reaches; encoders of 10-300 M parameters get 0.2-0.5.
 SHARE = 0.35
 FLOAT = 4  # bytes
+HALF = 2
 ADAM = 2  # averages for each weight
-# What a graph holds for each token, layer and unit of width (attention without scores).
-FLOATS_KEPT = 18
+# Numbers that a graph holds for each token, layer and unit of width (attention without scores). In
+# mixed precision they are of half precision, but for those of normalisation, which count twice.
+KEPT, KEPT_MIXED = 17, 22
 VECTORS = 6  # copies of a batch's vectors alive at once: values, gradients, what is sent
 
 
@@ -41,9 +43,9 @@ class Device:
 
 DEVICES = {
     "v100": Device(125e12, 15.7e12, 32e9, 150e9, 1.6e9),  # SXM2, 100 Gbit/s for 8
-    "a10g": Device(70e12, 31.2e12, 24e9, 16e9, 1.6e9),  # PCIe 4.0
-    "l4": Device(121e12, 30.3e12, 24e9, 16e9, 1.6e9),  # PCIe 4.0
-    "l40s": Device(362e12, 91.6e12, 48e9, 32e9, 6.25e9),  # PCIe 4.0
+    "a10g": Device(70e12, 35e12, 24e9, 32e9, 1.6e9),  # PCIe 4.0 x16, as the next two
+    "l4": Device(121e12, 30.3e12, 24e9, 32e9, 1.6e9),
+    "l40s": Device(362e12, 91.6e12, 48e9, 32e9, 6.25e9),
     "a100": Device(312e12, 19.5e12, 80e9, 300e9, 25e9),  # SXM4, 200 Gbit/s each
     "h100": Device(989e12, 67e12, 80e9, 450e9, 50e9),  # SXM5, 400 Gbit/s each
     "h200": Device(989e12, 67e12, 141e9, 450e9, 50e9),
@@ -61,8 +63,9 @@ class Shape:
     products: int  # weights that each token is multiplied with
     layers: int
     width: int  # of the layers
-    largest: int  # parameters of the largest module that FSDP gathers at once
     vector: int  # width of the vectors
+    number: int  # bytes of a weight, its gradient and each of its averages
+    averages: int  # of each trained weight: Adam's, and that of train.ema
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Cost:
-    """One step, mean over the batches looked at; memory and FLOPs of the busiest process."""
+    """One step, mean over the batches looked at; FLOPs and memory of the busiest process."""
 
     tokens: float
     padded: float
@@ -91,7 +94,7 @@ class Cost:
     flops_busiest: float
     sent: float  # bytes that each process sends
     leaving: float  # bytes that leave each node
-    memory: float  # bytes
+    memory: float  # bytes, of the batch that takes most
     recomputed: float  # share of padded tokens encoded twice
 
     def seconds(self, device: Device, cluster: Cluster, share: float = SHARE) -> float:
@@ -101,35 +104,34 @@ class Cost:
         return self.flops_busiest / (share * device.flops(cluster.half)) + max(links, network)
 
 
-def shape_of(encoder: SentenceTransformer) -> Shape:
+def shape_of(encoder: SentenceTransformer, averages: int = ADAM) -> Shape:
     """Count an encoder's parameters by what is done with them."""
     body = getattr(encoder[0], "auto_model", None)
     settings = getattr(body, "config", None)
     linear = [m.weight for m in encoder.modules() if isinstance(m, nn.Linear)]
-    tables = [m.weight.numel() for m in encoder.modules() if isinstance(m, nn.Embedding)]
-    layers = layer_count(encoder)
     products = sum(weight.numel() for weight in linear if weight.requires_grad)
     return Shape(
         parameters=sum(p.numel() for p in encoder.parameters()),
         trained=sum(p.numel() for p in encoder.parameters() if p.requires_grad),
         products=products,
-        layers=layers,
+        layers=layer_count(encoder),
         width=int(getattr(settings, "hidden_size", 0) or 0),
-        largest=max([*tables, products // max(1, layers)]),
         vector=encoder.get_embedding_dimension() or 0,
+        number=next(encoder.parameters()).element_size(),
+        averages=averages,
     )
 
 
 def cost_of(
     shape: Shape, plans: Sequence[Plan], queries: Sequence[int], cluster: Cluster, keep_tokens: int
 ) -> Cost:
-    """The mean cost of batches; `plans` are for `cluster.world`, `queries` the texts of each."""
+    """Of batches; `plans` are for `cluster.world`, `queries` how many texts of each are queries."""
     each = [
-        _one(shape, plan, count, cluster, keep_tokens)
+        asdict(_one(shape, plan, count, cluster, keep_tokens))
         for plan, count in zip(plans, queries, strict=True)
     ]
-    fields = Cost.__dataclass_fields__
-    return Cost(**{name: float(np.mean([getattr(c, name) for c in each])) for name in fields})
+    mean = {name: float(np.mean([cost[name] for cost in each])) for name in each[0]}
+    return Cost(**mean | {"memory": max(cost["memory"] for cost in each)})
 
 
 def forward_flops(shape: Shape, texts: int, longest: int) -> float:
@@ -155,7 +157,8 @@ def _one(shape: Shape, plan: Plan, queries: int, cluster: Cluster, keep: int) ->
     for micros in plan.ranks:
         flops = [forward_flops(shape, len(m), int(plan.lengths[m].max(initial=0))) for m in micros]
         work.append(3 * sum(flops) + sum(flops[kept:]))
-    loss = 6.0 * queries * (texts - queries) * shape.vector
+    # Scores, again in the backward pass, and the gradients of both sides.
+    loss = 8.0 * queries * (texts - queries) * shape.vector
     sent = _sent(shape, plan, cluster, kept)
     return Cost(
         tokens=plan.tokens,
@@ -165,7 +168,7 @@ def _one(shape: Shape, plan: Plan, queries: int, cluster: Cluster, keep: int) ->
         flops_busiest=max(work) + loss / world,
         sent=sent,
         leaving=sent if cluster.nodes > 1 else 0.0,
-        memory=_memory(shape, plan, cluster, min(keep, max(plan.loads))),
+        memory=_memory(shape, plan, cluster, keep),
         recomputed=plan.recomputed(keep),
     )
 
@@ -177,34 +180,39 @@ def _sent(shape: Shape, plan: Plan, cluster: Cluster, kept: int) -> float:
     row = shape.vector * FLOAT
     vectors = all_gather(world * most * row, world) + all_reduce(texts * row, world)
     if not cluster.sharded:
-        return vectors + all_reduce(shape.trained * FLOAT, world)
+        return vectors + all_reduce(shape.trained * shape.number, world)
     micros = len(plan.ranks[0])
     gathers = micros + (micros - kept) + micros  # forward, again where no graph is kept, backward
-    weights = shape.parameters * FLOAT
-    gradient = all_gather(shape.trained * FLOAT, world)
+    weights = shape.parameters * shape.number
+    gradient = all_gather(shape.trained * shape.number, world)
     return vectors + gathers * all_gather(weights, world) + gradient
 
 
-def _memory(shape: Shape, plan: Plan, cluster: Cluster, kept_tokens: int) -> float:
+def _memory(shape: Shape, plan: Plan, cluster: Cluster, keep: int) -> float:
     """States, graphs, vectors."""
-    width = 2 if cluster.half else FLOAT
-    largest = max(plan.cost(m) for micros in plan.ranks for m in micros)
-    graphs = (kept_tokens + largest) * token_bytes(shape, width)
+    micros = len(plan.ranks[0])
+    graphs = plan.held(keep) * token_bytes(shape, cluster.half)
+    if cluster.half and shape.number == FLOAT:  # each graph holds the weights as it multiplied them
+        graphs += min(micros, plan.kept(keep) + 1) * shape.products * HALF
     vectors = VECTORS * len(plan.lengths) * shape.vector * FLOAT
-    return state_bytes(shape, cluster, len(plan.ranks[0])) + graphs + vectors
+    return state_bytes(shape, cluster, micros) + graphs + vectors
 
 
 def state_bytes(shape: Shape, cluster: Cluster, micro_batches: int) -> float:
-    """What a process holds whatever the batch: weights, gradients, Adam's averages, buffers."""
-    trained = shape.trained * FLOAT
-    states = shape.parameters * FLOAT + (1 + ADAM) * trained
+    """What a process holds whatever the batch: weights, gradients, their averages, buffers."""
+    trained = shape.trained * shape.number
+    states = shape.parameters * shape.number + (1 + shape.averages) * trained
     if cluster.sharded:
-        states = states / cluster.world + 2 * shape.largest * FLOAT  # two layers are whole
+        # What is in no layer is whole as long as one runs, and the next layer is fetched meanwhile.
+        layers = shape.products * 2 / max(2, shape.layers)
+        whole = (shape.parameters - shape.products + layers) * shape.number
         # Until the last micro-batch the gradient is added up unsharded, on every process.
-        return states + trained * (micro_batches > 1)
-    return states + trained * (cluster.world > 1) + shape.parameters * 2 * cluster.half
+        return states / cluster.world + whole + trained * (micro_batches > 1)
+    return states + trained * (cluster.world > 1)
 
 
-def token_bytes(shape: Shape, width: int) -> float:
-    """Bytes that a kept graph holds for each token; `width`: bytes of a number."""
-    return float(FLOATS_KEPT * max(1, shape.layers) * shape.width * width)
+def token_bytes(shape: Shape, half: bool) -> float:
+    """Bytes that a kept graph holds for each token."""
+    mixed = half and shape.number == FLOAT
+    numbers = (KEPT_MIXED if mixed else KEPT) * max(1, shape.layers) * shape.width
+    return float(numbers * (HALF if half else FLOAT))

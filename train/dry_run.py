@@ -11,7 +11,6 @@ from tercet.configs import Config
 from tercet.models import max_length
 from tercet.peers import together
 from tercet.train.loop import clip, drawn_tokens, forward, gradient_in_room, gradient_of, plan_of
-from tercet.train.plan import Plan
 from tercet.train.run import Run
 from tercet.train.setup import close, prepare
 from tercet.train.sizing import SAMPLE, bytes_per_token, peak_megabytes
@@ -60,12 +59,6 @@ def forecast(config: Config) -> Forecast:
     return found
 
 
-def _graph_tokens(run: Run, cut: Plan) -> int:
-    """Most padded tokens whose graphs a process holds at once: all, or those kept and one more."""
-    largest = max(cut.cost(micro) for rank in cut.ranks for micro in rank)
-    return min(max(cut.loads), run.keep_tokens + largest)
-
-
 def _measure(run: Run) -> Forecast:
     batches = [run.batches(step) for step in range(min(SAMPLE, run.steps))]
     gradient_in_room(run, batches[0])  # the first step also allocates and tunes
@@ -91,7 +84,7 @@ def _measure(run: Run) -> Forecast:
         plans[0].lengths,
         run.micro_tokens,
     )
-    graphs = [_graph_tokens(run, cut) for cut in plans]
+    graphs = [cut.held(run.keep_tokens) for cut in plans]
     return Forecast(
         processes=run.accelerator.num_processes,
         rows=len(run.batches.data),

@@ -113,9 +113,8 @@ def gradient_in_room(run: Run, batch: Batch) -> tuple[Plan, Outcome]:
             run.optimizer.zero_grad(set_to_none=True)
         if attempt == HALVINGS:
             break
-        free_memory(
-            run.accelerator.device
-        )  # only here, where nothing holds the failed step any more
+        # Only here, where nothing holds the failed step any more.
+        free_memory(run.accelerator.device)
         run.micro_tokens, run.keep_tokens = max(1, run.micro_tokens // 2), run.keep_tokens // 2
         say(
             f"step {run.step + 1}: out of memory; once more with micro-batches of "

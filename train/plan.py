@@ -53,6 +53,11 @@ class Plan(NamedTuple):
         costs = [np.cumsum([self.cost(micro) for micro in rank]) for rank in self.ranks]
         return min(int((cost <= tokens).sum()) for cost in costs)
 
+    def held(self, tokens: int) -> int:
+        """Most padded tokens whose graphs a rank holds at once: all, or so many and one more."""
+        largest = max(self.cost(micro) for rank in self.ranks for micro in rank)
+        return min(max(self.loads), tokens + largest)
+
     def recomputed(self, tokens: int) -> float:
         """Share of padded tokens encoded twice where graphs of so many per rank are kept."""
         kept = self.kept(tokens)
@@ -77,12 +82,12 @@ def plan(
 def _deal(lengths: NDArray[np.int64], ranks: int) -> list[Indices]:
     longest_first = np.argsort(-lengths, kind="stable")
     loads = [(0, rank) for rank in range(ranks)]  # a heap
-    owner = np.zeros(len(lengths), dtype=np.int64)
-    for place, length in enumerate(lengths[longest_first].tolist()):
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    for text, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
         load, rank = loads[0]
-        owner[place] = rank
+        dealt[rank].append(text)
         heapq.heapreplace(loads, (load + length, rank))
-    return [longest_first[owner == rank] for rank in range(ranks)]
+    return [np.array(texts, dtype=np.int64) for texts in dealt]
 
 
 def _cut(

@@ -22,6 +22,11 @@ def refuse_precision(accelerator: Accelerator, config: Config) -> None:
         raise UserError(  # Accelerate would compute in float32 without a word
             f"train.mixed_precision: fp16 is not to be had on {accelerator.device}; use bf16"
         )
+    refuse_two_precisions(asked, config)
+
+
+def refuse_two_precisions(asked: str, config: Config) -> None:
+    """Raise UserError for mixed precision (`asked`) of weights that are not in float32."""
     if asked != "no" and config.model.dtype != "float32":
         raise UserError(
             f"train.mixed_precision: {asked} needs weights in float32, model.dtype is "

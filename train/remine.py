@@ -83,6 +83,5 @@ def use(run: Run, rows: TrainingSet, name: str, until: int, hashed: str | None =
 
 def resume(run: Run, rows: TrainingSet, state: dict[str, Any]) -> None:
     """Go on with the mined set that a checkpoint names, if it names one."""
-    if mined := state.get("mined"):
-        until = mined.get("until", run.step)  # older versions did not tell
-        use(run, rows, mined["file"], until, mined["sha256"])
+    if mined := state["mined"]:
+        use(run, rows, mined["file"], mined["until"], mined["sha256"])

@@ -144,8 +144,8 @@ def to_resume(config: Config, begun: dict[str, Any], allowed: Sequence[str] = ()
         if found is not None and (changes := _changes(found, config, begun, allowed)):
             if not config.overwrite:
                 words = [w for p in changes for w in (changes[p] if p in BY_KEY else [p])]
-                for part, changed in changes.items():
-                    refuse_changes(config, PARTS[part], changed, allow=words)
+                every = {key: values for part in changes.values() for key, values in part.items()}
+                refuse_changes(config, " and ".join(PARTS[p] for p in changes), every, words)
             say(f"{folder}: holds a run with other {' and '.join(changes)}, which is removed")
             remove_run(config)
             found = None
@@ -178,7 +178,7 @@ def _changes(
 ) -> dict[str, dict[str, tuple[Any, Any]]]:
     """By part what differs from the checkpoint's."""
     state = read_state(checkpoint)
-    beside = differences(state.get("beside", {}), begun["beside"], allowed)
+    beside = differences(state["beside"], begun["beside"], allowed)
     found = {"config": config_changes(state["config"], config, allowed), "beside": beside}
     for part in [part for part in PARTS if part not in (*BY_KEY, *allowed)]:
         found[part] = differences({part: state[part]}, {part: begun[part]})

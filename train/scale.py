@@ -1,6 +1,5 @@
 """A run on machines that are not here: `tercet plan --nodes 4 --gpus 8 --device h100`."""
 
-import difflib
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,14 +7,26 @@ from accelerate.utils import parse_choice_from_env
 
 from tercet.configs import Config
 from tercet.data.rows import Indices
-from tercet.errors import UserError
-from tercet.models import freeze_unused, load_encoder
+from tercet.errors import UserError, did_you_mean
+from tercet.models import freeze_unused, load_encoder, refuse_pair
 from tercet.models.encode import pools_without_prompt
-from tercet.train.cost import DEVICES, Cluster, Cost, Device, Shape, cost_of, shape_of, token_bytes
+from tercet.train.cost import (
+    ADAM,
+    DEVICES,
+    Cluster,
+    Cost,
+    Device,
+    Shape,
+    cost_of,
+    shape_of,
+    token_bytes,
+)
 from tercet.train.plan import plan
+from tercet.train.precision import refuse_two_precisions
 from tercet.train.rows import batches_of, read_data, steps_of, tokens_of
 from tercet.train.sizing import KEEP_SHARE, SAMPLE
 
+MOST = 16_384  # processes: every micro-batch of each is planned
 MICRO_TOKENS = 16_384  # where the config says auto: what fills a large device
 
 
@@ -58,13 +69,17 @@ def predict(config: Config, nodes: int, gpus: int, device: str, sharded: bool = 
     """Read the data, plan its first batches for `nodes` x `gpus` processes, and count.
 
     Nothing is trained and nothing written but the token cache. Raises UserError for a device that
-    is not in `cost.DEVICES`.
+    is not in `cost.DEVICES`, and for more than `MOST` processes.
     """
+    device = device.lower()
     if device not in DEVICES:
-        near = difflib.get_close_matches(device, DEVICES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(DEVICES)}"
+        hint = did_you_mean(device, DEVICES, f"known are {', '.join(DEVICES)}")
         raise UserError(f"--device: {device!r} is not known; {hint}")
     cluster = Cluster(nodes, gpus, sharded, half=in_half(config))
+    if cluster.world > MOST:
+        raise UserError(
+            f"--nodes, --gpus: {cluster.world:,} processes; at most {MOST:,} are planned"
+        )
     return predict_on(workload(config), config, cluster, device)
 
 
@@ -72,10 +87,11 @@ def in_half(config: Config) -> bool:
     """Whether products are computed in bfloat16 or float16.
 
     Where the config leaves mixed precision open, the launcher's environment says it, as it will
-    to Accelerate; without either it is "no".
+    to Accelerate; without either it is "no". Raises UserError for what training would refuse.
     """
     launched = parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no").lower()
     mixed = config.train.mixed_precision or launched
+    refuse_two_precisions(mixed, config)
     return mixed in ("bf16", "fp16") or config.model.dtype != "float32"
 
 
@@ -85,6 +101,7 @@ def workload(config: Config) -> Workload:
     A projection to a teacher's width is not counted, since no teacher is loaded.
     """
     encoder = load_encoder(config.model)
+    refuse_pair(encoder, "model.path")
     freeze_unused(encoder)
     _, rows = read_data(config)
     batches = batches_of(config, rows)
@@ -93,7 +110,7 @@ def workload(config: Config) -> Workload:
     steps = steps_of(config, batches)
     drawn = [batches(step) for step in range(min(SAMPLE, steps))]
     return Workload(
-        shape=shape_of(encoder),
+        shape=shape_of(encoder, averages=ADAM + (config.train.ema is not None)),
         lengths=[
             np.concatenate([queries.lengths(b.queries), documents.lengths(b.documents)])
             for b in drawn
@@ -115,7 +132,7 @@ def predict_on(work: Workload, config: Config, cluster: Cluster, name: str) -> P
     keep = 0 if asked.keep_tokens == "auto" else asked.keep_tokens
     cost = cost_of(work.shape, plans, work.queries, cluster, keep)
     if asked.keep_tokens == "auto":
-        each = token_bytes(work.shape, 2 if cluster.half else 4)
+        each = token_bytes(work.shape, cluster.half)
         keep = max(0, int(KEEP_SHARE * (device.memory - cost.memory) / max(1.0, each)))
         cost = cost_of(work.shape, plans, work.queries, cluster, keep)
     seconds = cost.seconds(device, cluster)

@@ -296,7 +296,7 @@ def _same_graphs(run: Run, state: dict[str, Any]) -> bool:
 
 def _same_scores(run: Run, state: dict[str, Any]) -> bool:
     """Whether the best score so far is of the metric and the dev set that are asked for now."""
-    before, now = ({**s["config"]["evaluation"], **s.get("beside", {})} for s in (state, run.begun))
+    before, now = ({**s["config"]["evaluation"], **s["beside"]} for s in (state, run.begun))
     keys = ("dev", "dev_split", "metric", "evaluation.dev")
     return all(before.get(key) == now.get(key) for key in keys)
 

@@ -122,22 +122,22 @@ def _held(
     micro: Indices,
 ) -> int:
     """Bytes that the graph of one micro-batch holds."""
-    held: dict[int, int] = {}
+    saved: list[torch.UntypedStorage] = []
     weights = {own_part(p).untyped_storage().data_ptr() for p in model.parameters()}
 
     def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            held[storage.data_ptr()] = storage.nbytes()
+        saved.append(tensor.untyped_storage())
         return tensor
 
     with (
         accelerator.no_sync(model),
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
     ):
-        vectors = forward(micro)  # holds the graph, so that no counted storage is reused
+        vectors = forward(micro)  # holds the graph
+    # Only now: a sharded model has by now freed the weights that it had gathered.
+    held = {storage.data_ptr(): storage.nbytes() for storage in saved}
     del vectors
-    return sum(held.values())
+    return sum(size for place, size in held.items() if place not in weights)
 
 
 def free_bytes(accelerator: Accelerator) -> int:

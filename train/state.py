@@ -26,6 +26,7 @@ class _Best(BaseModel):
 class _Mined(BaseModel):
     file: Annotated[str, Field(pattern=r"^mined/step-\d{8,}/mined\.parquet$")]
     sha256: str
+    until: PositiveInt
 
 
 class _Batch(BaseModel):
@@ -48,7 +49,7 @@ class _State(BaseModel):
     keep_tokens: NonNegativeInt
     processes: PositiveInt
     config: _Config
-    beside: dict[str, Any] = {}
+    beside: dict[str, Any]
     data: dict[str, Any]
     models: dict[str, Any]
     code: dict[str, Any]
