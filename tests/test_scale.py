@@ -126,7 +126,7 @@ def test_a_kept_graph_is_as_large_as_predicted(mixed: str, dtype: str) -> None:
     accelerator = Accelerator(cpu=True, mixed_precision=mixed)
 
     def forward(micro: Indices) -> Tensor:
-        features = pad(encoder, [np.arange(100, 164)] * len(micro), "document")
+        features = pad(encoder, [np.arange(100, 164, dtype=np.int32)] * len(micro), "document")
         with accelerator.autocast():
             return encoder(features)["sentence_embedding"]
 
