@@ -28,6 +28,7 @@ from benchmarks.machine import RESULTS, refuse_trial, write_result
 from benchmarks.pairs import STDLIB, code_pairs, draw
 from tercet.configs import Config, load
 from tercet.data.batch import Batch
+from tercet.processes import process_count
 from tercet.report.table import console_table, markdown_table
 from tercet.train.cost import Cluster, Cost, Device, all_gather, all_reduce, state_bytes
 from tercet.train.loop import gradient_of, plan_of
@@ -82,7 +83,9 @@ def write_pairs(path: Path, rows: int) -> None:
 def config_of(folder: Path, model: str = "embedded", length: int = 128) -> Config:
     """A fixed cut, so that prediction and run agree on everything but what is to be shown."""
     sizes = [f"batch.size={BATCH}", f"batch.micro_tokens={MICRO_TOKENS}"]
-    where = [f"data.train={folder / 'pairs.jsonl'}", f"output={folder / 'run'}"]
+    # A folder for each launch: going on from another's checkpoint would take memory.
+    out = folder / f"run-{os.environ.get('WORLD_SIZE', 1)}"
+    where = [f"data.train={folder / 'pairs.jsonl'}", f"output={out}"]
     more = [f"batch.keep_tokens={KEEP_TOKENS}", "train.mixed_precision=no", f"model.path={model}"]
     return load(
         "finetune", [*where, *sizes, *more, f"model.max_length={length}", "train.dropout=0"]
@@ -100,6 +103,7 @@ def launch(world: int, folder: Path) -> dict[str, Any]:
 def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None:
     """One process of a launch: run a step, count, and let the main one write what was found."""
     config = config_of(folder, model, length)
+    world = process_count()  # joins the launch: on CPUs an Accelerator by itself does not
     before = psutil.Process().memory_info().rss / 2**20
     run = prepare(config)
     if isinstance(run.model, DistributedDataParallel):
@@ -121,7 +125,7 @@ def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None
     saved = time.perf_counter() - start
     work = workload(config)
     one = replace(work, lengths=work.lengths[:1], queries=work.queries[:1])
-    cluster = Cluster(1, accelerator.num_processes, half=False)
+    cluster = Cluster(1, world, half=False)
     cost = predict_on(one, config, cluster, "h100").cost
     if accelerator.is_main_process:
         found = {
@@ -145,7 +149,7 @@ def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None
             "cost": asdict(cost),
             "save_seconds": saved,
         }
-        path = folder / f"{accelerator.num_processes}.json"
+        path = folder / f"{world}.json"
         path.write_text(json.dumps(found), encoding="utf-8")
     run.model = run.encoder  # DDP goes before its group
     accelerator.free_memory()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from sentence_transformers import SentenceTransformer
@@ -217,7 +218,9 @@ def launched(
     """What `benchmarks.scale.count_here` writes in so many processes of `program`."""
     (folder / "pairs.jsonl").write_bytes(pairs.read_bytes())
     command = ["torch.distributed.run", "--standalone", f"--nproc_per_node={world}", *program]
-    quiet = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    quiet = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    if torch.accelerator.is_available():  # where there is none, nobody has to say so
+        quiet["ACCELERATE_USE_CPU"] = "true"
     subprocess.run(
         [sys.executable, "-m", *command, str(folder), str(model)],
         env=os.environ | quiet,
