@@ -40,6 +40,7 @@ from tercet.train.setup import prepare
 from tercet.train.sizing import peak_megabytes
 
 BATCH, MICRO_TOKENS, KEEP_TOKENS = 64, 1_024, 4_096
+STEPS = 6  # of which the fastest counts: what disturbs two processes disturbs one as well
 LOOPBACK = 1e9  # bytes a second between processes of one machine; a step's seconds hide it
 WORLDS = (1, 2, 8, 64, 256, 1_024)
 NODE = 8  # devices of one machine in the simulated launches
@@ -113,7 +114,7 @@ def count_here(folder: Path, model: str = "embedded", length: int = 128) -> None
     batch = run.batches(0)
     cut = plan_of(run, batch)
     run.model.train()
-    seconds = [_timed_step(run, batch, cut) for _ in range(3)]  # the first one also allocates
+    seconds = [_timed_step(run, batch, cut) for _ in range(STEPS)]  # the first one also allocates
     flops = FlopCounterMode(display=False)
     with counted() as sent, flops:
         gradient_of(run, batch, cut)

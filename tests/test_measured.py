@@ -160,3 +160,14 @@ def test_every_cut_was_pruned_and_judged() -> None:
     assert graphs == found["ndcg@10"].keys() == found["query_times_faster"].keys()
     assert found["query_times_faster"][f"{pruning.WHOLE}, fp32"] == 1
     assert found["difference"][f"{pruning.WHOLE}, fp32"]["mean"] == 0
+
+
+@pytest.mark.parametrize("world", ["1", "2"])
+def test_the_cost_model_foretells_what_processes_count(world: str) -> None:
+    check = measured("scale")["checks"][world]
+    counted, predicted = check["counted"], check["predicted"]
+    assert all(predicted[exact] == counted[exact] for exact in ("tokens", "padded", "states_mib"))
+    assert predicted["sent"] == pytest.approx(counted["sent"], rel=1e-4)
+    assert predicted["flops"] == pytest.approx(counted["flops"], rel=0.05)
+    assert predicted["memory_mib"] == pytest.approx(counted["memory_mib"], rel=0.2)
+    assert predicted["seconds"] == pytest.approx(counted["seconds"], rel=0.25)
