@@ -95,7 +95,10 @@ def test_the_curve_is_what_the_means_score(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--keep", "dev"], "--keep guards a choice"),
+        (["--keep", "dev"], "--keep: belongs to a choice of weights; say --dev FOLDER"),
+        (["--split", "dev"], "--split: belongs to a choice"),
+        (["--keep-split", "dev"], "--keep-split: belongs to a choice"),
+        (["--points", "0"], "--points: belongs to a choice"),
         (["--dev", "dev", "--weights", "1,1"], "--dev chooses the weights of two models"),
         (["--dev", "dev", "--points", "1"], "--points: 1 is no curve"),
         (["--dev", "absent"], "absent"),

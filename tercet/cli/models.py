@@ -34,12 +34,16 @@ def merge(
     dev: Annotated[
         Path | None, typer.Option(help="A BEIR folder that chooses the weights of two models.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Of --dev: which qrels/<split>.tsv.")] = "dev",
+    split: Annotated[
+        str | None, typer.Option(help="Of --dev: which qrels/<split>.tsv. Without: dev.")
+    ] = None,
     keep: Annotated[
         list[Path] | None, typer.Option(help="A BEIR folder on which nothing may be lost.")
     ] = None,
-    keep_split: Annotated[str, typer.Option(help="Of --keep.")] = "test",
-    points: Annotated[int, typer.Option(help="Weights tried from 0 to 1.")] = 11,
+    keep_split: Annotated[str | None, typer.Option(help="Of --keep. Without: test.")] = None,
+    points: Annotated[
+        int | None, typer.Option(help="Weights tried from 0 to 1. Without: 11.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing folder.")] = False,
     trust_remote_code: Annotated[bool, typer.Option(help="Run code of the models.")] = False,
 ) -> None:
@@ -50,9 +54,14 @@ def merge(
     from tercet.report import console_table, curve_table
     from tercet.stages import merge, merge_curve
 
+    of_choice = {"keep": keep, "split": split, "keep_split": keep_split, "points": points}
+    said = {name: value for name, value in of_choice.items() if value is not None}
     if dev is None:
-        if keep:
-            raise UserError("--keep guards a choice of weights; say --dev FOLDER to make one")
+        if said:
+            option = f"--{next(iter(said)).replace('_', '-')}"
+            raise UserError(
+                f"{option}: belongs to a choice of weights; say --dev FOLDER to make one"
+            )
         shares = _weights(weights, len(models))
         merge(models, shares, out, overwrite=overwrite, trust_remote_code=trust_remote_code)
     else:
@@ -63,12 +72,9 @@ def merge(
             models[1],
             dev,
             out,
-            split=split,
-            keep=keep or (),
-            keep_split=keep_split,
-            points=points,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
+            **said,
         )
         show(console_table(curve_table(curve.facts())))
         print(f"chosen: {curve.chosen:.2g} of {models[1]}")
