@@ -395,9 +395,7 @@ class StudentConfig(Section):
     centre: bool = True  # static: take the mean of all token vectors off each
     sif: NotNegative = SIF  # static: weight of a token is sif / (sif + its share); 0: all weigh 1
     scratch: Scratch = Scratch()  # scratch: its shape
-    corpus: tuple[
-        Place, ...
-    ] = ()  # files of texts for counts and PCA; none: the texts of data.train
+    corpus: tuple[Place, ...] = ()  # files of texts for counts and PCA; none: those of data.train
 
     @field_validator("corpus", mode="before")
     @classmethod

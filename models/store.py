@@ -177,13 +177,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
     Of a tokenizer in Python alone, as of bytes or characters, the hash is of its files.
     """
-    backend: Any = getattr(
-        tokenizer, "backend_tokenizer", tokenizer
-    )  # a static model's has no wrapper
+    # A static model holds the tokenizers library's own object.
+    backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "to_str"):
         with TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
-            files = sorted(Path(folder).iterdir())
+            files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
             return fingerprint(part for file in files for part in (file.name, file.read_bytes()))
     rules = json.loads(backend.to_str())
     rules.update(truncation=None, padding=None)

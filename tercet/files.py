@@ -211,9 +211,8 @@ def writable_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        why = (
-            "it is a file" if os.path.isfile(path) else error.strerror
-        )  # also if a name is too long
+        # Not path.is_file(), which raises where a name is too long.
+        why = "it is a file" if os.path.isfile(path) else error.strerror
         raise UserError(f"{path}: cannot write there ({why}); choose another") from None
     return path
 

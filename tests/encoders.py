@@ -20,6 +20,7 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
+    ByT5Tokenizer,
     DistilBertConfig,
     DistilBertModel,
     ModernBertConfig,
@@ -124,6 +125,9 @@ def bodies(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             vocab_size=len(tokenizer), dim=WIDTH, n_layers=LAYERS, n_heads=2, hidden_dim=32
         )
         return DistilBertModel(small), tokenizer
+    if kind == "bytes":  # a tokenizer in Python alone
+        tokenizer = ByT5Tokenizer(extra_ids=4, model_max_length=LENGTH)
+        return BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=0, **SHAPE)), tokenizer
     if kind == "mpnet":
         tokenizer = mpnet_tokenizer()
         return MPNetModel(MPNetConfig(vocab_size=len(tokenizer), **SHAPE)), tokenizer

@@ -4,37 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from transformers import BertConfig, BertModel, ByT5Tokenizer
+from transformers import ByT5Tokenizer
 
 from tercet.configs import ModelConfig
 from tercet.errors import UserError
 from tercet.export.graph import check_exportable
 from tercet.models import load_encoder, vectors
 from tercet.models.store import tokenizer_fingerprint
+from tests.encoders import save_encoder
 
 TEXTS = ["a query", "日本語", "another one"]
 
 
 @pytest.fixture(scope="module")
 def by_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bytes")
-    tokenizer = ByT5Tokenizer(extra_ids=4)
-    settings = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-    )
-    BertModel(settings).save_pretrained(folder / "body")
-    tokenizer.save_pretrained(folder / "body")
-    body = Transformer(str(folder / "body"), max_seq_length=64)
-    model = SentenceTransformer(modules=[body, Pooling(32, "mean"), Normalize()])
-    model.save(str(folder / "model"))
-    return folder / "model"
+    return save_encoder("bytes", tmp_path_factory.mktemp("bytes"))
 
 
 def test_its_vectors_are_stored_and_found_again(by_bytes: Path, tmp_path: Path) -> None:
