@@ -47,12 +47,10 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     """The same from YAML text; `where` names it in complaints."""
     try:
-        _refuse_bombs(text, where)
+        _refuse_other_trees(text, where)
         base = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
     except UNREADABLE as error:
         raise UserError(f"{where}: not valid YAML: {_one_line(error)}") from None
-    if not OmegaConf.is_dict(base):
-        raise UserError(f"{where}: the top level must be `key: value` lines")
     merged: Any = base
     for item in overrides:
         key, equals, _ = item.partition("=")
@@ -78,8 +76,11 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{where}: nested too deeply") from None
 
 
-def _refuse_bombs(text: str, where: str) -> None:
-    """Refuse aliases that unfold to more than any config holds (or to themselves)."""
+def _refuse_other_trees(text: str, where: str) -> None:
+    """Refuse all but sections, and aliases that unfold to more than any config holds.
+
+    Also those that unfold to themselves.
+    """
     sizes: dict[int, int] = {}
 
     def size(node: Any) -> int:
@@ -93,6 +94,8 @@ def _refuse_bombs(text: str, where: str) -> None:
         return sizes[id(node)]
 
     tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(tree, yaml.MappingNode | None):
+        raise UserError(f"{where}: the top level must be `key: value` lines")
     if tree is not None and size(tree) >= LARGEST:
         raise UserError(f"{where}: more than {LARGEST:,} values; a config holds about a hundred")
 

@@ -249,7 +249,8 @@ def _judgements(path: Path, complain: Complain) -> Iterator[tuple[int, str, str,
         elif not _is_grade(cells[2]):
             complain(
                 "malformed judgement",
-                f"{path}, line {number}: grade {cells[2]!r} is not a whole number; write one",
+                f"{path}, line {number}: grade {cells[2][:20]!r} is not a whole number of at most "
+                "nine digits; write one",
             )
         else:
             yield number, cells[0], cells[1], max(0, int(cells[2]))
@@ -262,4 +263,5 @@ def _is_header(cells: Sequence[str]) -> bool:
 
 
 def _is_grade(cell: str) -> bool:
-    return cell.isascii() and cell.strip().removeprefix("-").isdecimal()
+    digits = cell.strip().removeprefix("-")
+    return digits.isascii() and digits.isdecimal() and len(digits) <= 9

@@ -159,6 +159,7 @@ def test_a_document_given_twice_is_one(tmp_path: Path) -> None:
         (HEADER + "q1\t0\td1\t1\n", "line 2: 4 cells between tabs"),
         (HEADER + "q1\td1\t1.5\n", "line 2: grade '1.5' is not a whole number"),
         (HEADER + "q1\td1\tyes\n", "line 2: grade 'yes' is not a whole number"),
+        (HEADER + f"q1\td1\t{'9' * 5_000}\n", "9' is not a whole number of at most nine digits"),
         (HEADER + "q1\td1\t1\nq1\td1\t2\n", "line 3: query 'q1' and document 'd1' were judged 1"),
         (HEADER + "q1\td1\t1\nqx\td1\t1\nqx\td2\t1\n", "line 3: query-id 'qx' is in no text file"),
         (HEADER + "q1\td1\t1\nqx\td1\t1\nqx\td2\t1\n", "(2 such lines)"),

@@ -54,6 +54,8 @@ def test_the_resolved_config_reads_back_equal(tmp_path) -> None:
         ("output: x", ["train.epochs"], "write key=value"),
         ("a: [", [], "not valid YAML"),
         ("- 1", [], "top level must be"),
+        ("0", [], "top level must be"),
+        ("output", [], "top level must be"),
         ("output: x", ["loss.directions=[document_to_query]"], "must include query_to_document"),
         (
             "output: x",
